@@ -1,0 +1,104 @@
+//! Feature vector → score. See `src/README.md`.
+//!
+//! Score 1.0 is the alarm level. Strictly causal: the score of a row depends on that row and earlier ones only.
+//! No I/O, no clock, no Arrow, no SQL: time reaches a detector as an argument.
+
+/// One row of one entity.
+#[derive(Clone, Copy, Debug)]
+pub struct Row<'a> {
+    /// Event time, milliseconds since the Unix epoch: the end of the window.
+    pub time_ms: i64,
+    /// One value per feature; NaN is NULL.
+    pub features: &'a [f64],
+    /// Learn from this row. False while an incident is open at the entity, or in a maintenance window.
+    pub learn: bool,
+}
+
+/// What a detector says of one row. Reused from row to row: a detector overwrites every field.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Score {
+    /// Finite and ≥ 0; 1.0 is the alarm level; 0 while warming up.
+    pub score: f64,
+    /// One per feature; they sum to `score` within 1e-9.
+    pub contributions: Vec<f64>,
+    /// Calibrated; NaN when the detector has none.
+    pub p_value: f64,
+    /// Per feature where the detector has a notion of it, NaN otherwise.
+    pub expected: Vec<f64>,
+    pub lower: Vec<f64>,
+    pub upper: Vec<f64>,
+}
+
+impl Score {
+    /// An alarm: score at or beyond 1.
+    pub fn is_anomaly(&self) -> bool {
+        self.score >= 1.0
+    }
+}
+
+/// Why a detector cannot be built or restored.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Error {
+    #[error("no detector is named {name:?}{}", suggestion(.nearest))]
+    UnknownDetector {
+        name: String,
+        nearest: Option<&'static str>,
+    },
+    #[error("{detector} has no parameter {name:?}{}", suggestion(.nearest))]
+    UnknownParameter {
+        detector: &'static str,
+        name: String,
+        nearest: Option<&'static str>,
+    },
+    #[error("{name} = {value} is out of range: {expected}")]
+    OutOfRange {
+        name: String,
+        value: String,
+        expected: &'static str,
+    },
+    #[error("{detector} needs {expected} features, not {given}")]
+    Features {
+        detector: &'static str,
+        expected: &'static str,
+        given: usize,
+    },
+    #[error("state cannot be read: {0}")]
+    State(String),
+}
+
+fn suggestion(nearest: &Option<&'static str>) -> String {
+    nearest
+        .map(|name| format!("; did you mean {name:?}?"))
+        .unwrap_or_default()
+}
+
+/// A parameter's value, as written in WITH (…).
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    Number(f64),
+    Text(String),
+    Bool(bool),
+}
+
+/// A validated detector: algorithm and parameters, shared by all entities. Builds one state per entity.
+pub trait Detector: Send + Sync {
+    fn name(&self) -> &'static str;
+
+    /// Bytes one entity's state may take at most.
+    fn state_size_max(&self) -> usize;
+
+    /// The state of an entity never seen; `entity` seeds what is random in it, so that it is a function of the input.
+    fn fresh(&self, entity: u64) -> Box<dyn State>;
+
+    /// Reads what [`State::snapshot`] wrote: bit for bit the same scores follow.
+    fn restore(&self, entity: u64, bytes: &[u8]) -> Result<Box<dyn State>, Error>;
+}
+
+/// The state of one entity.
+pub trait State: Send {
+    /// Scores the row, then learns from it if it may.
+    fn score(&mut self, row: Row<'_>, out: &mut Score);
+
+    /// Appends a versioned little-endian snapshot.
+    fn snapshot(&self, out: &mut Vec<u8>);
+}

@@ -1,0 +1,23 @@
+//! What travels: records, topics, identifiers and messages, and the contract between a stage and the loop that runs it.
+//!
+//! Owns the words every other crate shares. Promises that the same message gives the same bytes and the same ids.
+//! Does no I/O, reads no clock, draws no randomness; knows nothing of Kafka clients, Arrow or SQL.
+//! Fails only with [`Error`]: bytes that are not the message they claim to be.
+
+pub mod cloudevent;
+pub mod error;
+pub mod id;
+pub mod log;
+pub mod message;
+pub mod record;
+pub mod stage;
+pub mod target;
+pub mod time;
+pub mod topic;
+
+pub use cloudevent::CloudEvent;
+pub use error::Error;
+pub use record::{Batch, Output, Outputs, Record, TimestampKind, TopicPartition};
+pub use stage::{Assignment, Clock, Committed, Progress, Stage, StageError, Start};
+pub use target::Target;
+pub use topic::Topics;

@@ -1,0 +1,141 @@
+//! The contract between a stage, which is pure, and the loop, which owns the broker and the clock.
+//!
+//! The life of an assigned partition, as the loop drives it:
+//!
+//! 1. fetch the stable committed offset and its metadata (waiting out open transactions);
+//! 2. where [`Stage::state_partition`] names one, read that state partition to its end into [`Stage::restore`];
+//! 3. [`Stage::assigned`] answers where to start reading: at or before the committed offset;
+//! 4. [`Stage::step`] with batches, [`Stage::tick`] about every 100 ms;
+//! 5. before each commit [`Stage::before_commit`] adds dirty state and says the offset and metadata of *every* assigned partition;
+//! 6. [`Stage::revoked`] drops the partition, after a commit, or without one when the assignment was lost.
+//!
+//! After any abort the loop calls `revoked` for every partition and starts again at 1: no stage survives an abort in memory.
+
+use crate::record::{Batch, Outputs, TopicPartition};
+
+/// Why a stage cannot go on. Bad records are no such reason: they become dead letters.
+#[derive(Debug, thiserror::Error)]
+pub enum StageError {
+    /// The durable state cannot be read, or contradicts the log. The partition stops until an operator chooses.
+    #[error("{partition}: {reason}")]
+    Partition { partition: TopicPartition, reason: String },
+    /// A broken invariant. The instance stops.
+    #[error("{0}")]
+    Fatal(String),
+}
+
+/// Where a group's first start on a partition reads from. Never consulted once an offset is committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    Earliest,
+    Latest,
+    /// The first record at or after this time, milliseconds since the Unix epoch.
+    Timestamp(i64),
+}
+
+/// A committed offset with the metadata that travelled with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Committed {
+    pub offset: i64,
+    pub metadata: String,
+}
+
+/// What the loop knows of a partition when it is assigned.
+#[derive(Clone, Debug)]
+pub struct Assignment {
+    pub committed: Option<Committed>,
+    /// Where a first start would read, resolved from [`Stage::start`].
+    pub start_offset: i64,
+    /// First offset still in the log.
+    pub log_start_offset: i64,
+    /// High watermark when assigned.
+    pub log_end_offset: i64,
+    /// Partitions of the topic.
+    pub partition_count: i32,
+}
+
+/// The clock as data, and which assigned partitions are caught up: an end-of-partition event since their last record, unpaused throughout.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock<'a> {
+    /// Milliseconds since the Unix epoch.
+    pub now_ms: i64,
+    pub caught_up: &'a [TopicPartition],
+    /// Partition counts of the input topics as last seen in the metadata.
+    pub partition_counts: &'a [(std::sync::Arc<str>, i32)],
+}
+
+/// The offset a partition commits, and its metadata: at most 4,096 bytes of fixed-size fields.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Progress {
+    pub partition: TopicPartition,
+    /// Next offset to read.
+    pub offset: i64,
+    pub metadata: String,
+}
+
+/// One stage of the walk. Deterministic: the same calls in the same order give the same outputs and state, byte for byte.
+pub trait Stage: Send {
+    /// `aggregate`, `detect` or `decide`: consumer group suffix, metric label, crash point prefix.
+    fn name(&self) -> &'static str;
+
+    /// Topics whose partitions the group shares out.
+    fn inputs(&self) -> Vec<String>;
+
+    /// Where a first start on this topic reads from.
+    fn start(&self, topic: &str) -> Start;
+
+    /// Topics read whole by whoever owns `partition`, by manual assignment: their positions live in the stage's own state.
+    fn side_inputs(&self, _partition: &TopicPartition) -> Vec<TopicPartition> {
+        Vec::new()
+    }
+
+    /// Next offset to read from a side input, asked after [`Stage::assigned`]; `None` starts at the beginning of the log.
+    fn side_position(&self, _side: &TopicPartition) -> Option<i64> {
+        None
+    }
+
+    /// The compacted partition that holds the durable state of an input partition.
+    fn state_partition(&self, _partition: &TopicPartition) -> Option<TopicPartition> {
+        None
+    }
+
+    /// A state record of `partition`, in log order; `None` is a tombstone.
+    fn restore(&mut self, _partition: &TopicPartition, _key: &[u8], _value: Option<&[u8]>) -> Result<(), StageError> {
+        Ok(())
+    }
+
+    /// State is complete. Returns the offset to read from: low-water, at or before the committed offset.
+    fn assigned(&mut self, partition: &TopicPartition, assignment: &Assignment) -> Result<i64, StageError>;
+
+    /// The partition belongs to someone else, or must be restored: forget everything about it.
+    fn revoked(&mut self, partition: &TopicPartition);
+
+    /// Records of assigned partitions and side inputs. Records below the committed offset are a replay: the stage folds
+    /// them and publishes nothing for them.
+    fn step(&mut self, batch: &Batch, out: &mut Outputs) -> Result<(), StageError>;
+
+    /// About every 100 ms, and once before each revoke. Only the aggregate stage may let the clock change what it says.
+    fn tick(&mut self, _clock: Clock<'_>, _out: &mut Outputs) -> Result<(), StageError> {
+        Ok(())
+    }
+
+    /// Whether what the stage has said should not wait for the commit interval.
+    fn urgent(&self) -> bool {
+        false
+    }
+
+    /// Assigned partitions to leave unread for now (watermark alignment). Asked after every step and tick.
+    fn paused(&self) -> Vec<TopicPartition> {
+        Vec::new()
+    }
+
+    /// Adds dirty state to `out` and returns the position of every assigned partition, changed or not.
+    fn before_commit(&mut self, out: &mut Outputs) -> Result<Vec<Progress>, StageError>;
+
+    /// What was said since the last commit is now durable.
+    fn committed(&mut self) {}
+
+    /// Gauges and counters by name and labels, read by the loop about once a second: `sink(name, labels, value)`.
+    /// Names ending in `_total` are counters.
+    fn observe(&self, _sink: &mut dyn FnMut(&'static str, &[(&'static str, &str)], f64)) {}
+}
