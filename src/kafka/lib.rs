@@ -1,1 +1,26 @@
+//! The transactional loop over a broker, and three brokers for it.
+//!
+//! [`run_stage`] drives a [`protocol::Stage`]: it owns polling, assignment, the transaction, crash points and the clock, and
+//! knows nothing of telemetry. [`Broker`] is what it needs of a log service: [`Memory`] is deterministic and single-process, for
+//! simulations.
+//!
+//! Fails with [`Error`], whose [`Class`] says what the caller does next.
 
+mod broker;
+mod clock;
+mod crash;
+mod error;
+mod observer;
+mod partitioner;
+mod run;
+
+pub use broker::{
+    Broker, Capabilities, Consumer, ConsumerConfig, GroupMetadata, Polled, Producer, ProducerConfig, TopicConfig,
+    partitions_of,
+};
+pub use clock::{Clock, SystemClock, VirtualClock};
+pub use crash::{CRASH_POINT, CrashPoint, Death, Point};
+pub use error::{Class, Error};
+pub use observer::{Commit, Observer, Shutdown};
+pub use partitioner::partition_of;
+pub use run::{LoopConfig, StageLoop, Switches, Turn, run_stage};
