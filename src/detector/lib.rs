@@ -2,6 +2,45 @@
 //!
 //! Score 1.0 is the alarm level. Strictly causal: the score of a row depends on that row and earlier ones only.
 //! No I/O, no clock, no Arrow, no SQL: time reaches a detector as an argument.
+//!
+//! [`build`] is the door: a name and options in, a validated [`Detector`] out. One file per detector, its paper cited there.
+//! NULL and infinities are "not known" (but a `static_threshold` takes an infinity at its word): such a value is neither scored nor learned.
+
+mod catalog;
+mod codec;
+mod isolation_forest;
+mod parameter;
+mod random;
+mod robust_zscore;
+mod series;
+mod silence;
+mod static_threshold;
+
+pub use catalog::{build, names, parameters};
+pub use parameter::{Kind, Parameter};
+
+/// No score is larger.
+pub const SCORE_MAX: f64 = 1e4;
+
+/// Values beyond this magnitude count as this: differences and ranges of two of them stay finite.
+pub(crate) const VALUE_MAX: f64 = 1e150;
+
+/// The value if it can be worked with.
+pub(crate) fn known(value: Option<&f64>) -> Option<f64> {
+    value
+        .copied()
+        .filter(|value| value.is_finite())
+        .map(|value| value.clamp(-VALUE_MAX, VALUE_MAX))
+}
+
+/// A score that keeps the promise of [`Score::score`].
+pub(crate) fn bounded(score: f64) -> f64 {
+    if score.is_nan() {
+        0.0
+    } else {
+        score.clamp(0.0, SCORE_MAX)
+    }
+}
 
 /// One row of one entity.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +72,41 @@ impl Score {
     /// An alarm: score at or beyond 1.
     pub fn is_anomaly(&self) -> bool {
         self.score >= 1.0
+    }
+
+    /// Nothing known: score 0, everything else NaN.
+    pub(crate) fn reset(&mut self, features: usize) {
+        self.score = 0.0;
+        self.p_value = f64::NAN;
+        self.contributions.clear();
+        self.contributions.resize(features, 0.0);
+        for values in [&mut self.expected, &mut self.lower, &mut self.upper] {
+            values.clear();
+            values.resize(features, f64::NAN);
+        }
+    }
+
+    /// Takes the contributions for scores of their own: the worst is the score, shared among all by their squares.
+    pub(crate) fn share_by_square(&mut self) {
+        let worst = self.contributions.iter().copied().fold(0.0, f64::max);
+        for contribution in &mut self.contributions {
+            *contribution *= *contribution;
+        }
+        self.share(worst);
+    }
+
+    /// Takes the contributions for weights and scales them so that they sum to `score`.
+    pub(crate) fn share(&mut self, score: f64) {
+        self.score = bounded(score);
+        let total: f64 = self.contributions.iter().sum();
+        if total > 0.0 && total.is_finite() {
+            for contribution in &mut self.contributions {
+                *contribution *= self.score / total;
+            }
+        } else {
+            let even = self.score / self.contributions.len().max(1) as f64;
+            self.contributions.fill(even);
+        }
     }
 }
 

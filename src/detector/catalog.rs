@@ -1,0 +1,52 @@
+//! All detectors by name.
+
+use std::sync::Arc;
+
+use crate::parameter::{Parameter, nearest};
+use crate::{Detector, Error, Value};
+use crate::{isolation_forest, robust_zscore, silence, static_threshold};
+
+type Build = fn(&[(String, Value)], usize) -> Result<Arc<dyn Detector>, Error>;
+
+struct Entry {
+    name: &'static str,
+    parameters: &'static [Parameter],
+    build: Build,
+}
+
+macro_rules! entries {
+    ($($detector:ident),* $(,)?) => {
+        &[$(Entry {
+            name: $detector::NAME,
+            parameters: $detector::PARAMETERS,
+            build: $detector::build,
+        }),*]
+    };
+}
+
+const CATALOG: &[Entry] = entries![isolation_forest, robust_zscore, silence, static_threshold];
+
+/// A detector over `features`, or what is wrong with its name or options.
+pub fn build(name: &str, options: &[(String, Value)], features: &[String]) -> Result<Arc<dyn Detector>, Error> {
+    let entry = CATALOG
+        .iter()
+        .find(|entry| entry.name == name)
+        .ok_or_else(|| Error::UnknownDetector {
+            name: name.into(),
+            nearest: nearest(name, names()),
+        })?;
+    (entry.build)(options, features.len())
+}
+
+/// The names that [`build`] knows.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    CATALOG.iter().map(|entry| entry.name)
+}
+
+/// The parameters of a detector.
+pub fn parameters(name: &str) -> Option<&'static [Parameter]> {
+    CATALOG
+        .iter()
+        .find(|entry| entry.name == name)
+        .map(|entry| entry.parameters)
+}

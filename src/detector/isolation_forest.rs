@@ -1,0 +1,467 @@
+//! `isolation_forest`: Liu, Ting and Zhou, Isolation forest, ICDM 2008.
+//!
+//! Rows that may be learned enter a reservoir (Vitter, Random sampling with a reservoir, 1985) that forgets slowly. After
+//! `warmup` rows, and again whenever the number of learned rows has doubled or grown by [`REFIT_ROWS`], the forest is grown anew from
+//! it; between, it is frozen. Scores are mapped linearly so that the median of normal rows is 0 and their `1 − contamination` quantile is 1.
+//!
+//! A snapshot holds the rows the forest was grown from, not the trees: growing is a function of rows and seed, so the
+//! restored forest is the same bit for bit, and a hundred times smaller on the wire.
+//!
+//! A forest cannot tell how far beyond its sample a value lies: every such value ends in the leaf of the outermost row. So the
+//! distance beyond the sample's range, in ranges, is added to the score.
+//!
+//! Values enter as f32 in units of the sample's range around its median; NULL counts as the median.
+
+use std::sync::Arc;
+
+use crate::codec::{Reader, Writer};
+use crate::parameter::{Kind, Options, Parameter};
+use crate::random::Random;
+use crate::{Detector, Error, Row, Score, State, Value};
+
+pub(crate) const NAME: &str = "isolation_forest";
+const TAG: u8 = 4;
+const REFIT_ROWS: u64 = 2048;
+const LEAF: u16 = u16::MAX;
+const BINS: usize = 256;
+/// Width of a normal forest's upper half of scores at least; keeps constants from dividing by 0.
+const SPREAD_MIN: f64 = 0.02;
+/// What one feature can add for lying beyond the sample.
+const BEYOND_MAX: f64 = 8.0;
+
+pub(crate) const PARAMETERS: &[Parameter] = &[
+    Parameter {
+        name: "n_estimators",
+        kind: Kind::Integer { min: 1, max: 1000 },
+        default: "100",
+        expected: "an integer from 1 to 1000",
+        help: "trees",
+    },
+    Parameter {
+        name: "max_samples",
+        kind: Kind::Integer { min: 2, max: 4096 },
+        default: "256",
+        expected: "an integer from 2 to 4096",
+        help: "rows that each tree is grown from",
+    },
+    Parameter {
+        name: "contamination",
+        kind: Kind::Number { min: 1e-6, max: 0.5 },
+        default: "0.01",
+        expected: "a number from 0.000001 to 0.5",
+        help: "share of rows beyond the alarm level",
+    },
+    Parameter {
+        name: "warmup",
+        kind: Kind::Integer { min: 8, max: 100_000 },
+        default: "256",
+        expected: "an integer from 8 to 100000",
+        help: "rows before the first score",
+    },
+];
+
+#[derive(Clone, Copy, Debug)]
+struct Config {
+    trees: usize,
+    samples: usize,
+    contamination: f64,
+    warmup: u64,
+    features: usize,
+}
+
+impl Config {
+    /// Twice the samples, so that trees differ in rows as well as in splits.
+    fn reservoir(&self) -> usize {
+        self.samples * 2
+    }
+}
+
+struct IsolationForest {
+    config: Config,
+}
+
+pub(crate) fn build(options: &[(String, Value)], features: usize) -> Result<Arc<dyn Detector>, Error> {
+    if features == 0 || features > 1024 {
+        return Err(Error::Features {
+            detector: NAME,
+            expected: "1 to 1024",
+            given: features,
+        });
+    }
+    let options = Options::check(NAME, &[PARAMETERS], options)?;
+    let config = Config {
+        trees: options.count("n_estimators"),
+        samples: options.count("max_samples"),
+        contamination: options.required("contamination"),
+        warmup: options.required("warmup") as u64,
+        features,
+    };
+    Ok(Arc::new(IsolationForest { config }))
+}
+
+impl Detector for IsolationForest {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn state_size_max(&self) -> usize {
+        4 + 8 * 4 + 2 * (4 + 8 * self.config.reservoir() * self.config.features) + 4 * BINS
+    }
+
+    fn fresh(&self, entity: u64) -> Box<dyn State> {
+        Box::new(Entity::fresh(self.config, entity))
+    }
+
+    fn restore(&self, entity: u64, bytes: &[u8]) -> Result<Box<dyn State>, Error> {
+        let mut reader = Reader::new(bytes);
+        reader.header(TAG, 1, self.config.features)?;
+        let mut state = Entity::fresh(self.config, entity);
+        state.learned = reader.u64()?;
+        state.next_fit = reader.u64()?;
+        state.random.state = reader.u64()?;
+        state.fit_seed = reader.u64()?;
+        if state.learned.max(state.next_fit) > 1 << 62 {
+            return Err(Error::State("more rows than can have been learned".into()));
+        }
+        for rows in [&mut state.reservoir, &mut state.fitted] {
+            let length = reader.length(self.config.reservoir() * self.config.features)?;
+            if length % self.config.features != 0 {
+                return Err(Error::State("a row is cut short".into()));
+            }
+            rows.resize(length, 0.0);
+            reader.f64s(rows)?;
+        }
+        reader.f32s(&mut state.histogram)?;
+        reader.finish()?;
+        if !state.fitted.is_empty() {
+            state.forest = Some(Forest::grow(&self.config, &state.fitted, state.fit_seed));
+        }
+        Ok(Box::new(state))
+    }
+}
+
+struct Entity {
+    config: Config,
+    learned: u64,
+    next_fit: u64,
+    random: Random,
+    fit_seed: u64,
+    reservoir: Vec<f64>,
+    /// What the forest was grown from.
+    fitted: Vec<f64>,
+    forest: Option<Forest>,
+    /// Raw scores of normal rows that the forest had not seen, forgetting.
+    histogram: [f32; BINS],
+    unit: Vec<f32>,
+}
+
+impl State for Entity {
+    fn score(&mut self, row: Row<'_>, out: &mut Score) {
+        let features = self.config.features;
+        out.reset(features);
+        let known = row.features.iter().take(features).any(|value| value.is_finite());
+        if !known {
+            return;
+        }
+        if let Some(forest) = &self.forest {
+            forest.to_unit(row.features, &mut self.unit);
+            let raw = forest.score(&self.unit, &mut out.contributions);
+            let alarm = forest.quantile.max(self.quantile_seen());
+            let score = ((raw - forest.median) / (alarm - forest.median).max(SPREAD_MIN)).max(0.0);
+            out.share(score);
+            for (part, (value, (low, high))) in out.contributions.iter_mut().zip(self.unit.iter().zip(&forest.bounds)) {
+                let beyond = f64::from((value - high).max(low - value).max(0.0));
+                *part += beyond.min(BEYOND_MAX);
+            }
+            out.score = crate::bounded(out.contributions.iter().sum());
+            if row.learn {
+                self.remember(raw);
+            }
+        }
+        if row.learn {
+            self.learn(row.features);
+        }
+    }
+
+    fn snapshot(&self, out: &mut Vec<u8>) {
+        let mut writer = Writer::new(out);
+        writer.header(TAG, 1, self.config.features);
+        writer.u64(self.learned);
+        writer.u64(self.next_fit);
+        writer.u64(self.random.state);
+        writer.u64(self.fit_seed);
+        for rows in [&self.reservoir, &self.fitted] {
+            writer.u32(rows.len() as u32);
+            writer.f64s(rows);
+        }
+        writer.f32s(&self.histogram);
+    }
+}
+
+impl Entity {
+    fn fresh(config: Config, entity: u64) -> Self {
+        Self {
+            config,
+            learned: 0,
+            next_fit: config.warmup,
+            random: Random::new(entity),
+            fit_seed: 0,
+            reservoir: Vec::new(),
+            fitted: Vec::new(),
+            forest: None,
+            histogram: [0.0; BINS],
+            unit: vec![0.0; config.features],
+        }
+    }
+
+    fn learn(&mut self, row: &[f64]) {
+        let width = self.config.features;
+        let capacity = self.config.reservoir();
+        let held = self.reservoir.len() / width;
+        let slot = if held < capacity {
+            self.reservoir.resize((held + 1) * width, 0.0);
+            Some(held)
+        } else {
+            // Beyond 16 reservoirs of rows the past fades instead of weighing ever more.
+            let horizon = self.learned.min(16 * capacity as u64) as usize + 1;
+            Some(self.random.below(horizon)).filter(|slot| *slot < capacity)
+        };
+        if let Some(slot) = slot {
+            for (index, kept) in self.reservoir[slot * width..][..width].iter_mut().enumerate() {
+                *kept = crate::known(row.get(index)).unwrap_or(f64::NAN);
+            }
+        }
+        self.learned += 1;
+        if self.learned >= self.next_fit {
+            self.next_fit = self.learned + self.learned.min(REFIT_ROWS);
+            self.fit_seed = self.random.next();
+            self.fitted.clear();
+            self.fitted.extend_from_slice(&self.reservoir);
+            self.forest = Some(Forest::grow(&self.config, &self.fitted, self.fit_seed));
+        }
+    }
+
+    fn remember(&mut self, raw: f64) {
+        let bin = ((raw * BINS as f64) as usize).min(BINS - 1);
+        self.histogram[bin] += 1.0;
+        let total: f32 = self.histogram.iter().sum();
+        if f64::from(total) > 64.0 / self.config.contamination.max(1e-3) {
+            for count in &mut self.histogram {
+                *count *= 0.5;
+            }
+        }
+    }
+
+    /// Quantile of unseen rows; 0 while there are too few to tell.
+    fn quantile_seen(&self) -> f64 {
+        let total: f32 = self.histogram.iter().sum();
+        let allowed = f64::from(total) * self.config.contamination;
+        if allowed < 1.0 {
+            return 0.0;
+        }
+        let mut above = 0.0;
+        for (bin, count) in self.histogram.iter().enumerate().rev() {
+            above += f64::from(*count);
+            if above > allowed {
+                return (bin + 1) as f64 / BINS as f64;
+            }
+        }
+        0.0
+    }
+}
+
+/// A node in preorder: the left child follows, the right one is at `right`.
+#[derive(Clone, Copy, Debug)]
+struct Node {
+    threshold: f32,
+    feature: u16,
+    /// Relative to the tree's root.
+    right: u16,
+    /// Rows of the sample that came here.
+    rows: u16,
+}
+
+struct Forest {
+    nodes: Vec<Node>,
+    roots: Vec<u32>,
+    centre: Vec<f64>,
+    range: Vec<f64>,
+    /// Least and greatest value of the sample per feature, in units.
+    bounds: Vec<(f32, f32)>,
+    normaliser: f64,
+    median: f64,
+    quantile: f64,
+}
+
+impl Forest {
+    fn grow(config: &Config, rows: &[f64], seed: u64) -> Self {
+        let width = config.features;
+        let count = rows.len() / width;
+        let samples = config.samples.min(count);
+        let mut forest = Self::scaled(rows, width, samples);
+        let mut random = Random::new(seed);
+        let mut units = vec![0.0f32; rows.len()];
+        for (row, unit) in rows.chunks_exact(width).zip(units.chunks_exact_mut(width)) {
+            forest.to_unit(row, unit);
+            for (value, (low, high)) in unit.iter().zip(&mut forest.bounds) {
+                *low = low.min(*value);
+                *high = high.max(*value);
+            }
+        }
+        let depth_max = (samples.max(2) as f64).log2().ceil() as u32;
+        let mut order: Vec<u32> = (0..count as u32).collect();
+        for _ in 0..config.trees {
+            for at in 0..samples {
+                order.swap(at, at + random.below(count - at));
+            }
+            let root = forest.nodes.len();
+            forest.roots.push(root as u32);
+            forest.branch(&units, &mut order[..samples], depth_max, root, &mut random);
+        }
+        let mut weights = vec![0.0; width];
+        let mut scores: Vec<f64> = units
+            .chunks_exact(width)
+            .map(|unit| forest.score(unit, &mut weights))
+            .collect();
+        scores.sort_unstable_by(f64::total_cmp);
+        forest.median = scores[(scores.len() - 1) / 2];
+        let at = ((scores.len() as f64) * (1.0 - config.contamination)).ceil() as usize;
+        forest.quantile = scores[at.clamp(1, scores.len()) - 1].max(forest.median + SPREAD_MIN);
+        forest
+    }
+
+    fn scaled(rows: &[f64], width: usize, samples: usize) -> Self {
+        let mut centre = Vec::with_capacity(width);
+        let mut range = Vec::with_capacity(width);
+        for feature in 0..width {
+            let mut column: Vec<f64> = rows
+                .iter()
+                .skip(feature)
+                .step_by(width)
+                .copied()
+                .filter(|value| value.is_finite())
+                .collect();
+            column.sort_unstable_by(f64::total_cmp);
+            let (Some(first), Some(last)) = (column.first(), column.last()) else {
+                centre.push(0.0);
+                range.push(1.0);
+                continue;
+            };
+            centre.push(column[column.len() / 2]);
+            let spread = last - first;
+            // A constant has no range: a tenth of it stands in.
+            let tenth = (0.1 * last.abs()).max(1e-9);
+            range.push(if spread > 0.0 { spread } else { tenth });
+        }
+        Self {
+            nodes: Vec::new(),
+            roots: Vec::new(),
+            centre,
+            range,
+            bounds: vec![(0.0, 0.0); width],
+            normaliser: path_length(samples as f64).max(1.0),
+            median: 0.0,
+            quantile: 1.0,
+        }
+    }
+
+    fn to_unit(&self, row: &[f64], unit: &mut [f32]) {
+        for (index, value) in unit.iter_mut().enumerate() {
+            *value = crate::known(row.get(index)).map_or(0.0, |known| {
+                (((known - self.centre[index]) / self.range[index]).clamp(-1e30, 1e30)) as f32
+            });
+        }
+    }
+
+    fn branch(&mut self, units: &[f32], rows: &mut [u32], depth_left: u32, root: usize, random: &mut Random) {
+        let at = self.nodes.len();
+        self.nodes.push(Node {
+            threshold: 0.0,
+            feature: LEAF,
+            right: 0,
+            rows: rows.len() as u16,
+        });
+        if rows.len() <= 1 || depth_left == 0 {
+            return;
+        }
+        let Some((feature, threshold)) = self.split(units, rows, random) else {
+            return;
+        };
+        let width = self.centre.len();
+        let mut left = 0;
+        for index in 0..rows.len() {
+            if units[rows[index] as usize * width + feature] < threshold {
+                rows.swap(index, left);
+                left += 1;
+            }
+        }
+        let (low, high) = rows.split_at_mut(left);
+        self.branch(units, low, depth_left - 1, root, random);
+        self.nodes[at].right = (self.nodes.len() - root) as u16;
+        self.branch(units, high, depth_left - 1, root, random);
+        self.nodes[at].feature = feature as u16;
+        self.nodes[at].threshold = threshold;
+    }
+
+    /// A feature that still varies, and a threshold that leaves rows on both sides.
+    fn split(&self, units: &[f32], rows: &[u32], random: &mut Random) -> Option<(usize, f32)> {
+        let width = self.centre.len();
+        let first = random.below(width);
+        for step in 0..width {
+            // Where the drawn feature is constant the next one that is not stands in.
+            let feature = (first + step) % width;
+            let (mut low, mut high) = (f32::INFINITY, f32::NEG_INFINITY);
+            for row in rows {
+                let value = units[*row as usize * width + feature];
+                low = low.min(value);
+                high = high.max(value);
+            }
+            if low < high {
+                let drawn = f64::from(low) + (f64::from(high) - f64::from(low)) * random.unit();
+                let threshold = drawn as f32;
+                return Some((feature, if threshold > low { threshold } else { high }));
+            }
+        }
+        None
+    }
+
+    /// 2^(−mean path / c), and into `weights` how much each feature helped to isolate the row: the information
+    /// gained at its splits, ln(rows of the parent / rows of the child).
+    fn score(&self, unit: &[f32], weights: &mut [f64]) -> f64 {
+        weights.fill(0.0);
+        let mut total = 0.0;
+        for root in &self.roots {
+            let root = *root as usize;
+            let mut at = root;
+            let mut depth = 0.0;
+            loop {
+                let node = self.nodes[at];
+                if node.feature == LEAF {
+                    total += depth + path_length(f64::from(node.rows));
+                    break;
+                }
+                let feature = usize::from(node.feature);
+                at = if unit[feature] < node.threshold {
+                    at + 1
+                } else {
+                    root + usize::from(node.right)
+                };
+                depth += 1.0;
+                weights[feature] += (f64::from(node.rows) / f64::from(self.nodes[at].rows)).ln();
+            }
+        }
+        (-total / self.roots.len() as f64 / self.normaliser).exp2()
+    }
+}
+
+/// Mean path length of an unsuccessful search in a binary tree of `rows` (equation 1 of the paper).
+fn path_length(rows: f64) -> f64 {
+    const EULER: f64 = 0.577_215_664_901_532_9;
+    if rows <= 1.0 {
+        0.0
+    } else if rows <= 2.0 {
+        1.0
+    } else {
+        2.0 * ((rows - 1.0).ln() + EULER) - 2.0 * (rows - 1.0) / rows
+    }
+}
