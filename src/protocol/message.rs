@@ -109,6 +109,35 @@ pub struct Action {
     pub explain: Explain,
 }
 
+impl Action {
+    /// What a person agrees to: everything of the command but its timing, its approval and its explanation, which are
+    /// settled when it is published. Lower-case hexadecimal SHA-256.
+    pub fn proposal_sha256(&self) -> String {
+        use sha2::Digest;
+        let proposal = (
+            self.action_id,
+            self.incident_id,
+            self.attempt,
+            &self.ladder,
+            &self.action,
+            &self.target.key,
+        );
+        let bytes = serde_json::to_vec(&proposal).expect("message types have string keys and finite numbers");
+        sha2::Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+    }
+}
+
+/// A command withdrawn: `dev.homeostat.action.cancelled.v1`. Who has not started it must not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ActionCancelled {
+    pub action_id: Uuid,
+    pub incident_id: Uuid,
+    pub target_key: String,
+    #[serde(with = "crate::time")]
+    pub at: i64,
+    pub reason: String,
+}
+
 /// The target with its key and what names it in OpenTelemetry's attributes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ActionTarget {
@@ -328,7 +357,7 @@ pub struct ApprovalRecord {
     pub action_id: Uuid,
     pub incident_id: Uuid,
     pub target_key: String,
-    /// SHA-256 of the action's data: a grant is for exactly this.
+    /// [`Action::proposal_sha256`]: a grant is for exactly this.
     pub payload_sha256: String,
     #[serde(with = "crate::time")]
     pub requested_at: i64,
@@ -382,6 +411,16 @@ pub enum Control {
         #[serde(default)]
         reason: String,
     },
+    /// A person has looked: the breakers of the service close and its escalated incidents are considered again.
+    /// Applied when it is read; the same record read twice resets once.
+    Reset {
+        service: String,
+        by: String,
+        #[serde(with = "crate::time")]
+        at: i64,
+        #[serde(default)]
+        reason: String,
+    },
     /// Layout of the fleet's internal topics, written once.
     Generation { panes_partitions: i32 },
 }
@@ -394,6 +433,7 @@ impl Control {
             Self::Mode { service, action, .. } => format!("mode/{service}/{action}"),
             Self::Protected { service, .. } => format!("protected/{service}"),
             Self::Maintenance { service, .. } => format!("maintenance/{service}"),
+            Self::Reset { service, .. } => format!("reset/{service}"),
             Self::Generation { .. } => "generation".into(),
         }
     }

@@ -1,1 +1,31 @@
+//! What to do about an anomaly, and whether it helped: the pure core of the decide stage.
+//!
+//! Owns everything that a fleet remembers between records: episodes and incidents per policy and target, locks, limits,
+//! breakers, pending commands and approvals, control records. [`Fleet::apply`] takes one record with the broker's
+//! timestamp and returns what to say; [`Fleet::take_dirty`] returns what to remember; [`Fleet::restore`] reads that back.
+//!
+//! Promises: the same inputs in the same order give the same effects and state, byte for byte, with a restore anywhere
+//! between. No command without a firing episode, healthy telemetry, an unprotected target that nobody else is acting on,
+//! a failure that is not fleet-wide, budget left and, where the mode says so, a person's yes. Every refusal is a decision
+//! with the gate that refused and the values it compared.
+//!
+//! Does not know Kafka, Arrow, SQL or the clock: time is the greatest broker timestamp read, windows are in event time.
+//! Fails only on state that it cannot read; input it cannot use is an effect, [`Effect::Unusable`].
 
+mod config;
+mod decide;
+mod effect;
+mod error;
+mod fleet;
+mod follow;
+mod gate;
+mod observe;
+mod policy;
+mod signal;
+mod state;
+
+pub use config::{ActionClass, FleetConfig, Impact, Limit, glob, readable};
+pub use effect::{Effect, Input, Message};
+pub use error::Error;
+pub use fleet::Fleet;
+pub use policy::{Choice, Policy};

@@ -1,0 +1,458 @@
+//! What becomes of a command: approvals, executors' reports, and the verdict from the signal.
+
+use protocol::{
+    CloudEvent, cloudevent, id,
+    message::{ApprovalRecord, IncidentState, Outcome, OutcomeStatus, Verdict, VerdictRecord},
+};
+
+use crate::{
+    Choice, Effect, Fleet,
+    config::ms,
+    state::{EpisodeKey, Phase, StateKey, Watch, group},
+};
+
+impl Fleet {
+    /// Decide's time reached what an incident waited for.
+    pub(crate) fn on_time(&mut self, key: &EpisodeKey, out: &mut Vec<Effect>) {
+        let now_ms = self.now_ms();
+        self.edit_case(key, |case| case.wake_ms = None);
+        let Some(episode) = self.state.episodes.get(key) else {
+            return;
+        };
+        match episode.pending().map(|pending| pending.phase.clone()) {
+            None => self.consider(key, out),
+            Some(Phase::Asked(asked)) if now_ms >= asked.expires_ms => self.expire_request(key, out),
+            Some(Phase::Asked(asked)) => {
+                self.edit_case(key, |case| case.wake_ms = Some(asked.expires_ms));
+                self.consider(key, out);
+            }
+            Some(Phase::Requested) => self.lose(key, "no executor reported by the deadline", out),
+            Some(Phase::Accepted | Phase::Started) => {
+                self.lose(key, "the executor did not report how it ended", out);
+            }
+            Some(Phase::Verifying(watch)) => self.on_verify_time(key, &watch, out),
+            Some(Phase::Lost) => {}
+        }
+    }
+
+    pub(crate) fn on_outcome(&mut self, event: &CloudEvent, data: &Outcome, out: &mut Vec<Effect>) {
+        let Some(key) = self.index.actions.get(&data.action_id).cloned() else {
+            if data.status.terminal() {
+                self.release(&event.subject, data);
+            }
+            return;
+        };
+        let Some(phase) = self.phase(&key) else { return };
+        let open = matches!(phase, Phase::Requested | Phase::Accepted | Phase::Started | Phase::Lost);
+        if !open {
+            return;
+        }
+        match data.status {
+            OutcomeStatus::Accepted if phase == Phase::Requested => self.set_phase(&key, Phase::Accepted),
+            OutcomeStatus::Started if matches!(phase, Phase::Requested | Phase::Accepted) => self.on_started(&key),
+            OutcomeStatus::Accepted | OutcomeStatus::Started => {}
+            OutcomeStatus::Succeeded => self.watch(&key, false, out),
+            OutcomeStatus::Unknown => self.watch(&key, true, out),
+            OutcomeStatus::Failed => self.on_failed(&key, data, out),
+            OutcomeStatus::Rejected => self.on_rejected(&key, data, out),
+            OutcomeStatus::Expired => {
+                let reason = "the executor found the command expired";
+                self.settle_verdict(&key, Verdict::Inconclusive, reason, out);
+                self.escalate(&key, reason, out);
+            }
+        }
+    }
+
+    fn phase(&self, key: &EpisodeKey) -> Option<Phase> {
+        Some(self.state.episodes.get(key)?.pending()?.phase.clone())
+    }
+
+    fn set_phase(&mut self, key: &EpisodeKey, phase: Phase) {
+        self.edit_case(key, |case| {
+            if let Some(pending) = &mut case.pending {
+                pending.phase = phase;
+            }
+        });
+    }
+
+    fn on_started(&mut self, key: &EpisodeKey) {
+        let now_ms = self.now_ms();
+        self.edit_case(key, |case| {
+            if let Some(pending) = &mut case.pending {
+                pending.phase = Phase::Started;
+                let deadline_ms = now_ms.saturating_add(pending.action.timing.exec_timeout_ms);
+                case.wake_ms = case.wake_ms.max(Some(deadline_ms));
+            }
+        });
+    }
+
+    /// An outcome of an action that is settled here already: its executor is done, so the target is free.
+    fn release(&mut self, target: &str, data: &Outcome) {
+        let locked = self.state.targets.get(target).and_then(|state| state.lock.as_ref());
+        if locked.is_some_and(|lock| lock.action_id == data.action_id) {
+            self.edit_target(target, |state| state.lock = None);
+        }
+    }
+
+    /// The effect is watched from a while after the executor's report.
+    fn watch(&mut self, key: &EpisodeKey, unsure: bool, out: &mut Vec<Effect>) {
+        let now_ms = self.now_ms();
+        let from_to = self.edit(key, |episode| {
+            let pending = episode.case.as_mut()?.pending.as_mut()?;
+            let timing = &pending.action.timing;
+            let from_ms = now_ms.saturating_add(timing.verify_after_ms);
+            let to_ms = from_ms.saturating_add(timing.verify_for_ms);
+            pending.phase = Phase::Verifying(Watch {
+                from_ms,
+                to_ms,
+                unsure,
+                seen: 0,
+                last: None,
+                last_meets: false,
+            });
+            episode.event_wake_ms = Some(to_ms);
+            Some(from_ms)
+        });
+        let Some(Some(from_ms)) = from_to else { return };
+        let reason = match unsure {
+            true => "the executor cannot say whether it acted",
+            false => "the executor succeeded; watching the signal",
+        };
+        self.set_state(key, IncidentState::Verifying, reason, Some(from_ms), out);
+    }
+
+    fn on_failed(&mut self, key: &EpisodeKey, data: &Outcome, out: &mut Vec<Effect>) {
+        let said = data.error.as_deref().unwrap_or("no reason given");
+        let Some(episode) = self.state.episodes.get(key) else {
+            return;
+        };
+        if episode.clear {
+            let reason = format!("the signal cleared though the executor failed: {said}");
+            self.settle_verdict(key, Verdict::Superseded, &reason, out);
+        } else {
+            self.settle_verdict(key, Verdict::Unchanged, &format!("the executor failed: {said}"), out);
+        }
+    }
+
+    /// The executor refused: nothing was done. What follows depends on why.
+    fn on_rejected(&mut self, key: &EpisodeKey, data: &Outcome, out: &mut Vec<Effect>) {
+        let said = data.error.as_deref().unwrap_or("no reason given");
+        let reason = format!("the executor rejected it ({}): {said}", data.code);
+        self.settle_verdict(key, Verdict::Inconclusive, &reason, out);
+        match data.code {
+            404 => self.close(key, &format!("the target is gone: {said}"), out),
+            // Already healed, paused, or over the executor's own budget: the signal and time will tell.
+            409 | 423 | 429 => {}
+            _ => self.escalate(key, &reason, out),
+        }
+    }
+
+    /// Nobody said how the command ended: a person has to look, and the target stays locked.
+    fn lose(&mut self, key: &EpisodeKey, reason: &str, out: &mut Vec<Effect>) {
+        self.set_phase(key, Phase::Lost);
+        self.set_state(key, IncidentState::Escalated, reason, None, out);
+        if self.state.episodes.get(key).is_some_and(|episode| episode.clear) {
+            let reason = format!("the signal cleared, but {reason}");
+            self.settle_verdict(key, Verdict::Inconclusive, &reason, out);
+        }
+    }
+
+    fn escalate(&mut self, key: &EpisodeKey, reason: &str, out: &mut Vec<Effect>) {
+        self.set_state(key, IncidentState::Escalated, reason, None, out);
+    }
+
+    fn on_verify_time(&mut self, key: &EpisodeKey, watch: &Watch, out: &mut Vec<Effect>) {
+        let late_ms = watch.to_ms.saturating_add(ms(self.config.telemetry_lag_max));
+        let clear = self.state.episodes.get(key).is_some_and(|episode| episode.clear);
+        if clear {
+            self.look_at_signal(key, out);
+        } else if self.now_ms() >= late_ms {
+            self.judge_effect(key, out);
+        } else {
+            self.edit_case(key, |case| case.wake_ms = Some(late_ms));
+        }
+    }
+
+    /// Recovered as soon as the signal is clear and the effect has had its time to show.
+    pub(crate) fn look_at_signal(&mut self, key: &EpisodeKey, out: &mut Vec<Effect>) {
+        let now_ms = self.now_ms();
+        let Some(episode) = self.state.episodes.get(key) else {
+            return;
+        };
+        let Some(Phase::Verifying(watch)) = episode.pending().map(|pending| &pending.phase) else {
+            return self.look_again(key, out);
+        };
+        if !episode.clear {
+            return;
+        }
+        if now_ms >= watch.from_ms {
+            self.settle_verdict(key, Verdict::Recovered, "the signal cleared after the action", out);
+        } else {
+            let from_ms = watch.from_ms;
+            self.edit_case(key, |case| case.wake_ms = Some(from_ms));
+        }
+    }
+
+    /// The signal came again: an incident that was refused is considered once more.
+    fn look_again(&mut self, key: &EpisodeKey, out: &mut Vec<Effect>) {
+        self.consider(key, out);
+    }
+
+    /// The time for the effect to show is over.
+    pub(crate) fn judge_effect(&mut self, key: &EpisodeKey, out: &mut Vec<Effect>) {
+        let Some(episode) = self.state.episodes.get(key) else {
+            return;
+        };
+        let Some(pending) = episode.pending() else { return };
+        let Phase::Verifying(watch) = &pending.phase else {
+            return;
+        };
+        let advanced = self
+            .watermark_ms()
+            .is_some_and(|watermark_ms| watermark_ms >= watch.to_ms);
+        let latched = self.policy(key).is_some_and(|policy| policy.latched);
+        let (verdict, reason) = if episode.clear {
+            (Verdict::Recovered, "the signal cleared after the action".to_owned())
+        } else if !advanced {
+            (Verdict::Inconclusive, "telemetry did not advance".to_owned())
+        } else if !episode.telemetry_healthy {
+            (
+                Verdict::Inconclusive,
+                "the telemetry of the target is not alive".to_owned(),
+            )
+        } else {
+            match &watch.last {
+                None if latched => (Verdict::Unchanged, "the alarm still stands".to_owned()),
+                None => (
+                    Verdict::Inconclusive,
+                    "the signal said nothing after the action".to_owned(),
+                ),
+                Some(last) if !watch.last_meets => {
+                    let reason = format!("score {:.3} no longer meets WHEN, but has not cleared", last.score);
+                    (Verdict::Improved, reason)
+                }
+                Some(last) if last.score >= pending.score * self.config.worse_ratio => (
+                    Verdict::Worse,
+                    format!("score rose from {:.3} to {:.3}", pending.score, last.score),
+                ),
+                Some(last) => (
+                    Verdict::Unchanged,
+                    format!(
+                        "score went from {:.3} to {:.3} and still meets WHEN",
+                        pending.score, last.score
+                    ),
+                ),
+            }
+        };
+        self.settle_verdict(key, verdict, &reason, out);
+    }
+
+    /// Says the verdict, frees the target, and goes on: closed, the next attempt, or a person.
+    pub(crate) fn settle_verdict(&mut self, key: &EpisodeKey, verdict: Verdict, reason: &str, out: &mut Vec<Effect>) {
+        let Some(episode) = self.state.episodes.get(key) else {
+            return;
+        };
+        let Some(pending) = episode.pending().cloned() else {
+            return;
+        };
+        let clear = episode.clear;
+        let (sent, unsure) = match &pending.phase {
+            Phase::Asked(_) => (false, false),
+            Phase::Verifying(watch) => (true, watch.unsure),
+            Phase::Lost => (true, true),
+            _ => (true, false),
+        };
+        self.say_verdict(key, &pending.phase, verdict, reason, out);
+        self.free(&pending.action.target.key, pending.action.action_id);
+        if sent {
+            self.learn(key, verdict, pending.action.target.key.as_str());
+        }
+        self.next_step(key, &pending.action.action.kind);
+        match verdict {
+            Verdict::Recovered => self.close_healed(key, reason, out),
+            _ if clear => self.close(key, reason, out),
+            Verdict::Worse => self.escalate(key, reason, out),
+            _ if unsure => self.escalate(key, reason, out),
+            _ => {
+                self.set_state(key, IncidentState::Open, reason, None, out);
+                self.rest_after(key);
+                self.consider(key, out);
+            }
+        }
+    }
+
+    /// With nothing on its way any more, the end of the signal ends the incident again.
+    fn rest_after(&mut self, key: &EpisodeKey) {
+        let Some(policy) = self.policy(key).filter(|policy| !policy.latched) else {
+            return;
+        };
+        self.edit(key, |episode| {
+            episode.event_wake_ms = Some(episode.latest.end_ms.saturating_add(policy.rest_ms()));
+        });
+    }
+
+    fn say_verdict(&mut self, key: &EpisodeKey, phase: &Phase, verdict: Verdict, reason: &str, out: &mut Vec<Effect>) {
+        let Some(episode) = self.state.episodes.get(key) else {
+            return;
+        };
+        let Some(pending) = episode.pending() else { return };
+        let action = &pending.action;
+        let now_ms = self.now_ms();
+        let (from_ms, score_after) = match phase {
+            Phase::Verifying(watch) => (watch.from_ms, watch.last.map(|window| window.score)),
+            _ => (action.timing.decided_at, None),
+        };
+        let data = VerdictRecord {
+            action_id: action.action_id,
+            incident_id: action.incident_id,
+            target_key: action.target.key.clone(),
+            verdict,
+            from: from_ms,
+            to: now_ms.max(from_ms),
+            score_before: pending.score,
+            score_after,
+            reason: reason.to_owned(),
+        };
+        let event_id = id::derived("verdict", &[&action.action_id.to_string()]);
+        let mut event = self.event(cloudevent::VERDICT, event_id, key, episode, action.incident_id);
+        event.causation_id = Some(action.action_id);
+        out.push(Effect::Verdict { event, data });
+    }
+
+    /// Frees the target unless the lock was given its own end: a cancelled command may still be started by accident.
+    fn free(&mut self, target: &str, action_id: uuid::Uuid) {
+        self.edit_target(target, |state| {
+            let lock = state.lock.as_ref();
+            if lock.is_some_and(|lock| lock.action_id == action_id && lock.until_ms.is_none()) {
+                state.lock = None;
+            }
+        });
+    }
+
+    /// Only clear verdicts count: for the service's breaker, and for how far the detector's alarms may be trusted.
+    fn learn(&mut self, key: &EpisodeKey, verdict: Verdict, target: &str) {
+        let now_ms = self.now_ms();
+        let failed = match verdict {
+            Verdict::Recovered => false,
+            Verdict::Unchanged | Verdict::Worse => true,
+            _ => return,
+        };
+        let forgotten = self
+            .state
+            .targets
+            .get(target)
+            .is_some_and(|state| self.failures(state) == 0);
+        self.edit_target(target, |state| {
+            if failed {
+                state.failures = if forgotten { 1 } else { state.failures + 1 };
+                state.failed_ms = now_ms;
+            } else {
+                state.failures = 0;
+                state.failed_ms = 0;
+            }
+        });
+        let Some(episode) = self.state.episodes.get(key) else {
+            return;
+        };
+        let group = group(&key.pipeline, &episode.detector);
+        let precision = self.state.precision.entry(group.clone()).or_default();
+        precision.judged = precision.judged.saturating_add(1);
+        precision.healed = precision.healed.saturating_add(u32::from(!failed));
+        self.dirty.insert(StateKey::Precision(group));
+    }
+
+    /// Moves the incident past the action: a ladder never takes a step twice, a fixed action counts its attempts.
+    fn next_step(&mut self, key: &EpisodeKey, kind: &str) {
+        let ladder = self
+            .policy(key)
+            .is_some_and(|policy| !matches!(policy.action, Choice::Fixed(_)));
+        self.edit_case(key, |case| {
+            case.pending = None;
+            case.shadowed = None;
+            if !case.tried.iter().any(|tried| tried == kind) {
+                case.tried.push(kind.to_owned());
+            }
+            if ladder {
+                case.step += 1;
+                case.tries = 0;
+            } else {
+                case.attempt += 1;
+                case.tries += 1;
+            }
+        });
+    }
+
+    pub(crate) fn on_approval(&mut self, event: &CloudEvent, data: &ApprovalRecord, out: &mut Vec<Effect>) {
+        let granted = match event.kind.as_str() {
+            cloudevent::APPROVAL_GRANTED => true,
+            cloudevent::APPROVAL_DENIED => false,
+            _ => return,
+        };
+        let by = data.by.clone().unwrap_or_default();
+        let key = self.index.actions.get(&data.action_id).cloned();
+        let asked = key
+            .as_ref()
+            .and_then(|key| self.phase(key))
+            .and_then(|phase| match phase {
+                Phase::Asked(asked) => Some(asked),
+                _ => None,
+            });
+        let (Some(key), Some(asked)) = (key, asked) else {
+            return self.say_too_late(event, data, "nothing waits for this answer", out);
+        };
+        if asked.approval_id != data.approval_id || asked.payload_sha256 != data.payload_sha256 {
+            return self.say_too_late(event, data, "the answer is to another proposal", out);
+        }
+        if by.is_empty() {
+            out.push(Effect::Unusable(format!("answer {} does not say by whom", event.id)));
+            return;
+        }
+        if !granted {
+            let why = data.reason.as_deref().unwrap_or("no reason given");
+            let reason = format!("denied by {by}: {why}");
+            self.drop_request(&key);
+            return self.escalate(&key, &reason, out);
+        }
+        self.edit_case(&key, |case| {
+            let pending = case.pending.as_mut();
+            if let Some(Phase::Asked(asked)) = pending.map(|pending| &mut pending.phase)
+                && !asked.agreed.contains(&by)
+            {
+                asked.agreed.push(by);
+            }
+        });
+        // The world may have moved while the person thought: every gate is asked again.
+        self.consider(&key, out);
+    }
+
+    /// An answer that comes when it can no longer count is shown as such.
+    fn say_too_late(&mut self, answer: &CloudEvent, data: &ApprovalRecord, why: &str, out: &mut Vec<Effect>) {
+        let by = data.by.as_deref().unwrap_or("somebody");
+        let kind = cloudevent::APPROVAL_EXPIRED;
+        let event_id = id::derived(kind, &[&data.approval_id.to_string(), &answer.id.to_string()]);
+        let mut event = CloudEvent::new(
+            event_id,
+            &self.config.tenant,
+            &format!("/homeostat/{}", self.config.tenant),
+            kind,
+            &data.target_key,
+            answer.time_ms,
+        );
+        event.recorded_time_ms = Some(self.now_ms());
+        event.correlation_id = Some(data.incident_id);
+        event.causation_id = Some(answer.id);
+        event.traceparent = Some(id::traceparent(data.incident_id, event_id));
+        let data = ApprovalRecord {
+            reason: Some(format!("the answer of {by} came too late: {why}")),
+            ..data.clone()
+        };
+        out.push(Effect::Approval { event, data });
+    }
+
+    fn expire_request(&mut self, key: &EpisodeKey, out: &mut Vec<Effect>) {
+        let reason = "nobody answered in time";
+        self.withdraw_request(key, reason, out);
+        self.drop_request(key);
+        self.escalate(key, reason, out);
+    }
+}

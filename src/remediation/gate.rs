@@ -1,0 +1,452 @@
+//! The gates between a firing episode and a command, in order. The first that refuses ends the matter for now; every
+//! gate asked stands in the decision with what it compared. Whatever a gate cannot know, it refuses.
+//!
+//! Values named `*_ms` are wall clock, values named `*_now` depend on what other targets' records had been read by then:
+//! two exact runs may differ in them, and in nothing else.
+
+use std::collections::BTreeMap;
+
+use protocol::message::{Control, Gate, Mode};
+use serde_json::{Value, json};
+
+use crate::{
+    Fleet, Policy,
+    config::{Impact, glob, ms},
+    state::{Case, Episode, EpisodeKey, LastAction, TargetState},
+};
+
+/// When a refused incident is worth another look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Retry {
+    At(i64),
+    /// Nobody can say; soon.
+    Later,
+    /// When a control record changes.
+    Control,
+    /// When a person has looked.
+    Never,
+}
+
+/// What all gates together say.
+#[derive(Clone, Debug)]
+pub(crate) struct Judgement {
+    pub gates: Vec<Gate>,
+    pub refused: Option<Retry>,
+    /// How far the decision may go, when nothing refuses.
+    pub mode: Mode,
+}
+
+impl Judgement {
+    pub(crate) fn refused_by(&self) -> Option<&str> {
+        self.refused?;
+        self.gates.last().map(|gate| gate.gate.as_str())
+    }
+}
+
+/// What the gates look at: one incident and the action it proposes.
+pub(crate) struct Proposal<'a> {
+    pub key: &'a EpisodeKey,
+    pub policy: &'a Policy,
+    pub episode: &'a Episode,
+    pub case: &'a Case,
+    pub kind: &'a str,
+    pub impact: Impact,
+    pub mode: Mode,
+    /// What is remembered of the service.
+    pub target: &'a TargetState,
+}
+
+type Answer = (Result<(), Retry>, BTreeMap<String, Value>);
+
+fn answer<const N: usize>(result: Result<(), Retry>, values: [(&str, Value); N]) -> Answer {
+    let values = values.into_iter().map(|(name, value)| (name.to_owned(), value));
+    (result, values.collect())
+}
+
+fn unless(refused: bool, retry: Retry) -> Result<(), Retry> {
+    if refused { Err(retry) } else { Ok(()) }
+}
+
+type Ask = fn(&Fleet, &Proposal<'_>) -> Answer;
+
+/// Name and question, in order.
+const GATES: [(&str, Ask); 14] = [
+    ("control", control),
+    ("protected", protected),
+    ("telemetry", telemetry),
+    ("fleet_wide", fleet_wide),
+    ("startup_grace", startup_grace),
+    ("maintenance", maintenance),
+    ("episode", episode),
+    ("flapping", flapping),
+    ("in_flight", in_flight),
+    ("cooldown", cooldown),
+    ("limit", limit),
+    ("concurrency", concurrency),
+    ("breaker", breaker),
+    ("precision", precision),
+];
+
+impl Fleet {
+    /// Asks every gate about a proposed action until one refuses.
+    pub(crate) fn judge(&self, key: &EpisodeKey, policy: &Policy, episode: &Episode, kind: &str) -> Option<Judgement> {
+        let case = episode.case.as_ref()?;
+        let nothing = TargetState::default();
+        let proposal = Proposal {
+            key,
+            policy,
+            episode,
+            case,
+            kind,
+            impact: self.config.action_class(kind).impact,
+            mode: self.effective_mode(policy, &episode.target.name, kind),
+            target: self.state.targets.get(&episode.target.key()).unwrap_or(&nothing),
+        };
+        let mut gates = Vec::new();
+        for (name, ask) in GATES {
+            let (result, values) = ask(self, &proposal);
+            gates.push(Gate {
+                gate: name.to_owned(),
+                passed: result.is_ok(),
+                values,
+            });
+            if let Err(retry) = result {
+                return Some(Judgement {
+                    gates,
+                    refused: Some(retry),
+                    mode: proposal.mode,
+                });
+            }
+        }
+        Some(Judgement {
+            gates,
+            refused: None,
+            mode: self.trusted_mode(&proposal),
+        })
+    }
+
+    /// The more cautious of the policy's mode and the control's.
+    pub(crate) fn effective_mode(&self, policy: &Policy, service: &str, kind: &str) -> Mode {
+        policy.mode.min(self.control_mode(service, kind))
+    }
+
+    /// The most specific control record of a service and action, or the fleet's default.
+    fn control_mode(&self, service: &str, kind: &str) -> Mode {
+        let pairs = [(service, kind), (service, "*"), ("*", kind), ("*", "*")];
+        let found = pairs.iter().find_map(|(service, action)| {
+            match self.state.controls.get(&format!("mode/{service}/{action}")) {
+                Some(Control::Mode { mode, .. }) => Some(*mode),
+                _ => None,
+            }
+        });
+        found.unwrap_or(self.config.default_mode)
+    }
+
+    /// A high-impact action on a detector whose alarms are not yet known to be right needs a person.
+    fn trusted_mode(&self, proposal: &Proposal<'_>) -> Mode {
+        let doubtful = proposal.impact == Impact::High && self.measured_precision(proposal).is_none();
+        match doubtful {
+            true => proposal.mode.min(Mode::Approve),
+            false => proposal.mode,
+        }
+    }
+
+    /// The share of judged actions on this detector's alarms that healed; `None` with too few of them.
+    fn measured_precision(&self, proposal: &Proposal<'_>) -> Option<f64> {
+        const JUDGED_MIN: u32 = 10;
+        let group = crate::state::group(&proposal.key.pipeline, &proposal.policy.detector);
+        let precision = self.state.precision.get(&group)?;
+        (precision.judged >= JUDGED_MIN).then(|| f64::from(precision.healed) / f64::from(precision.judged))
+    }
+
+    /// Groups that are too sick right now, each with its counts. The fleet as a whole is the empty name.
+    fn storm(&self, group: &str) -> Option<Sickness> {
+        let (sick, population) = if group.is_empty() {
+            let groups = self.state.peaks.keys();
+            let largest = groups.filter_map(|group| self.population(group)).max();
+            (self.index.sick_targets.len() as u64, largest)
+        } else {
+            let sick = self.index.sick.get(group).map_or(0, BTreeMap::len) as u64;
+            (sick, self.population(group))
+        };
+        Some(Sickness {
+            sick,
+            // A detector that has just started has seen fewer than are sick already.
+            population: population?.max(sick),
+            peak: self.state.peaks.get(group).map_or(0, |peak| peak.count),
+        })
+    }
+
+    fn stormy(&self, sickness: &Sickness) -> bool {
+        let config = &self.config;
+        let share = sickness.sick as f64 / sickness.population.max(1) as f64;
+        let group = sickness.population.max(sickness.peak);
+        let too_large_a_share = group >= u64::from(config.min_group) && share > config.fleet_sick_share;
+        too_large_a_share || sickness.sick > u64::from(config.fleet_sick_max)
+    }
+
+    /// Remembers for every group that is too sick that it is so now.
+    pub(crate) fn note_storms(&mut self) {
+        let groups: Vec<String> = self.index.sick.keys().cloned().chain([String::new()]).collect();
+        for group in groups {
+            let stormy = self.storm(&group).is_some_and(|sickness| self.stormy(&sickness));
+            if stormy {
+                let now_ms = self.now_ms();
+                self.state.clock.storms.insert(group, now_ms);
+                self.dirty.insert(crate::state::StateKey::Clock);
+            }
+        }
+    }
+}
+
+struct Sickness {
+    sick: u64,
+    population: u64,
+    peak: u64,
+}
+
+fn control(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
+    let engaged = matches!(
+        fleet.state.controls.get("kill_switch"),
+        Some(Control::KillSwitch { engaged: true, .. })
+    );
+    let control = fleet.control_mode(&proposal.episode.target.name, proposal.kind);
+    answer(
+        unless(engaged || proposal.mode == Mode::Off, Retry::Control),
+        [
+            ("kill_switch", json!(engaged)),
+            ("mode_policy", json!(proposal.policy.mode)),
+            ("mode_control", json!(control)),
+            ("mode", json!(proposal.mode)),
+        ],
+    )
+}
+
+fn protected(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
+    let name = &proposal.episode.target.name;
+    let configured = fleet
+        .config
+        .protected
+        .iter()
+        .find(|pattern| glob(pattern, name))
+        .cloned();
+    let controlled = fleet.state.controls.values().find_map(|control| match control {
+        Control::Protected { service, .. } if glob(service, name) => Some(service.clone()),
+        _ => None,
+    });
+    let by = configured.or(controlled).filter(|_| proposal.impact > Impact::None);
+    answer(unless(by.is_some(), Retry::Control), [("protected_by", json!(by))])
+}
+
+fn telemetry(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
+    let lag_ms = fleet.watermark_ms().map(|watermark_ms| fleet.now_ms() - watermark_ms);
+    let lag_max_ms = ms(fleet.config.telemetry_lag_max);
+    let healthy = proposal.episode.telemetry_healthy;
+    let fresh = lag_ms.is_some_and(|lag_ms| lag_ms <= lag_max_ms);
+    answer(
+        unless(!healthy || !fresh, Retry::Later),
+        [
+            ("sources_alive", json!(healthy)),
+            ("lag_ms", json!(lag_ms)),
+            ("lag_max_ms", json!(lag_max_ms)),
+        ],
+    )
+}
+
+fn fleet_wide(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
+    let group = crate::state::group(&proposal.key.pipeline, &proposal.policy.detector);
+    let cooldown_ms = ms(fleet.config.storm_cooldown);
+    let calm_at_ms = [group.as_str(), ""]
+        .into_iter()
+        .filter_map(|group| fleet.state.clock.storms.get(group))
+        .max()
+        .map(|storm_ms| storm_ms.saturating_add(cooldown_ms))
+        .filter(|calm_at_ms| fleet.now_ms() < *calm_at_ms);
+    let (peers, all) = (fleet.storm(&group), fleet.storm(""));
+    let stormy = |sickness: &Option<Sickness>| match sickness {
+        Some(sickness) => fleet.stormy(sickness),
+        // Nobody has said how many there are: no share can be told.
+        None => true,
+    };
+    let retry = calm_at_ms.map_or(Retry::Later, Retry::At);
+    answer(
+        unless(stormy(&peers) || stormy(&all) || calm_at_ms.is_some(), retry),
+        [
+            ("sick_peers_now", json!(peers.as_ref().map(|p| p.sick))),
+            ("population_now", json!(peers.as_ref().map(|p| p.population))),
+            ("sick_fleet_now", json!(all.as_ref().map(|a| a.sick))),
+            ("share_max", json!(fleet.config.fleet_sick_share)),
+            ("sick_max", json!(fleet.config.fleet_sick_max)),
+            ("calm_at_ms", json!(calm_at_ms)),
+        ],
+    )
+}
+
+fn startup_grace(fleet: &Fleet, _: &Proposal<'_>) -> Answer {
+    let ends_ms = fleet.state.clock.first_activity_ms.map_or(i64::MAX, |first_ms| {
+        first_ms.saturating_add(ms(fleet.config.startup_grace))
+    });
+    answer(
+        unless(fleet.now_ms() < ends_ms, Retry::At(ends_ms)),
+        [("ends_ms", json!(ends_ms)), ("now_ms", json!(fleet.now_ms()))],
+    )
+}
+
+fn maintenance(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
+    let (now_ms, name) = (fleet.now_ms(), &proposal.episode.target.name);
+    let until_ms = fleet.state.controls.values().filter_map(|control| match control {
+        Control::Maintenance { service, from, to, .. } if glob(service, name) && (*from..*to).contains(&now_ms) => {
+            Some(*to)
+        }
+        _ => None,
+    });
+    let until_ms = until_ms.max();
+    answer(
+        until_ms.map_or(Ok(()), |until_ms| Err(Retry::At(until_ms))),
+        [("until_ms", json!(until_ms))],
+    )
+}
+
+fn episode(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
+    let firing = fleet.firing(proposal.policy, proposal.episode);
+    answer(
+        unless(!firing, Retry::Later),
+        [
+            ("windows_meeting", json!(proposal.episode.meeting.len())),
+            ("for_k", json!(proposal.policy.for_k)),
+            ("for_n", json!(proposal.policy.for_n)),
+        ],
+    )
+}
+
+fn flapping(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
+    let (config, flips) = (&fleet.config, &proposal.target.flips);
+    let within_ms = ms(config.flips_within);
+    let from_ms = fleet.now_ms().saturating_sub(within_ms);
+    let counted: Vec<i64> = flips.iter().copied().filter(|at_ms| *at_ms > from_ms).collect();
+    let max = config.flips_max as usize;
+    let refused = proposal.impact > Impact::None && max > 0 && counted.len() >= max;
+    let calm_at_ms = refused.then(|| counted[counted.len() - max].saturating_add(within_ms));
+    answer(
+        calm_at_ms.map_or(Ok(()), |at_ms| Err(Retry::At(at_ms))),
+        [("flips", json!(counted.len())), ("flips_max", json!(max))],
+    )
+}
+
+fn in_flight(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
+    let own = proposal.case.pending.as_ref().map(|pending| pending.action.action_id);
+    let now_ms = fleet.now_ms();
+    let other = proposal
+        .target
+        .lock
+        .as_ref()
+        .filter(|lock| Some(lock.action_id) != own && lock.until_ms.is_none_or(|until_ms| now_ms < until_ms));
+    let retry = other.and_then(|lock| lock.until_ms).map_or(Retry::Later, Retry::At);
+    answer(
+        unless(other.is_some(), retry),
+        [("action_in_flight", json!(other.map(|lock| lock.action_id)))],
+    )
+}
+
+fn cooldown(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
+    let shadow = proposal.mode == Mode::Shadow;
+    let shadowed = proposal.target.last_shadow.as_ref().filter(|_| shadow);
+    let last = [proposal.target.last.as_ref(), shadowed].into_iter().flatten();
+    // The next step of a ladder tries something else on the same incident: waiting for its verdict was wait enough.
+    let counts = |last: &&LastAction| last.incident != proposal.case.id || last.kind == proposal.kind;
+    let last = last.filter(counts).max_by_key(|last| last.at_ms);
+    let cooldown_ms = ms(proposal.policy.cooldown);
+    let ends_ms = last.map(|last| last.at_ms.saturating_add(cooldown_ms));
+    let refused = ends_ms.filter(|ends_ms| fleet.now_ms() < *ends_ms);
+    answer(
+        refused.map_or(Ok(()), |ends_ms| Err(Retry::At(ends_ms))),
+        [
+            ("last_action", json!(last.map(|last| &last.kind))),
+            ("ends_ms", json!(ends_ms)),
+            ("cooldown_s", json!(cooldown_ms / 1000)),
+        ],
+    )
+}
+
+fn limit(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
+    let (now_ms, shadow) = (fleet.now_ms(), proposal.mode == Mode::Shadow);
+    let config = &fleet.config;
+    let policy = fleet.state.budgets.get(&proposal.policy.id());
+    let used_up = policy
+        .and_then(|history| history.exhausted(&proposal.policy.limits, now_ms, shadow))
+        .or_else(|| zero(&proposal.policy.limits))
+        .map(|used| ("policy", used))
+        .or_else(|| {
+            let used = proposal.target.acted.exhausted(&config.limits_service, now_ms, shadow);
+            Some(("service", used.or_else(|| zero(&config.limits_service))?))
+        })
+        .or_else(|| {
+            let used = fleet.state.clock.acted.exhausted(&config.limits_fleet, now_ms, shadow);
+            Some(("fleet", used?))
+        });
+    let Some((scope, used)) = used_up else {
+        return answer(Ok(()), []);
+    };
+    answer(
+        Err(Retry::At(used.free_ms)),
+        [
+            ("scope", json!(scope)),
+            ("actions", json!(used.limit.actions)),
+            ("per_s", json!(used.limit.per.as_secs())),
+            ("used_now", json!(used.used)),
+            ("free_ms", json!(used.free_ms)),
+        ],
+    )
+}
+
+/// A limit of no action at all holds before anything was ever done.
+fn zero(limits: &[crate::Limit]) -> Option<crate::state::Exhausted> {
+    crate::state::History::default().exhausted(limits, 0, false)
+}
+
+fn concurrency(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
+    let group = crate::state::group(&proposal.key.pipeline, &proposal.policy.detector);
+    let population = fleet.population(&group).unwrap_or(0);
+    let share = (population as f64 * fleet.config.concurrency_share).floor() as u64;
+    let max = share.max(u64::from(fleet.config.concurrency_min));
+    let own = u64::from(proposal.case.pending.is_some());
+    let in_flight = fleet.index.actions.len() as u64 - own;
+    let refused = proposal.mode > Mode::Shadow && in_flight >= max;
+    answer(
+        unless(refused, Retry::Later),
+        [("in_flight_now", json!(in_flight)), ("in_flight_max_now", json!(max))],
+    )
+}
+
+fn breaker(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
+    let failures = fleet.failures(proposal.target);
+    let max = fleet.config.breaker_failures;
+    let refused = proposal.impact > Impact::None && max > 0 && failures >= max;
+    answer(
+        unless(refused, Retry::Never),
+        [("failures", json!(failures)), ("failures_max", json!(max))],
+    )
+}
+
+fn precision(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
+    let high = proposal.impact == Impact::High;
+    let measured = fleet.measured_precision(proposal).filter(|_| high);
+    let low = measured.is_some_and(|measured| measured < fleet.config.precision_min);
+    answer(
+        unless(low && proposal.mode == Mode::Auto, Retry::Later),
+        [
+            ("impact", json!(proposal.impact)),
+            ("precision_now", json!(measured)),
+            ("precision_min", json!(fleet.config.precision_min)),
+        ],
+    )
+}
+
+impl Fleet {
+    /// Failed verdicts in a row that still count.
+    pub(crate) fn failures(&self, target: &TargetState) -> u32 {
+        let open = target.failures >= self.config.breaker_failures;
+        let forgotten = target.failed_ms.saturating_add(ms(self.config.breaker_forget)) <= self.now_ms();
+        if forgotten && !open { 0 } else { target.failures }
+    }
+}

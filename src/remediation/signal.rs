@@ -1,0 +1,443 @@
+//! From anomalies to incidents: k windows of n, clearing, and what the passing of event time means.
+
+use std::collections::BTreeMap;
+
+use protocol::{
+    CloudEvent, Target, cloudevent, id,
+    log::Note,
+    message::{Anomaly, Incident, IncidentState, Verdict},
+};
+use serde_json::Value;
+
+use crate::{
+    Effect, Fleet, Policy,
+    config::ms,
+    policy::SLACK_STEPS,
+    state::{Case, Episode, EpisodeKey, Phase, Window},
+};
+
+/// Evidence and actions listed in an incident; the rest is in `decisions`.
+const LISTED_MAX: usize = 16;
+
+/// What one anomaly record means to one policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reading {
+    Meets,
+    Clears,
+    Neither,
+}
+
+impl Fleet {
+    pub(crate) fn on_anomaly(&mut self, event: &CloudEvent, data: &Anomaly, out: &mut Vec<Effect>) {
+        if !data.score.is_finite() {
+            out.push(Effect::Unusable(format!(
+                "score of anomaly {} is not a finite number",
+                event.id
+            )));
+            return;
+        }
+        let watching = self.watching.get(&(data.pipeline.clone(), data.detector.clone()));
+        for policy in watching.cloned().unwrap_or_default() {
+            match names(&self.config.tenant, &policy.target_key_column, data) {
+                Ok((target, entity)) => {
+                    let key = EpisodeKey {
+                        pipeline: policy.pipeline.clone(),
+                        policy: policy.name.clone(),
+                        entity: entity.key(),
+                    };
+                    self.on_window(&policy, &key, target, event, data, out);
+                }
+                Err(reason) => {
+                    out.push(Effect::Unusable(format!("policy {}: {reason}", policy.id())));
+                }
+            }
+        }
+    }
+
+    fn on_window(
+        &mut self,
+        policy: &Policy,
+        key: &EpisodeKey,
+        target: Target,
+        event: &CloudEvent,
+        data: &Anomaly,
+        out: &mut Vec<Effect>,
+    ) {
+        let reading = read(policy, data);
+        let window = Window {
+            end_ms: data.window_end,
+            score: data.score,
+            event: event.id,
+        };
+        if !self.state.episodes.contains_key(key) && !self.begin(policy, key, target, window, reading, out) {
+            return;
+        }
+        let healthy = data.telemetry_healthy;
+        let cleared = self.edit(key, |episode| fold(episode, policy, window, reading, healthy));
+        if cleared == Some(true) {
+            self.on_clear(key, out);
+        } else {
+            self.open_if_firing(policy, key, out);
+            self.look_at_signal(key, out);
+        }
+    }
+
+    /// A first window that meets WHEN begins an episode; any other is no news.
+    fn begin(
+        &mut self,
+        policy: &Policy,
+        key: &EpisodeKey,
+        target: Target,
+        window: Window,
+        reading: Reading,
+        out: &mut Vec<Effect>,
+    ) -> bool {
+        if reading != Reading::Meets {
+            return false;
+        }
+        if self.state.episodes.len() >= self.config.episodes_max {
+            let max = self.config.episodes_max;
+            out.push(Effect::Unusable(format!(
+                "{} episodes are open, the most that episodes_max allows; {} is not followed",
+                max, key.entity
+            )));
+            return false;
+        }
+        let episode = Episode {
+            detector: policy.detector.clone(),
+            target,
+            meeting: Vec::new(),
+            latest: window,
+            latest_meets: false,
+            telemetry_healthy: true,
+            clear: false,
+            cleared_end_ms: None,
+            event_wake_ms: None,
+            case: None,
+        };
+        self.insert_episode(key.clone(), episode);
+        true
+    }
+
+    fn open_if_firing(&mut self, policy: &Policy, key: &EpisodeKey, out: &mut Vec<Effect>) {
+        let Some(episode) = self.state.episodes.get(key) else {
+            return;
+        };
+        let firing = !episode.clear && episode.meeting.len() >= policy.for_k.max(1) as usize;
+        if episode.case.is_some() || !firing {
+            return;
+        }
+        let now_ms = self.now_ms();
+        let start_ms = episode.meeting[0].end_ms;
+        let case_id = id::incident(&self.config.tenant, &key.entity, &key.policy, start_ms);
+        let evidence = episode.meeting.iter().map(|window| window.event).take(LISTED_MAX);
+        let case = Case {
+            id: case_id,
+            opened_ms: now_ms,
+            state: IncidentState::Open,
+            reason: format!("{} of {} windows met WHEN", episode.meeting.len(), policy.for_n.max(1)),
+            step: 1,
+            attempt: 1,
+            tries: 0,
+            tried: Vec::new(),
+            actions: Vec::new(),
+            evidence: evidence.collect(),
+            refusals: BTreeMap::new(),
+            refused_by: None,
+            shadowed: None,
+            said: 0,
+            wake_ms: Some(now_ms.saturating_add(ms(self.config.settle))),
+            pending: None,
+        };
+        let target = episode.target.key();
+        self.edit(key, |episode| episode.case = Some(case));
+        self.flip(&target);
+        self.say_incident(key, out);
+        out.push(Effect::Note(Note::IncidentOpened {
+            target,
+            incident: case_id,
+        }));
+    }
+
+    /// Whether the incident's windows meet WHEN k times in n by now, windows without a record counted as not meeting.
+    pub(crate) fn firing(&self, policy: &Policy, episode: &Episode) -> bool {
+        if episode.clear {
+            return false;
+        }
+        if policy.latched {
+            return true;
+        }
+        let silent_since_ms = self.watermark_ms().map_or(i64::MIN, |watermark_ms| {
+            watermark_ms - policy.lateness_ms - SLACK_STEPS * policy.step_ms()
+        });
+        let newest_ms = episode.latest.end_ms.max(silent_since_ms);
+        let counted = episode
+            .meeting
+            .iter()
+            .filter(|w| w.end_ms > newest_ms - policy.span_ms());
+        counted.count() >= policy.for_k.max(1) as usize
+    }
+
+    /// The watermark passed what an episode waited for.
+    pub(crate) fn on_watermark(&mut self, key: &EpisodeKey, watermark_ms: i64, out: &mut Vec<Effect>) {
+        let Some(episode) = self.state.episodes.get(key) else {
+            return;
+        };
+        let policy = self.policy(key);
+        let Some(case) = &episode.case else {
+            self.remove_episode(key);
+            return;
+        };
+        let latched = policy.as_ref().is_some_and(|policy| policy.latched);
+        if let Some(Phase::Verifying(watch)) = case.pending.as_ref().map(|pending| &pending.phase) {
+            let to_ms = watch.to_ms;
+            if watermark_ms >= to_ms {
+                self.judge_effect(key, out);
+            } else {
+                self.edit(key, |episode| episode.event_wake_ms = Some(to_ms));
+            }
+            return;
+        }
+        self.edit(key, |episode| episode.event_wake_ms = None);
+        if latched || episode_waits(self.state.episodes.get(key)) {
+            return;
+        }
+        self.close(key, "the signal ended without clearing", out);
+    }
+
+    /// The signal is back to normal, by CLEAR or by the detector's clearing record.
+    fn on_clear(&mut self, key: &EpisodeKey, out: &mut Vec<Effect>) {
+        let Some(episode) = self.state.episodes.get(key) else {
+            return;
+        };
+        if episode.case.is_none() {
+            return;
+        }
+        let reason = "the signal recovered before the action started";
+        match episode.pending().map(|pending| pending.phase.clone()) {
+            None => self.close(key, "cleared", out),
+            Some(Phase::Asked(_)) => {
+                self.withdraw_request(key, reason, out);
+                self.settle_verdict(key, Verdict::Superseded, reason, out);
+            }
+            Some(Phase::Requested | Phase::Accepted) => {
+                self.cancel(key, reason, out);
+                self.settle_verdict(key, Verdict::Superseded, reason, out);
+            }
+            // What the executor reports decides what the clearing means.
+            Some(Phase::Started) => {}
+            Some(Phase::Verifying(_)) => self.look_at_signal(key, out),
+            Some(Phase::Lost) => {
+                let reason = "the signal cleared, but no executor said whether it acted";
+                self.settle_verdict(key, Verdict::Inconclusive, reason, out);
+            }
+        }
+    }
+
+    /// Ends an incident whose action, if any, is settled.
+    pub(crate) fn close(&mut self, key: &EpisodeKey, reason: &str, out: &mut Vec<Effect>) {
+        self.end(key, reason, true, out);
+    }
+
+    pub(crate) fn close_healed(&mut self, key: &EpisodeKey, reason: &str, out: &mut Vec<Effect>) {
+        self.end(key, reason, false, out);
+    }
+
+    fn end(&mut self, key: &EpisodeKey, reason: &str, by_itself: bool, out: &mut Vec<Effect>) {
+        self.set_state(key, IncidentState::Closed, reason, None, out);
+        let rest_ms = self.policy(key).map_or(0, |policy| policy.rest_ms());
+        let Some(Some((case, target))) = self.edit(key, |episode| {
+            // Windows of this episode that still arrive must not open it again.
+            let end_ms = episode.cleared_end_ms.max(Some(episode.latest.end_ms));
+            episode.cleared_end_ms = end_ms;
+            episode.meeting.clear();
+            episode.clear = true;
+            episode.event_wake_ms = end_ms.map(|end_ms| end_ms.saturating_add(rest_ms));
+            Some((episode.case.take()?, episode.target.key()))
+        }) else {
+            return;
+        };
+        if by_itself {
+            self.flip(&target);
+        } else {
+            self.edit_target(&target, |state| state.flips.clear());
+        }
+        out.push(Effect::Note(Note::IncidentClosed {
+            target,
+            incident: case.id,
+        }));
+    }
+
+    /// A service changed between sick and healthy, and no action of ours did it.
+    fn flip(&mut self, target: &str) {
+        let now_ms = self.now_ms();
+        let from_ms = now_ms.saturating_sub(ms(self.config.flips_within));
+        let keep = self.config.flips_max as usize + 1;
+        self.edit_target(target, |state| {
+            state.flips.retain(|&at_ms| at_ms > from_ms);
+            state.flips.push(now_ms);
+            let excess = state.flips.len().saturating_sub(keep);
+            state.flips.drain(..excess);
+        });
+    }
+
+    /// Moves an incident to a state and says so, unless nothing changed.
+    pub(crate) fn set_state(
+        &mut self,
+        key: &EpisodeKey,
+        state: IncidentState,
+        reason: &str,
+        wake_ms: Option<i64>,
+        out: &mut Vec<Effect>,
+    ) {
+        let changed = self.edit_case(key, |case| {
+            let changed = case.state != state || case.reason != reason;
+            case.state = state;
+            reason.clone_into(&mut case.reason);
+            case.wake_ms = wake_ms;
+            changed
+        });
+        if changed == Some(true) {
+            self.say_incident(key, out);
+        }
+    }
+
+    fn say_incident(&mut self, key: &EpisodeKey, out: &mut Vec<Effect>) {
+        self.edit_case(key, |case| case.said += 1);
+        let Some(episode) = self.state.episodes.get(key) else {
+            return;
+        };
+        let Some(case) = &episode.case else { return };
+        let event_id = id::derived("incident_event", &[&case.id.to_string(), &case.said.to_string()]);
+        let data = Incident {
+            incident_id: case.id,
+            target_key: episode.target.key(),
+            policy: key.policy.clone(),
+            pipeline: key.pipeline.clone(),
+            detector: episode.detector.clone(),
+            state: case.state,
+            opened_at: case.opened_ms,
+            changed_at: self.now_ms(),
+            actions: case.actions.clone(),
+            reason: case.reason.clone(),
+        };
+        let event = self.event(cloudevent::INCIDENT, event_id, key, episode, case.id);
+        out.push(Effect::Incident { event, data });
+    }
+}
+
+/// An action whose end is not known yet keeps its incident open, whatever the signal does.
+fn episode_waits(episode: Option<&Episode>) -> bool {
+    episode.is_some_and(|episode| episode.pending().is_some())
+}
+
+fn read(policy: &Policy, data: &Anomaly) -> Reading {
+    let named = |list: &[String]| list.iter().any(|name| *name == policy.name);
+    let cleared = match policy.clear_windows {
+        Some(_) => named(&data.clears),
+        None => !data.is_anomaly,
+    };
+    match (named(&data.meets), cleared) {
+        (true, _) => Reading::Meets,
+        (false, true) => Reading::Clears,
+        (false, false) => Reading::Neither,
+    }
+}
+
+/// Takes a window into an episode; whether it ended the episode. A window heard twice changes nothing.
+fn fold(episode: &mut Episode, policy: &Policy, window: Window, reading: Reading, healthy: bool) -> bool {
+    let (span_ms, step_ms) = (policy.span_ms(), policy.step_ms());
+    let heard = episode.meeting.iter().any(|w| w.end_ms == window.end_ms);
+    let over = episode.cleared_end_ms.is_some_and(|end_ms| window.end_ms <= end_ms);
+    if reading == Reading::Meets && (heard || over) {
+        return false;
+    }
+    if window.end_ms >= episode.latest.end_ms {
+        episode.latest = window;
+        episode.latest_meets = reading == Reading::Meets;
+        episode.telemetry_healthy = healthy;
+    }
+    if let Some(watch) = watch_mut(episode)
+        && window.end_ms > watch.from_ms
+    {
+        watch.seen += 1;
+        watch.last = Some(window);
+        watch.last_meets = reading == Reading::Meets;
+    }
+    match reading {
+        Reading::Meets => {
+            episode.clear = false;
+            let at = episode.meeting.partition_point(|w| w.end_ms < window.end_ms);
+            episode.meeting.insert(at, window);
+        }
+        Reading::Clears => {
+            // A clearing older than the episode belongs to one before.
+            let first_ms = episode.meeting.first().map(|w| w.end_ms);
+            if first_ms.is_some_and(|first_ms| window.end_ms.saturating_add(step_ms) <= first_ms) {
+                return false;
+            }
+            episode.meeting.clear();
+        }
+        Reading::Neither => {}
+    }
+    let newest_ms = episode.latest.end_ms;
+    let had = !episode.meeting.is_empty();
+    if !policy.latched {
+        episode.meeting.retain(|w| w.end_ms > newest_ms.saturating_sub(span_ms));
+    }
+    let excess = episode.meeting.len().saturating_sub(policy.for_n.max(1) as usize);
+    episode.meeting.drain(..excess);
+    let faded = reading == Reading::Neither && policy.clear_windows.is_none() && had && episode.meeting.is_empty();
+    let over = reading == Reading::Clears || faded;
+    if over {
+        episode.clear = true;
+        episode.cleared_end_ms = episode.cleared_end_ms.max(Some(window.end_ms));
+    }
+    let next_ms = newest_ms.max(window.end_ms).saturating_add(policy.rest_ms());
+    episode.event_wake_ms = match watch_mut(episode) {
+        Some(watch) => Some(watch.to_ms),
+        None => (!policy.latched || episode.case.is_none()).then_some(next_ms),
+    };
+    over
+}
+
+fn watch_mut(episode: &mut Episode) -> Option<&mut crate::state::Watch> {
+    match &mut episode.case.as_mut()?.pending.as_mut()?.phase {
+        Phase::Verifying(watch) => Some(watch),
+        _ => None,
+    }
+}
+
+/// The service to act on, and what exactly was watched: the service, or one of its parts when KEY has more columns.
+fn names(tenant: &str, column: &str, data: &Anomaly) -> Result<(Target, Target), String> {
+    let text = |value: &Value| match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::Bool(flag) => Some(flag.to_string()),
+        _ => None,
+    };
+    let service = data
+        .target
+        .get(column)
+        .ok_or_else(|| format!("the anomaly has no KEY column {column:?} to act on"))?;
+    // An empty name must never come to mean "all".
+    let name = text(service)
+        .filter(|name| !name.is_empty())
+        .ok_or_else(|| format!("KEY column {column:?} names no service"))?;
+    let target = Target::service(tenant, &name);
+    let others: Vec<String> = data
+        .target
+        .iter()
+        .filter(|(name, _)| *name != column)
+        .map(|(name, value)| format!("{name}={}", text(value).unwrap_or_default()))
+        .collect();
+    if others.is_empty() {
+        return Ok((target.clone(), target));
+    }
+    let entity = Target {
+        scope: "instance".into(),
+        id: others.join(","),
+        ..target.clone()
+    };
+    Ok((target, entity))
+}

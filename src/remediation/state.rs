@@ -1,0 +1,499 @@
+//! What a fleet remembers, record by record, and how it is read back.
+//!
+//! Each value stands under its own key of the compacted state topic, so that a commit writes only what changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use protocol::{
+    Target,
+    message::{Action, Control, IncidentState},
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use uuid::Uuid;
+
+use crate::{Error, Fleet, config::Limit};
+
+/// Times of what was done, for limits. Shadow decisions are kept apart: they use up no budget.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct History {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    live: Vec<i64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    shadow: Vec<i64>,
+}
+
+/// A limit that is used up.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Exhausted {
+    pub limit: Limit,
+    pub used: usize,
+    /// When the oldest counted action no longer counts.
+    pub free_ms: i64,
+}
+
+impl History {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.live.is_empty() && self.shadow.is_empty()
+    }
+
+    pub(crate) fn record(&mut self, now_ms: i64, shadow: bool, limits: &[Limit]) {
+        let times = if shadow { &mut self.shadow } else { &mut self.live };
+        times.push(now_ms);
+        // Of a limit of n only the last n times matter; the floor keeps history for a limit that is raised later.
+        let keep = limits.iter().map(|limit| limit.actions as usize).max().unwrap_or(0);
+        let excess = times.len().saturating_sub(keep.clamp(64, 4096));
+        times.drain(..excess);
+    }
+
+    /// When nothing here matters to these limits any more.
+    pub(crate) fn forget_ms(&self, limits: &[Limit]) -> Option<i64> {
+        let last = self.live.last().max(self.shadow.last())?;
+        let longest = limits
+            .iter()
+            .map(|limit| crate::config::ms(limit.per))
+            .max()
+            .unwrap_or(0);
+        Some(last.saturating_add(longest))
+    }
+
+    /// The first limit that one more action would exceed. Live actions are judged by live ones only, shadow by both.
+    pub(crate) fn exhausted(&self, limits: &[Limit], now_ms: i64, shadow: bool) -> Option<Exhausted> {
+        let mut times = self.live.clone();
+        if shadow {
+            times.extend(&self.shadow);
+            times.sort_unstable();
+        }
+        limits.iter().find_map(|&limit| {
+            let per_ms = crate::config::ms(limit.per);
+            let from = times.partition_point(|&at| at <= now_ms.saturating_sub(per_ms));
+            let counted = &times[from..];
+            let used = counted.len();
+            (used >= limit.actions as usize).then(|| Exhausted {
+                limit,
+                used,
+                free_ms: match limit.actions {
+                    0 => i64::MAX,
+                    n => counted[used - n as usize].saturating_add(per_ms),
+                },
+            })
+        })
+    }
+}
+
+/// Time and what belongs to no one target.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Clock {
+    pub now_ms: i64,
+    /// The first record that this fleet ever gave.
+    pub first_activity_ms: Option<i64>,
+    /// The last fencing token handed out: one counter for the fleet is monotonic for every target.
+    pub sequence: u64,
+    pub acted: History,
+    /// When a group was last too sick, by group; the fleet as a whole is the empty name.
+    pub storms: BTreeMap<String, i64>,
+}
+
+/// What a `panes` partition last said of time.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct PartitionTime {
+    pub watermark_ms: Option<i64>,
+    pub population: BTreeMap<String, u64>,
+}
+
+/// The greatest population of a group in the last hour: a restarted detector that has seen little yet is no small group.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Peak {
+    pub count: u64,
+    pub at_ms: i64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct EpisodeKey {
+    pub pipeline: String,
+    pub policy: String,
+    /// Key of what was watched; the service itself, or one of its instances.
+    pub entity: String,
+}
+
+/// One window in which WHEN was met, or the last one of any kind.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Window {
+    pub end_ms: i64,
+    pub score: f64,
+    /// The anomaly's event.
+    pub event: Uuid,
+}
+
+/// What a policy knows of one entity.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Episode {
+    pub detector: String,
+    /// The service that an action would touch.
+    pub target: Target,
+    /// Windows that met WHEN, among the last n, in order of event time.
+    pub meeting: Vec<Window>,
+    pub latest: Window,
+    pub latest_meets: bool,
+    pub telemetry_healthy: bool,
+    /// The episode is over: CLEAR, or the detector's clearing record, came after the last meeting window.
+    pub clear: bool,
+    /// Meeting windows that end here or before belong to an episode that is over.
+    pub cleared_end_ms: Option<i64>,
+    /// When the watermark passes this the episode is looked at again.
+    pub event_wake_ms: Option<i64>,
+    pub case: Option<Case>,
+}
+
+impl Episode {
+    /// Counts towards the fleet-wide gate: something meets WHEN, or an incident is open, under repair or not.
+    pub(crate) fn sick(&self) -> bool {
+        self.case.is_some() || (!self.clear && !self.meeting.is_empty())
+    }
+
+    pub(crate) fn pending(&self) -> Option<&Pending> {
+        self.case.as_ref()?.pending.as_ref()
+    }
+}
+
+/// An open incident.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Case {
+    pub id: Uuid,
+    pub opened_ms: i64,
+    pub state: IncidentState,
+    pub reason: String,
+    /// Step of the ladder, from 1, and attempt, from 1: both are part of the action's id and never repeat together.
+    pub step: u32,
+    pub attempt: u32,
+    /// Attempts since the step began, or since a person reset.
+    pub tries: u32,
+    /// Kinds of action already tried without effect.
+    pub tried: Vec<String>,
+    pub actions: Vec<Uuid>,
+    pub evidence: Vec<Uuid>,
+    /// How often and when each gate's refusal was recorded.
+    pub refusals: BTreeMap<String, Refusal>,
+    pub refused_by: Option<String>,
+    /// Step and attempt that a shadow decision was recorded for.
+    pub shadowed: Option<(u32, u32)>,
+    /// Incident events published.
+    pub said: u32,
+    pub wake_ms: Option<i64>,
+    pub pending: Option<Pending>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Refusal {
+    pub count: u32,
+    pub at_ms: i64,
+}
+
+/// The one action that an incident has on its way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Pending {
+    pub action: Action,
+    pub topic: String,
+    pub score: f64,
+    pub phase: Phase,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Phase {
+    /// A person is asked.
+    Asked(Asked),
+    Requested,
+    Accepted,
+    Started,
+    Verifying(Watch),
+    /// No executor said how it ended: a person has to look; the target stays locked.
+    Lost,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Asked {
+    pub approval_id: Uuid,
+    pub requested_ms: i64,
+    pub expires_ms: i64,
+    pub payload_sha256: String,
+    /// Who agreed, each once.
+    pub agreed: Vec<String>,
+}
+
+/// What was seen of the signal since the action.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Watch {
+    pub from_ms: i64,
+    pub to_ms: i64,
+    /// The executor could not say whether it acted.
+    pub unsure: bool,
+    pub seen: u32,
+    pub last: Option<Window>,
+    pub last_meets: bool,
+}
+
+/// What is remembered of a service, whatever the policy.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct TargetState {
+    pub lock: Option<Lock>,
+    pub acted: History,
+    pub last: Option<LastAction>,
+    pub last_shadow: Option<LastAction>,
+    /// Failed verdicts in a row.
+    pub failures: u32,
+    pub failed_ms: i64,
+    /// Changes between sick and healthy that no action caused.
+    pub flips: Vec<i64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Lock {
+    pub action_id: Uuid,
+    /// `None`: until the action is settled.
+    pub until_ms: Option<i64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct LastAction {
+    pub at_ms: i64,
+    pub kind: String,
+    pub incident: Uuid,
+}
+
+/// How often a detector's alarms led to an action that healed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Precision {
+    pub healed: u32,
+    pub judged: u32,
+}
+
+/// The address of one durable record.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum StateKey {
+    Clock,
+    Position(String),
+    Progress(i32),
+    Peak(String),
+    Control(String),
+    Episode(EpisodeKey),
+    Target(String),
+    Budget(String),
+    Precision(String),
+}
+
+impl StateKey {
+    fn encode(&self) -> Vec<u8> {
+        let text = match self {
+            Self::Clock => "decide/clock".to_owned(),
+            Self::Position(topic) => format!("decide/position/{topic}"),
+            Self::Progress(partition) => format!("decide/progress/{partition}"),
+            Self::Peak(group) => format!("decide/peak/{group}"),
+            Self::Control(scope) => format!("decide/control/{scope}"),
+            Self::Episode(key) => {
+                let part = |text: &str| text.replace('%', "%25").replace('/', "%2F");
+                format!(
+                    "decide/episode/{}/{}/{}",
+                    part(&key.pipeline),
+                    part(&key.policy),
+                    key.entity
+                )
+            }
+            Self::Target(key) => format!("decide/target/{key}"),
+            Self::Budget(policy) => format!("decide/budget/{policy}"),
+            Self::Precision(detector) => format!("decide/precision/{detector}"),
+        };
+        text.into_bytes()
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(bytes).ok()?.strip_prefix("decide/")?;
+        let Some((kind, rest)) = text.split_once('/') else {
+            return (text == "clock").then_some(Self::Clock);
+        };
+        let owned = rest.to_owned();
+        Some(match kind {
+            "position" => Self::Position(owned),
+            "progress" => Self::Progress(rest.parse().ok()?),
+            "peak" => Self::Peak(owned),
+            "control" => Self::Control(owned),
+            "episode" => {
+                let part = |text: &str| text.replace("%2F", "/").replace("%25", "%");
+                let (pipeline, rest) = rest.split_once('/')?;
+                let (policy, entity) = rest.split_once('/')?;
+                Self::Episode(EpisodeKey {
+                    pipeline: part(pipeline),
+                    policy: part(policy),
+                    entity: entity.to_owned(),
+                })
+            }
+            "target" => Self::Target(owned),
+            "budget" => Self::Budget(owned),
+            "precision" => Self::Precision(owned),
+            _ => return None,
+        })
+    }
+}
+
+/// Everything durable.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct State {
+    pub clock: Clock,
+    pub positions: BTreeMap<String, i64>,
+    pub progress: BTreeMap<i32, PartitionTime>,
+    pub peaks: BTreeMap<String, Peak>,
+    pub controls: BTreeMap<String, Control>,
+    pub episodes: BTreeMap<EpisodeKey, Episode>,
+    pub targets: BTreeMap<String, TargetState>,
+    pub budgets: BTreeMap<String, History>,
+    pub precision: BTreeMap<String, Precision>,
+}
+
+/// What follows from the state, kept beside it so that no question costs a scan.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Index {
+    /// When, in decide's time, an episode is looked at again.
+    pub wakes: BTreeSet<(i64, EpisodeKey)>,
+    /// When, by the watermark, an episode is looked at again.
+    pub event_wakes: BTreeSet<(i64, EpisodeKey)>,
+    /// Sick entities by group, each with the number of its sick episodes.
+    pub sick: BTreeMap<String, BTreeMap<String, u32>>,
+    /// Sick services by key, over all groups, with the number of their sick episodes.
+    pub sick_targets: BTreeMap<String, u32>,
+    pub actions: BTreeMap<Uuid, EpisodeKey>,
+    /// Open incidents by the service they would act on.
+    pub cases: BTreeSet<(String, EpisodeKey)>,
+}
+
+impl Index {
+    pub(crate) fn add(&mut self, key: &EpisodeKey, episode: &Episode) {
+        if let Some(ms) = episode.event_wake_ms {
+            self.event_wakes.insert((ms, key.clone()));
+        }
+        if episode.sick() {
+            let group = self.sick.entry(group(&key.pipeline, &episode.detector)).or_default();
+            *group.entry(key.entity.clone()).or_default() += 1;
+            *self.sick_targets.entry(episode.target.key()).or_default() += 1;
+        }
+        let Some(case) = &episode.case else { return };
+        self.cases.insert((episode.target.key(), key.clone()));
+        if let Some(ms) = case.wake_ms {
+            self.wakes.insert((ms, key.clone()));
+        }
+        if let Some(pending) = &case.pending {
+            self.actions.insert(pending.action.action_id, key.clone());
+        }
+    }
+
+    pub(crate) fn remove(&mut self, key: &EpisodeKey, episode: &Episode) {
+        if let Some(ms) = episode.event_wake_ms {
+            self.event_wakes.remove(&(ms, key.clone()));
+        }
+        if episode.sick() {
+            let name = group(&key.pipeline, &episode.detector);
+            if let Some(group) = self.sick.get_mut(&name) {
+                decrement(group, &key.entity);
+                if group.is_empty() {
+                    self.sick.remove(&name);
+                }
+            }
+            decrement(&mut self.sick_targets, &episode.target.key());
+        }
+        let Some(case) = &episode.case else { return };
+        self.cases.remove(&(episode.target.key(), key.clone()));
+        if let Some(ms) = case.wake_ms {
+            self.wakes.remove(&(ms, key.clone()));
+        }
+        if let Some(pending) = &case.pending {
+            self.actions.remove(&pending.action.action_id);
+        }
+    }
+}
+
+fn decrement(counts: &mut BTreeMap<String, u32>, key: &str) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
+    }
+}
+
+/// The peers among which a share is counted: the entities of one detector.
+pub(crate) fn group(pipeline: &str, detector: &str) -> String {
+    format!("{pipeline}.{detector}")
+}
+
+impl Fleet {
+    /// Reads a state record of the compacted topic, in log order; `None` is a tombstone.
+    pub fn restore(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<(), Error> {
+        let Some(address) = StateKey::decode(key) else {
+            return Err(Error::Key(String::from_utf8_lossy(key).into_owned()));
+        };
+        let state = &mut self.state;
+        match address {
+            StateKey::Clock => state.clock = read(key, value)?.unwrap_or_default(),
+            StateKey::Position(topic) => put(&mut state.positions, topic, read(key, value)?),
+            StateKey::Progress(partition) => put(&mut state.progress, partition, read(key, value)?),
+            StateKey::Peak(group) => put(&mut state.peaks, group, read(key, value)?),
+            StateKey::Control(scope) => put(&mut state.controls, scope, read(key, value)?),
+            StateKey::Target(target) => put(&mut state.targets, target, read(key, value)?),
+            StateKey::Budget(policy) => put(&mut state.budgets, policy, read(key, value)?),
+            StateKey::Precision(detector) => put(&mut state.precision, detector, read(key, value)?),
+            StateKey::Episode(episode_key) => {
+                let episode: Option<Episode> = read(key, value)?;
+                if let Some(old) = self.state.episodes.remove(&episode_key) {
+                    self.index.remove(&episode_key, &old);
+                }
+                if let Some(episode) = episode {
+                    self.index.add(&episode_key, &episode);
+                    self.state.episodes.insert(episode_key, episode);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// State records to write in this commit: what changed since the last call. `None` is a tombstone.
+    pub fn take_dirty(&mut self) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+        std::mem::take(&mut self.dirty)
+            .into_iter()
+            .map(|address| (address.encode(), self.value(&address)))
+            .collect()
+    }
+
+    fn value(&self, address: &StateKey) -> Option<Vec<u8>> {
+        let state = &self.state;
+        match address {
+            StateKey::Clock => write(Some(&state.clock)),
+            StateKey::Position(topic) => write(state.positions.get(topic)),
+            StateKey::Progress(partition) => write(state.progress.get(partition)),
+            StateKey::Peak(group) => write(state.peaks.get(group)),
+            StateKey::Control(scope) => write(state.controls.get(scope)),
+            StateKey::Episode(key) => write(state.episodes.get(key)),
+            StateKey::Target(target) => write(state.targets.get(target)),
+            StateKey::Budget(policy) => write(state.budgets.get(policy)),
+            StateKey::Precision(detector) => write(state.precision.get(detector)),
+        }
+    }
+}
+
+fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
+    match value {
+        Some(value) => map.insert(key, value),
+        None => map.remove(&key),
+    };
+}
+
+fn read<T: DeserializeOwned>(key: &[u8], value: Option<&[u8]>) -> Result<Option<T>, Error> {
+    value
+        .map(serde_json::from_slice)
+        .transpose()
+        .map_err(|source| Error::Value {
+            key: String::from_utf8_lossy(key).into_owned(),
+            source,
+        })
+}
+
+fn write<T: Serialize>(value: Option<&T>) -> Option<Vec<u8>> {
+    value.map(|value| serde_json::to_vec(value).expect("state has string keys and finite numbers"))
+}
