@@ -6,6 +6,7 @@
 //! Fails with [`Error`], which never means a bad record.
 
 pub mod accumulate;
+pub mod assemble;
 pub mod error;
 pub mod spec;
 

@@ -1,0 +1,665 @@
+//! The assembling half of detect: panes of all source partitions → closed windows → feature rows.
+//!
+//! Owns the rings of panes, the progress table and the moment at which a window closes. Promises that a window's content
+//! depends on the panes in it and not on the order in which their writers interleaved: partials merge in the order (pane,
+//! source partition, first source offset). Knows nothing of detectors or topics. Fails with [`Error`] on a pane record that does not
+//! fit its pane set; the caller decides what becomes of the record.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use arrow::{
+    array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, TimestampMillisecondArray, new_null_array},
+    compute::{cast, filter_record_batch},
+    datatypes::{DataType, Int64Type},
+    row::{OwnedRow, RowConverter, SortField},
+};
+use protocol::log::{ActiveSet, PaneHeader, SourceProgress};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Error,
+    accumulate::{Accumulator, accumulator},
+    spec::{PaneSetSpec, Pipeline, ViewSpec, WindowSpec},
+};
+
+/// How far every source has come, as one `panes` partition has been told. Written to the state topic as it stood at low-water.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ProgressTable {
+    pub sources: BTreeMap<u64, SourceTable>,
+}
+
+/// How far the partitions of one source have come.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SourceTable {
+    pub partition_count: i32,
+    pub partitions: BTreeMap<i32, PartitionTable>,
+    /// The watermark that windows were closed for. Never goes back.
+    pub closed_ms: Option<i64>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PartitionTable {
+    pub watermark_ms: Option<i64>,
+    pub idle: bool,
+    pub source_offset: i64,
+    #[serde(default)]
+    pub sets: Vec<ActiveSet>,
+}
+
+impl SourceTable {
+    /// Minimum over the partitions that are not idle; `None` while one of them has never spoken, or all are idle.
+    fn watermark_ms(&self) -> Option<i64> {
+        let known = (0..self.partition_count).map(|partition| self.partitions.get(&partition));
+        let mut minimum = None;
+        for partition in known {
+            let partition = partition?;
+            if !partition.idle {
+                let watermark = partition.watermark_ms?;
+                minimum = Some(minimum.map_or(watermark, |least: i64| least.min(watermark)));
+            }
+        }
+        minimum
+    }
+
+    /// Whether every partition is idle: nothing advances, so nothing can be told silent.
+    pub fn all_idle(&self) -> bool {
+        self.partitions.values().all(|partition| partition.idle)
+    }
+
+    /// The latest first pane of a set over the partitions: a window that starts before it may be incomplete.
+    fn first_pane_ms(&self, set: u64) -> Option<i64> {
+        let sets = self.partitions.values().flat_map(|partition| &partition.sets);
+        sets.filter(|active| active.set == set)
+            .filter_map(|active| active.first_pane_ms)
+            .max()
+    }
+}
+
+/// The rows of a view for one closed window.
+#[derive(Debug)]
+pub struct ClosedWindow {
+    /// Index of the pipeline, and of the view in it.
+    pub pipeline: usize,
+    pub view: usize,
+    pub start_ms: i64,
+    pub end_ms: i64,
+    /// The view's output, after HAVING, in key order. May have no rows.
+    pub rows: RecordBatch,
+}
+
+/// The last event time of entities that a silence detector watches, as one pane record has them.
+#[derive(Debug)]
+pub struct Sighting {
+    pub pipeline: usize,
+    pub pane_set: usize,
+    pub source: u64,
+    pub source_partition: i32,
+    /// Key columns.
+    pub keys: Vec<ArrayRef>,
+    pub last_seen_ms: Vec<Option<i64>>,
+}
+
+/// Rows of a pane that came for windows already closed here: they are late, and nothing re-opens.
+#[derive(Debug)]
+pub struct LatePane {
+    pub pipeline: usize,
+    pub view: usize,
+    pub pane_start_ms: i64,
+    /// `pane_start`, `first_offset`, keys, states.
+    pub rows: RecordBatch,
+}
+
+/// What one record of the `panes` log brought about.
+#[derive(Debug, Default)]
+pub struct Assembled {
+    pub closed: Vec<ClosedWindow>,
+    pub sightings: Vec<Sighting>,
+    pub late: Vec<LatePane>,
+    /// The watermark that windows are closed for moved.
+    pub advanced: bool,
+    /// The record was below the last one seen from its source partition: a stale writer's.
+    pub stale: bool,
+    /// No pipeline here has this pane set or source.
+    pub unknown: bool,
+}
+
+/// One pane's partials from one record.
+struct Block {
+    log_offset: i64,
+    source_partition: i32,
+    first_offset: i64,
+    watermark_ms: i64,
+    entities: Vec<u32>,
+    states: Vec<ArrayRef>,
+}
+
+/// The panes of one pane set.
+struct Ring {
+    pipeline: usize,
+    set: usize,
+    /// Fingerprint of the source.
+    source: u64,
+    spec: PaneSetSpec,
+    /// State columns of each aggregate: from, to.
+    states: Vec<(usize, usize)>,
+    converter: RowConverter,
+    ids: HashMap<OwnedRow, u32>,
+    keys: Vec<OwnedRow>,
+    panes: BTreeMap<i64, Vec<Block>>,
+    views: Vec<View>,
+    /// Some silence detector watches this set directly.
+    watched: bool,
+}
+
+struct View {
+    index: usize,
+    spec: ViewSpec,
+    /// For FILL MISSING: keys seen lately, with the windows since.
+    missing: BTreeMap<OwnedRow, u32>,
+}
+
+/// Assembles the windows of one `panes` partition.
+pub struct Assembler {
+    table: ProgressTable,
+    rings: Vec<Ring>,
+}
+
+impl Assembler {
+    pub fn new(pipelines: &[Pipeline]) -> Result<Self, Error> {
+        let mut rings = Vec::new();
+        for (pipeline_index, pipeline) in pipelines.iter().enumerate() {
+            for (set, spec) in pipeline.pane_sets.iter().enumerate() {
+                rings.push(Ring::new(pipeline_index, set, spec, pipeline)?);
+            }
+        }
+        Ok(Self {
+            table: ProgressTable::default(),
+            rings,
+        })
+    }
+
+    /// The progress table as it stands.
+    pub fn table(&self) -> &ProgressTable {
+        &self.table
+    }
+
+    /// Starts from a table that was written at low-water.
+    pub fn restore(&mut self, table: ProgressTable) {
+        self.table = table;
+    }
+
+    /// Least log offset of a pane that an open window still needs.
+    pub fn needed_since(&self) -> Option<i64> {
+        let blocks = self.rings.iter().flat_map(|ring| ring.panes.values().flatten());
+        blocks.map(|block| block.log_offset).min()
+    }
+
+    /// Panes held, for the operator's eyes.
+    pub fn pane_count(&self) -> usize {
+        self.rings.iter().map(|ring| ring.panes.len()).sum()
+    }
+
+    /// Takes in a pane record.
+    pub fn panes(&mut self, log_offset: i64, header: &PaneHeader, rows: &RecordBatch) -> Result<Assembled, Error> {
+        let mut assembled = Assembled::default();
+        let source = self.table.sources.entry(header.source).or_default();
+        let partition = source.partitions.entry(header.source_partition).or_default();
+        if header.source_offset < partition.source_offset {
+            assembled.stale = true;
+            return Ok(assembled);
+        }
+        partition.source_offset = header.source_offset;
+        let closed_ms = source.closed_ms;
+        assembled.unknown = true;
+        for ring in self.rings.iter_mut().filter(|ring| ring.spec.fingerprint == header.set) {
+            assembled.unknown = false;
+            ring.take(log_offset, header, rows, closed_ms, &mut assembled)?;
+        }
+        Ok(assembled)
+    }
+
+    /// Takes in a progress record, and closes what it lets close.
+    pub fn progress(&mut self, progress: &SourceProgress) -> Result<Assembled, Error> {
+        let mut assembled = Assembled::default();
+        let source = self.table.sources.entry(progress.source).or_default();
+        source.partition_count = source.partition_count.max(progress.partition_count);
+        for told in &progress.partitions {
+            let partition = source.partitions.entry(told.partition).or_default();
+            if told.source_offset < partition.source_offset {
+                assembled.stale = true;
+                continue;
+            }
+            partition.source_offset = told.source_offset;
+            partition.watermark_ms = partition.watermark_ms.max(told.watermark_ms);
+            partition.idle = told.idle;
+            partition.sets.clone_from(&told.sets);
+        }
+        let Some(watermark) = source.watermark_ms() else {
+            return Ok(assembled);
+        };
+        let before = source.closed_ms;
+        if before.is_some_and(|before| watermark <= before) {
+            return Ok(assembled);
+        }
+        source.closed_ms = Some(watermark);
+        assembled.advanced = true;
+        let source = &self.table.sources[&progress.source];
+        for ring in self.rings.iter_mut().filter(|ring| ring.source == progress.source) {
+            ring.close(
+                before,
+                watermark,
+                source.first_pane_ms(ring.spec.fingerprint),
+                &mut assembled.closed,
+            )?;
+            ring.evict(watermark);
+        }
+        assembled
+            .closed
+            .sort_by_key(|closed| (closed.end_ms, closed.pipeline, closed.view));
+        Ok(assembled)
+    }
+}
+
+impl WindowSpec {
+    /// The first window end after this time.
+    fn end_after(&self, time_ms: i64) -> i64 {
+        let phase = self.offset_ms + self.size_ms;
+        time_ms - (time_ms - phase).rem_euclid(self.slide_ms) + self.slide_ms
+    }
+
+    /// The end of the last window that covers this pane.
+    fn last_end(&self, pane_start_ms: i64) -> i64 {
+        pane_start_ms - (pane_start_ms - self.offset_ms).rem_euclid(self.slide_ms) + self.size_ms
+    }
+}
+
+impl Ring {
+    fn new(pipeline: usize, set: usize, spec: &PaneSetSpec, all: &Pipeline) -> Result<Self, Error> {
+        let mut states = Vec::new();
+        let mut from = 2 + spec.keys.len();
+        for aggregate in &spec.aggregates {
+            let to = from + accumulator(aggregate)?.state_fields().len();
+            states.push((from, to));
+            from = to;
+        }
+        let fields = spec
+            .key_fields
+            .iter()
+            .map(|field| SortField::new(plain(field.data_type())))
+            .collect();
+        let views = all.views.iter().enumerate().filter(|(_, view)| view.pane_set == set);
+        let watched = all
+            .detectors
+            .iter()
+            .any(|detector| detector.input == crate::spec::DetectorInput::PaneSet(set));
+        Ok(Self {
+            pipeline,
+            set,
+            source: all.sources[spec.source].fingerprint,
+            spec: spec.clone(),
+            states,
+            converter: RowConverter::new(fields)?,
+            ids: HashMap::new(),
+            keys: Vec::new(),
+            panes: BTreeMap::new(),
+            views: views
+                .map(|(index, spec)| View {
+                    index,
+                    spec: spec.clone(),
+                    missing: BTreeMap::new(),
+                })
+                .collect(),
+            watched,
+        })
+    }
+
+    fn take(
+        &mut self,
+        log_offset: i64,
+        header: &PaneHeader,
+        rows: &RecordBatch,
+        closed_ms: Option<i64>,
+        assembled: &mut Assembled,
+    ) -> Result<(), Error> {
+        let expected = self.states.last().map_or(2 + self.spec.keys.len(), |(_, to)| *to);
+        if rows.num_columns() != expected {
+            let found = format!("{} columns", rows.num_columns());
+            return Err(Error::Shape {
+                what: "pane record",
+                expected: format!("{expected} columns"),
+                found,
+            });
+        }
+        let starts = int64s(rows, 0)?;
+        let first_offsets = int64s(rows, 1)?;
+        if self.watched {
+            assembled.sightings.push(self.sighting(header, rows)?);
+        }
+        if self.views.is_empty() {
+            return Ok(());
+        }
+        let mut from = 0;
+        while from < rows.num_rows() {
+            let pane_start = starts[from];
+            let length = starts[from..].iter().take_while(|start| **start == pane_start).count();
+            let slice = rows.slice(from, length);
+            let first_offset = first_offsets[from..from + length].iter().copied().min().unwrap_or(0);
+            self.late(pane_start, header.watermark_ms, closed_ms, &slice, assembled);
+            if self.needed(pane_start, closed_ms) {
+                self.insert(pane_start, log_offset, first_offset, header, &slice)?;
+            }
+            from += length;
+        }
+        Ok(())
+    }
+
+    /// A pane whose row would have joined a window that is closed by now is late for that window.
+    fn late(&self, pane: i64, watermark: i64, closed: Option<i64>, rows: &RecordBatch, assembled: &mut Assembled) {
+        let Some(closed) = closed else { return };
+        for view in &self.views {
+            let window = &view.spec.window;
+            let open = pane.max(watermark.saturating_sub(window.lateness_ms));
+            let end = window.end_after(open);
+            if end <= window.last_end(pane) && end + window.lateness_ms <= closed {
+                let late = LatePane {
+                    pipeline: self.pipeline,
+                    view: view.index,
+                    pane_start_ms: pane,
+                    rows: rows.clone(),
+                };
+                assembled.late.push(late);
+            }
+        }
+    }
+
+    /// Whether some window over the pane is still open, or a silent key may have to be filled in from it.
+    fn needed(&self, pane_start_ms: i64, closed_ms: Option<i64>) -> bool {
+        let Some(closed) = closed_ms else { return true };
+        self.views.iter().any(|view| {
+            let window = &view.spec.window;
+            let kept = window.lateness_ms + i64::from(view.spec.fill_missing_windows) * window.slide_ms;
+            window.last_end(pane_start_ms) + kept > closed
+        })
+    }
+
+    fn insert(
+        &mut self,
+        pane_start: i64,
+        log_offset: i64,
+        first_offset: i64,
+        header: &PaneHeader,
+        rows: &RecordBatch,
+    ) -> Result<(), Error> {
+        let keys = self.plain_keys(rows)?;
+        let converted = self.converter.convert_columns(&keys)?;
+        let entities = converted.iter().map(|row| {
+            let row = row.owned();
+            *self.ids.entry(row).or_insert_with_key(|row| {
+                self.keys.push(row.clone());
+                (self.keys.len() - 1) as u32
+            })
+        });
+        let block = Block {
+            log_offset,
+            source_partition: header.source_partition,
+            first_offset,
+            watermark_ms: header.watermark_ms,
+            entities: entities.collect(),
+            states: rows.columns()[2 + self.spec.keys.len()..].to_vec(),
+        };
+        let blocks = self.panes.entry(pane_start).or_default();
+        let order = |block: &Block| (block.source_partition, block.first_offset, block.log_offset);
+        let at = blocks.partition_point(|other| order(other) <= order(&block));
+        blocks.insert(at, block);
+        Ok(())
+    }
+
+    fn plain_keys(&self, rows: &RecordBatch) -> Result<Vec<ArrayRef>, Error> {
+        let columns = &rows.columns()[2..2 + self.spec.keys.len()];
+        let cast_plain =
+            |(column, field): (&ArrayRef, &arrow::datatypes::FieldRef)| cast(column, &plain(field.data_type()));
+        Ok(columns
+            .iter()
+            .zip(&self.spec.key_fields)
+            .map(cast_plain)
+            .collect::<Result<_, _>>()?)
+    }
+
+    fn sighting(&self, header: &PaneHeader, rows: &RecordBatch) -> Result<Sighting, Error> {
+        let mut latest = accumulator(&self.spec.aggregates[0])?;
+        let groups: Vec<u32> = (0..rows.num_rows() as u32).collect();
+        let (from, to) = self.states[0];
+        latest.merge(&groups, &rows.columns()[from..to], groups.len())?;
+        let seen = cast(
+            &latest.evaluate()?,
+            &DataType::Timestamp(arrow::datatypes::TimeUnit::Millisecond, None),
+        )?;
+        let seen = cast(&seen, &DataType::Int64)?;
+        Ok(Sighting {
+            pipeline: self.pipeline,
+            pane_set: self.set,
+            source: header.source,
+            source_partition: header.source_partition,
+            keys: self.plain_keys(rows)?,
+            last_seen_ms: seen.as_primitive::<Int64Type>().iter().collect(),
+        })
+    }
+
+    /// Closes every window whose end + lateness lies in (before, now], in order of their ends.
+    fn close(
+        &mut self,
+        before: Option<i64>,
+        now: i64,
+        first_pane: Option<i64>,
+        closed: &mut Vec<ClosedWindow>,
+    ) -> Result<(), Error> {
+        for view in 0..self.views.len() {
+            let window = self.views[view].spec.window.clone();
+            let Some((earliest, _)) = self.panes.first_key_value() else {
+                continue;
+            };
+            let mut end = match before {
+                Some(before) => window.end_after(before - window.lateness_ms),
+                None => window.end_after(*earliest),
+            };
+            while end + window.lateness_ms <= now {
+                if self.views[view].missing.is_empty() {
+                    // Nothing to say for windows without panes: on to the next pane's first window.
+                    let Some((pane, _)) = self.panes.range(end - window.size_ms..).next() else {
+                        break;
+                    };
+                    if *pane >= end {
+                        end = window.end_after(*pane);
+                        continue;
+                    }
+                }
+                let start = end - window.size_ms;
+                if first_pane.is_none_or(|first| start >= first) {
+                    let rows = self.evaluate(view, start, end)?;
+                    let (pipeline, view) = (self.pipeline, self.views[view].index);
+                    closed.push(ClosedWindow {
+                        pipeline,
+                        view,
+                        start_ms: start,
+                        end_ms: end,
+                        rows,
+                    });
+                }
+                end += window.slide_ms;
+            }
+        }
+        Ok(())
+    }
+
+    fn evaluate(&mut self, view: usize, start: i64, end: i64) -> Result<RecordBatch, Error> {
+        let spec = self.views[view].spec.clone();
+        let (entities, mut values) = self.merge(&spec, start, end)?;
+        let mut keys: Vec<OwnedRow> = entities.iter().map(|id| self.keys[*id as usize].clone()).collect();
+        if spec.fill_missing_windows > 0 {
+            let filled = fill(&mut self.views[view].missing, &keys, spec.fill_missing_windows);
+            for value in &mut values {
+                let nulls = new_null_array(value.data_type(), filled.len());
+                *value = arrow::compute::concat(&[&*value, &nulls])?;
+            }
+            keys.extend(filled);
+        }
+        let mut order: Vec<u32> = (0..keys.len() as u32).collect();
+        order.sort_unstable_by(|a, b| keys[*a as usize].cmp(&keys[*b as usize]));
+        let sorted = self
+            .converter
+            .convert_rows(order.iter().map(|at| keys[*at as usize].row()))?;
+        let order = arrow::array::UInt32Array::from(order);
+        let values: Vec<ArrayRef> = values
+            .iter()
+            .map(|value| arrow::compute::take(value, &order, None))
+            .collect::<Result<_, _>>()?;
+        project(&spec, sorted, values, start, end, keys.len())
+    }
+
+    /// Merges the panes of one window: the entities in it, and the view's aggregates of each.
+    fn merge(&self, spec: &ViewSpec, start: i64, end: i64) -> Result<(Vec<u32>, Vec<ArrayRef>), Error> {
+        let mut accumulators: Vec<Box<dyn Accumulator>> = spec
+            .aggregates
+            .iter()
+            .map(|at| accumulator(&self.spec.aggregates[*at]))
+            .collect::<Result<_, _>>()?;
+        const ABSENT: u32 = u32::MAX;
+        let mut dense = vec![ABSENT; self.keys.len()];
+        let mut entities = Vec::new();
+        let mut groups = Vec::new();
+        let blocks = self.panes.range(start..end).flat_map(|(_, blocks)| blocks);
+        for block in blocks.filter(|block| block.watermark_ms < end + spec.window.lateness_ms) {
+            groups.clear();
+            for entity in &block.entities {
+                let group = &mut dense[*entity as usize];
+                if *group == ABSENT {
+                    *group = entities.len() as u32;
+                    entities.push(*entity);
+                }
+                groups.push(*group);
+            }
+            let first_state = 2 + self.spec.keys.len();
+            for (accumulator, at) in accumulators.iter_mut().zip(&spec.aggregates) {
+                let (from, to) = self.states[*at];
+                let states = &block.states[from - first_state..to - first_state];
+                accumulator.merge(&groups, states, entities.len())?;
+            }
+        }
+        let values = accumulators
+            .iter_mut()
+            .map(|accumulator| accumulator.evaluate())
+            .collect::<Result<_, _>>()?;
+        Ok((entities, values))
+    }
+
+    /// Forgets panes that no open window needs, and keys that no pane has any more.
+    fn evict(&mut self, closed: i64) {
+        while let Some((pane, _)) = self.panes.first_key_value() {
+            if self.needed(*pane, Some(closed)) {
+                break;
+            }
+            self.panes.pop_first();
+        }
+        if self.keys.len() < 4096 {
+            return;
+        }
+        const DEAD: u32 = u32::MAX;
+        let mut live = vec![DEAD; self.keys.len()];
+        let mut keys = Vec::new();
+        for entity in self.panes.values().flatten().flat_map(|block| &block.entities) {
+            if live[*entity as usize] == DEAD {
+                live[*entity as usize] = keys.len() as u32;
+                keys.push(self.keys[*entity as usize].clone());
+            }
+        }
+        if keys.len() * 2 > self.keys.len() {
+            return;
+        }
+        for entity in self.panes.values_mut().flatten().flat_map(|block| &mut block.entities) {
+            *entity = live[*entity as usize];
+        }
+        self.ids = keys.iter().cloned().zip(0..).collect();
+        self.keys = keys;
+    }
+}
+
+/// Keys seen lately but not in this window; brings the memory of them up to date.
+fn fill(missing: &mut BTreeMap<OwnedRow, u32>, present: &[OwnedRow], windows_max: u32) -> Vec<OwnedRow> {
+    let here: std::collections::HashSet<&OwnedRow> = present.iter().collect();
+    let mut filled = Vec::new();
+    missing.retain(|key, windows| {
+        if here.contains(key) {
+            return true;
+        }
+        *windows += 1;
+        filled.push(key.clone());
+        *windows < windows_max
+    });
+    for key in present {
+        missing.insert(key.clone(), 0);
+    }
+    filled
+}
+
+/// HAVING and SELECT over the merged aggregates of one window.
+fn project(
+    spec: &ViewSpec,
+    mut columns: Vec<ArrayRef>,
+    values: Vec<ArrayRef>,
+    start: i64,
+    end: i64,
+    rows: usize,
+) -> Result<RecordBatch, Error> {
+    for time in [start, end] {
+        columns.push(Arc::new(TimestampMillisecondArray::from_value(time, rows)));
+    }
+    columns.extend(values);
+    let fields = spec.input.fields();
+    let columns: Vec<ArrayRef> = columns
+        .iter()
+        .zip(fields)
+        .map(|(column, field)| cast(column, field.data_type()))
+        .collect::<Result<_, _>>()?;
+    let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(rows));
+    let mut input = RecordBatch::try_new_with_options(Arc::clone(&spec.input), columns, &options)?;
+    if let Some(having) = &spec.having {
+        let kept = having.evaluate(&input)?.into_array(input.num_rows())?;
+        let kept: &BooleanArray = kept.as_boolean();
+        input = filter_record_batch(&input, kept)?;
+    }
+    let mut output = Vec::with_capacity(spec.projection.len());
+    for (expression, field) in spec.projection.iter().zip(spec.output.fields()) {
+        let value = expression.evaluate(&input)?.into_array(input.num_rows())?;
+        output.push(cast(&value, field.data_type())?);
+    }
+    let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(input.num_rows()));
+    Ok(RecordBatch::try_new_with_options(
+        Arc::clone(&spec.output),
+        output,
+        &options,
+    )?)
+}
+
+/// Keys are compared by value: dictionaries of different records number the same text differently.
+fn plain(data_type: &DataType) -> DataType {
+    match data_type {
+        DataType::Dictionary(_, value) => (**value).clone(),
+        other => other.clone(),
+    }
+}
+
+fn int64s(rows: &RecordBatch, column: usize) -> Result<&[i64], Error> {
+    let found = rows.column(column).as_primitive_opt::<Int64Type>();
+    let shape = || Error::Shape {
+        what: "pane_start and first_offset",
+        expected: "int64".into(),
+        found: rows.column(column).data_type().to_string(),
+    };
+    Ok(found.ok_or_else(shape)?.values())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,307 @@
+//! Invariant 5: windows are exact for any split over partitions and any interleaving of the writers.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use arrow::{
+    array::{ArrayRef, AsArray, Float64Array, Int64Array, RecordBatch, StringArray},
+    datatypes::{DataType, Field, Float64Type, Int64Type, Schema, TimeUnit, TimestampMillisecondType},
+};
+use datafusion::physical_expr::{PhysicalExpr, expressions::Column};
+use proptest::prelude::*;
+use protocol::log::{PartitionProgress, SourceProgress};
+
+use super::*;
+use crate::spec::{AggregateKind, AggregateSpec, Format, SourceSpec, StartupMode};
+
+const SET: u64 = 7;
+const SOURCE: u64 = 1;
+
+fn column(name: &str, at: usize) -> Arc<dyn PhysicalExpr> {
+    Arc::new(Column::new(name, at))
+}
+
+fn pipeline(window: WindowSpec, fill: u32) -> Pipeline {
+    let schema = Arc::new(Schema::new(vec![
+        Field::new("ts", DataType::Timestamp(TimeUnit::Millisecond, None), true),
+        Field::new("service", DataType::Utf8, true),
+        Field::new("value", DataType::Float64, true),
+    ]));
+    let time = || Field::new("t", DataType::Timestamp(TimeUnit::Millisecond, None), true);
+    let input = Arc::new(Schema::new(vec![
+        Field::new("service", DataType::Utf8, true),
+        time().with_name("window_start"),
+        time().with_name("window_end"),
+        Field::new("agg_0", DataType::Int64, true),
+        Field::new("agg_1", DataType::Float64, true),
+    ]));
+    let aggregate = |kind, output| AggregateSpec {
+        kind,
+        args: vec![column("value", 2)],
+        filter: None,
+        output,
+    };
+    Pipeline {
+        name: "test".into(),
+        sources: vec![SourceSpec {
+            name: "rows".into(),
+            fingerprint: SOURCE,
+            topic: "rows".into(),
+            format: Format::Json,
+            start: StartupMode::Earliest,
+            schema,
+            metadata: vec![],
+            paths: vec![],
+            event_time: 0,
+            delay_ms: 0,
+            idle_timeout_ms: None,
+            max_future_skew_ms: i64::MAX,
+            max_drift_ms: i64::MAX,
+        }],
+        pane_sets: vec![PaneSetSpec {
+            fingerprint: SET,
+            source: 0,
+            filter: None,
+            keys: vec![column("service", 1)],
+            key_fields: vec![Arc::new(Field::new("service", DataType::Utf8, true))],
+            aggregates: vec![
+                aggregate(AggregateKind::Count, DataType::Int64),
+                aggregate(AggregateKind::Sum, DataType::Float64),
+            ],
+            width_ms: 1_000,
+            windows: vec![window.clone()],
+        }],
+        views: vec![ViewSpec {
+            name: "v".into(),
+            pane_set: 0,
+            window,
+            aggregates: vec![0, 1],
+            projection: (0..5).map(|at| column(input.field(at).name(), at)).collect(),
+            output: Arc::clone(&input),
+            input,
+            having: None,
+            fill_missing_windows: fill,
+        }],
+        detectors: vec![],
+        policies: vec![],
+    }
+}
+
+fn window(size: i64, slide: i64, lateness: i64) -> WindowSpec {
+    let late_topic = None;
+    WindowSpec {
+        view: "test.v".into(),
+        size_ms: size,
+        slide_ms: slide,
+        offset_ms: 0,
+        lateness_ms: lateness,
+        late_topic,
+    }
+}
+
+/// A pane record of one pane: (key, values).
+fn panes(pipeline: &Pipeline, start: i64, first_offset: i64, rows: &BTreeMap<String, Vec<f64>>) -> RecordBatch {
+    let specs = &pipeline.pane_sets[0].aggregates;
+    let mut states = Vec::new();
+    let mut fields = vec![
+        Field::new("pane_start", DataType::Int64, false),
+        Field::new("first_offset", DataType::Int64, false),
+        Field::new("service", DataType::Utf8, true),
+    ];
+    for spec in specs {
+        let mut accumulator = accumulator(spec).unwrap();
+        for (group, values) in rows.values().enumerate() {
+            let groups = vec![group as u32; values.len()];
+            let args: Vec<ArrayRef> = vec![Arc::new(Float64Array::from(values.clone()))];
+            accumulator.update(&groups, &args, None, rows.len()).unwrap();
+        }
+        fields.extend(accumulator.state_fields().iter().map(|field| field.as_ref().clone()));
+        states.extend(accumulator.state().unwrap());
+    }
+    let mut columns: Vec<ArrayRef> = vec![
+        Arc::new(Int64Array::from(vec![start; rows.len()])),
+        Arc::new(Int64Array::from(vec![first_offset; rows.len()])),
+        Arc::new(StringArray::from(rows.keys().cloned().collect::<Vec<_>>())),
+    ];
+    columns.extend(states);
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).unwrap()
+}
+
+fn header(partition: i32, watermark_ms: i64, source_offset: i64) -> PaneHeader {
+    PaneHeader {
+        set: SET,
+        source: SOURCE,
+        source_partition: partition,
+        watermark_ms,
+        source_offset,
+    }
+}
+
+fn progress(count: i32, partition: i32, watermark: i64, idle: bool, source_offset: i64) -> SourceProgress {
+    let sets = Vec::new();
+    let told = PartitionProgress {
+        partition,
+        watermark_ms: Some(watermark),
+        idle,
+        source_offset,
+        sets,
+    };
+    SourceProgress {
+        source: SOURCE,
+        partition_count: count,
+        partitions: vec![told],
+        clock: 0,
+    }
+}
+
+/// (window end, key) → (count, sum).
+fn results(closed: &[ClosedWindow]) -> BTreeMap<(i64, String), (i64, f64)> {
+    let mut found = BTreeMap::new();
+    for window in closed {
+        let ends = window.rows.column(2).as_primitive::<TimestampMillisecondType>();
+        for row in 0..window.rows.num_rows() {
+            assert_eq!(ends.value(row), window.end_ms);
+            let key = (
+                window.end_ms,
+                window.rows.column(0).as_string::<i32>().value(row).to_owned(),
+            );
+            let count = window.rows.column(3).as_primitive::<Int64Type>().value(row);
+            let sum = window.rows.column(4).as_primitive::<Float64Type>().value(row);
+            assert!(found.insert(key, (count, sum)).is_none(), "a window closed twice");
+        }
+    }
+    found
+}
+
+#[test]
+fn a_partition_never_heard_of_holds_every_window_open() {
+    let pipeline = pipeline(window(1_000, 1_000, 0), 0);
+    let mut assembler = Assembler::new(std::slice::from_ref(&pipeline)).unwrap();
+    let rows = panes(&pipeline, 0, 0, &[("a".into(), vec![1.0])].into());
+    assembler.panes(0, &header(0, i64::MIN, 1), &rows).unwrap();
+    assert!(
+        assembler
+            .progress(&progress(2, 0, 9_000, false, 2))
+            .unwrap()
+            .closed
+            .is_empty()
+    );
+    // Idle counts as heard of, and holds nothing.
+    assert_eq!(assembler.progress(&progress(2, 1, 0, true, 0)).unwrap().closed.len(), 1);
+}
+
+#[test]
+fn lateness_postpones_the_close_and_what_comes_after_it_is_late() {
+    let pipeline = pipeline(window(1_000, 1_000, 2_000), 0);
+    let mut assembler = Assembler::new(std::slice::from_ref(&pipeline)).unwrap();
+    let first = panes(&pipeline, 0, 0, &[("a".into(), vec![1.0])].into());
+    let delta = panes(&pipeline, 0, 5, &[("a".into(), vec![2.0])].into());
+    assembler.panes(0, &header(0, i64::MIN, 1), &first).unwrap();
+    assert!(
+        assembler
+            .progress(&progress(1, 0, 2_999, false, 2))
+            .unwrap()
+            .closed
+            .is_empty()
+    );
+    assembler.panes(2, &header(0, 2_000, 6), &delta).unwrap();
+    let closed = assembler.progress(&progress(1, 0, 3_000, false, 7)).unwrap().closed;
+    assert_eq!(results(&closed), [((1_000, "a".to_owned()), (2, 3.0))].into());
+    // Open for its own partition's watermark, closed here: late, and nothing re-opens.
+    let late = assembler.panes(4, &header(0, 2_000, 8), &delta).unwrap();
+    assert_eq!((late.late.len(), late.late[0].pane_start_ms), (1, 0));
+    assert!(
+        assembler
+            .progress(&progress(1, 0, 9_000, false, 9))
+            .unwrap()
+            .closed
+            .is_empty()
+    );
+}
+
+#[test]
+fn stale_writers_are_ignored_and_counted() {
+    let pipeline = pipeline(window(1_000, 1_000, 0), 0);
+    let mut assembler = Assembler::new(std::slice::from_ref(&pipeline)).unwrap();
+    let rows = panes(&pipeline, 0, 0, &[("a".into(), vec![1.0])].into());
+    assembler.panes(0, &header(0, i64::MIN, 10), &rows).unwrap();
+    assert!(assembler.panes(1, &header(0, i64::MIN, 9), &rows).unwrap().stale);
+    assert!(!assembler.panes(2, &header(0, i64::MIN, 10), &rows).unwrap().stale);
+    let closed = assembler.progress(&progress(1, 0, 1_000, false, 10)).unwrap().closed;
+    assert_eq!(results(&closed)[&(1_000, "a".to_owned())].0, 2);
+}
+
+#[test]
+fn silent_keys_are_filled_in_for_as_many_windows_as_asked() {
+    let pipeline = pipeline(window(1_000, 1_000, 0), 2);
+    let mut assembler = Assembler::new(std::slice::from_ref(&pipeline)).unwrap();
+    let rows = panes(&pipeline, 0, 0, &[("a".into(), vec![1.0])].into());
+    assembler.panes(0, &header(0, i64::MIN, 1), &rows).unwrap();
+    let closed = assembler.progress(&progress(1, 0, 9_000, false, 2)).unwrap().closed;
+    let filled: Vec<(i64, usize)> = closed
+        .iter()
+        .map(|window| (window.end_ms, window.rows.column(4).null_count()))
+        .collect();
+    assert_eq!(filled, [(1_000, 0), (2_000, 1), (3_000, 1)]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn windows_equal_brute_force(
+        rows in prop::collection::vec((0..3i32, 0..20_000i64, 0..4u8, -100..100i32), 1..120),
+        (size, slide) in prop::sample::select(vec![(1_000, 1_000), (4_000, 1_000), (6_000, 3_000), (5_000, 2_000)]),
+        order in prop::collection::vec(any::<u32>(), 200),
+        cut in 1..4usize,
+    ) {
+        let pipeline = pipeline(window(size, slide, 0), 0);
+        let mut expected: BTreeMap<(i64, String), (i64, f64)> = BTreeMap::new();
+        let mut by_pane: BTreeMap<(i32, i64), Vec<(String, f64)>> = BTreeMap::new();
+        for (partition, time, key, value) in &rows {
+            let key = format!("k{key}");
+            by_pane.entry((*partition, time / 1_000 * 1_000)).or_default().push((key.clone(), f64::from(*value)));
+            let mut start = time - time.rem_euclid(slide);
+            while start + size > *time {
+                let entry = expected.entry((start + size, key.clone())).or_default();
+                entry.0 += 1;
+                entry.1 += f64::from(*value);
+                start -= slide;
+            }
+        }
+        // Every pane in up to `cut` partials; the writers' records interleave at random, each writer's own in order.
+        let mut writers: BTreeMap<i32, Vec<(i64, RecordBatch)>> = BTreeMap::new();
+        for ((partition, pane), rows) in &by_pane {
+            for (part, chunk) in rows.chunks(rows.len().div_ceil(cut)).enumerate() {
+                let mut keyed: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+                chunk.iter().for_each(|(key, value)| keyed.entry(key.clone()).or_default().push(*value));
+                writers.entry(*partition).or_default().push((*pane, panes(&pipeline, *pane, pane + part as i64, &keyed)));
+            }
+        }
+        let mut assembler = Assembler::new(std::slice::from_ref(&pipeline)).unwrap();
+        let mut closed = Vec::new();
+        let mut log = 0;
+        let mut queues: Vec<(i32, std::vec::IntoIter<(i64, RecordBatch)>)> =
+            (0..3).map(|p| (p, writers.remove(&p).unwrap_or_default().into_iter())).collect();
+        let mut choices = order.into_iter().cycle();
+        while !queues.is_empty() {
+            let at = choices.next().unwrap() as usize % queues.len();
+            let (partition, queue) = &mut queues[at];
+            match queue.next() {
+                Some((pane, record)) => {
+                    assembler.panes(log, &header(*partition, i64::MIN, log), &record).unwrap();
+                    let told = progress(3, *partition, pane, false, log);
+                    closed.extend(assembler.progress(&told).unwrap().closed);
+                }
+                None => {
+                    let told = progress(3, *partition, 1_000_000, false, log);
+                    closed.extend(assembler.progress(&told).unwrap().closed);
+                    queues.remove(at);
+                }
+            }
+            log += 1;
+        }
+        prop_assert_eq!(results(&closed), expected);
+        prop_assert_eq!(assembler.pane_count(), 0);
+        prop_assert_eq!(assembler.needed_since(), None);
+    }
+}
