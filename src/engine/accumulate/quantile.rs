@@ -258,8 +258,8 @@ impl Sketch {
             let (least, rest) = input.split_first_chunk::<8>()?;
             let (greatest, rest) = rest.split_first_chunk::<8>()?;
             let (least, greatest) = (f64::from_le_bytes(*least), f64::from_le_bytes(*greatest));
-            // Also refuses NaN, which `clamp` would not survive.
-            if !(least <= greatest) {
+            // `clamp` would not survive these.
+            if least > greatest || least.is_nan() || greatest.is_nan() {
                 return None;
             }
             sketch.range = Some((least, greatest));
