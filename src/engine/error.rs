@@ -17,6 +17,16 @@ pub enum Error {
     Expression(#[source] Box<datafusion::error::DataFusionError>),
     #[error("arrow")]
     Arrow(#[from] arrow::error::ArrowError),
+    /// More than one partition's commit metadata can name.
+    #[error(
+        "topic {topic}: {sources} sources with {sets} pane sets do not fit into the {bytes_max} bytes of commit metadata; merge views or split the topic"
+    )]
+    TooManySets {
+        topic: String,
+        sources: usize,
+        sets: usize,
+        bytes_max: usize,
+    },
     /// Bytes of a pane record or of commit metadata that cannot be read.
     #[error("{what} cannot be read: {reason}")]
     Unreadable { what: &'static str, reason: String },

@@ -6,8 +6,10 @@
 //! Fails with [`Error`], which never means a bad record.
 
 pub mod accumulate;
+pub mod aggregate;
 pub mod assemble;
 pub mod error;
+pub mod json;
 pub mod panes;
 pub mod spec;
 

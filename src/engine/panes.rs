@@ -35,6 +35,9 @@ const KEYS_SWEPT_MIN: usize = 4_096;
 /// Panes kept for reuse with their memory.
 const SPARE_MAX: usize = 4;
 
+/// Where no view but only a silence detector looks at the panes, rows so far behind the watermark tell nothing any more.
+const SIGHTING_LATENESS_MS: i64 = 600_000;
+
 /// Which rows of the prepared batch to fold, and where they stand.
 #[derive(Clone, Debug)]
 pub struct Span<'a> {
@@ -176,6 +179,11 @@ impl PaneStore {
 
     pub fn spec(&self) -> &PaneSetSpec {
         &self.spec
+    }
+
+    /// Keys that a pane may hold.
+    pub fn keys_max(&self) -> usize {
+        self.keys_max
     }
 
     /// Evaluates filter, keys and arguments over a batch, once. Rows where `usable` is false are left out. Rows over which an
@@ -322,7 +330,7 @@ impl PaneStore {
     fn judge(&self, start_ms: i64, span: &Span<'_>, late: &mut Vec<u32>) -> bool {
         let Some(floor_ms) = span.floor_ms else { return true };
         if self.spec.windows.is_empty() {
-            return start_ms + self.spec.width_ms > floor_ms;
+            return start_ms + self.spec.width_ms > floor_ms - SIGHTING_LATENESS_MS;
         }
         let mut taken = false;
         for (index, window) in self.spec.windows.iter().enumerate() {

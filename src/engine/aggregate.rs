@@ -1,0 +1,715 @@
+//! The aggregate stage: records of source topics → sealed panes and progress on `panes`.
+//!
+//! Owns watermarks, lateness, idleness, dead letters and the commit metadata from which a partition is rebuilt. Promises that what it
+//! publishes is a function of the records, but for idle verdicts, which the clock decides and the commit records; that every row is
+//! published once, or is a dead letter, or a late row, whatever crashes between; and that nothing a record holds stops a
+//! partition. Does not know how bytes become rows ([`Decoders`]), nor who merges the panes. Fails on a plan that
+//! does not fit its rows, and stops a partition whose commit contradicts the log.
+
+mod lane;
+mod metadata;
+mod plan;
+mod side;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+    sync::Arc,
+};
+
+use protocol::{
+    Assignment, Batch, Clock, Output, Outputs, Progress, Record, Stage, StageError, Start, TimestampKind,
+    TopicPartition, Topics,
+    log::{self, PaneHeader, SourceProgress},
+};
+
+pub use lane::Rows;
+use lane::{Lane, Past, Remarks};
+use metadata::Standing;
+use plan::SourcePlan;
+use side::{Fault, LateRow};
+
+use crate::{
+    error::Error,
+    json,
+    panes::{Sealed, write_panes},
+    spec::{Format, Pipeline, SourceSpec, StartupMode},
+};
+
+/// Rows decoded before they are folded: enough to spread the cost of a batch, few enough to stay in the cache.
+const ROWS_PER_BATCH: usize = 8_192;
+/// What was sealed waits for the next commit at most so long, and never grows beyond so much.
+const COMMIT_INTERVAL_MS: i64 = 100;
+const SEALED_BYTES_MAX: usize = 8 << 20;
+
+/// Turns the records of one source into rows.
+pub trait Decode: Send {
+    /// Appends the rows of one record and returns how many, or says why the record is none; then nothing of it is kept.
+    /// `receive_ms` is when this instance received it.
+    fn push(&mut self, record: &Record<'_>, receive_ms: i64) -> Result<usize, String>;
+
+    /// The rows since the last time, in the order of the records.
+    fn finish(&mut self) -> Result<Rows, Error>;
+}
+
+/// Makes decoders.
+pub trait Decoders: Send + Sync {
+    fn decoder(&self, source: &SourceSpec) -> Result<Box<dyn Decode>, Error>;
+}
+
+/// Limits and intervals.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Partitions of `panes`, fixed for a topic generation.
+    pub panes_partitions: i32,
+    /// Bytes of a bad record that its dead letter keeps.
+    pub dead_letter_bytes_max: usize,
+    /// Keys that one pane of one source partition holds; rows of further keys are dead letters.
+    pub keys_max: usize,
+    /// `max.message.bytes` of `panes`; records stay below three quarters of it.
+    pub message_bytes_max: usize,
+    /// Progress goes out at least so often.
+    pub progress_interval_ms: i64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            panes_partitions: 1,
+            dead_letter_bytes_max: 64 << 10,
+            keys_max: 1_000_000,
+            message_bytes_max: 1_048_588,
+            progress_interval_ms: 1_000,
+        }
+    }
+}
+
+/// One partition of a source topic, with a lane for each source on it.
+struct Partition {
+    /// Records below were stepped by a transaction that committed.
+    committed: i64,
+    /// Next offset to read.
+    position: i64,
+    /// (index of the source, lane).
+    lanes: Vec<(usize, Lane)>,
+    /// Caught up since this time of the clock, without a record.
+    quiet_since_ms: Option<i64>,
+    paused: bool,
+}
+
+/// What another instance says of a partition.
+struct Peer {
+    watermark_ms: Option<i64>,
+    idle: bool,
+}
+
+#[derive(Default)]
+struct Counters {
+    records: u64,
+    rows: u64,
+    dead_letters: BTreeMap<(usize, Fault), u64>,
+    late: BTreeMap<String, u64>,
+}
+
+/// The stage. See the module's documentation.
+pub struct Aggregate {
+    sources: Vec<SourcePlan>,
+    topics: Topics,
+    dead_letters: Arc<str>,
+    panes: Arc<str>,
+    options: Options,
+    decoders: Vec<Box<dyn Decode>>,
+    partitions: BTreeMap<TopicPartition, Partition>,
+    partition_counts: BTreeMap<Arc<str>, i32>,
+    peers: BTreeMap<(u64, i32), Peer>,
+    now_ms: i64,
+    last_commit_ms: i64,
+    last_progress_ms: i64,
+    progress_due: bool,
+    counters: Counters,
+}
+
+impl Aggregate {
+    pub fn new(
+        pipelines: &[Pipeline],
+        topics: Topics,
+        options: Options,
+        decoders: &dyn Decoders,
+    ) -> Result<Self, Error> {
+        let sources = plan::plan(pipelines)?;
+        let decoders = sources.iter().map(|source| decoders.decoder(&source.spec));
+        Ok(Self {
+            decoders: decoders.collect::<Result<_, _>>()?,
+            sources,
+            dead_letters: topics.dead_letters().into(),
+            panes: topics.panes().into(),
+            topics,
+            options,
+            partitions: BTreeMap::new(),
+            partition_counts: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            now_ms: 0,
+            last_commit_ms: 0,
+            last_progress_ms: 0,
+            progress_due: false,
+            counters: Counters::default(),
+        })
+    }
+
+    /// What another instance's progress says: it steers which partitions are paused, never what is published.
+    pub fn peers(&mut self, progress: &SourceProgress) {
+        for partition in &progress.partitions {
+            let peer = Peer {
+                watermark_ms: partition.watermark_ms,
+                idle: partition.idle,
+            };
+            self.peers.insert((progress.source, partition.partition), peer);
+        }
+        self.align();
+    }
+
+    fn sources_of(&self, topic: &str) -> impl Iterator<Item = (usize, &SourcePlan)> {
+        let sources = self.sources.iter().enumerate();
+        sources.filter(move |(_, source)| source.spec.topic == topic)
+    }
+
+    /// Steps one run of records of one partition, through every source on its topic.
+    fn run(
+        &mut self,
+        place: &TopicPartition,
+        batch: &Batch,
+        run: Range<usize>,
+        out: &mut Outputs,
+    ) -> Result<(), Error> {
+        let Some(mut partition) = self.partitions.remove(place) else {
+            return Ok(());
+        };
+        partition.quiet_since_ms = None;
+        let last = batch.get(run.end - 1).offset;
+        let fresh = match batch.get(run.start).offset >= partition.committed {
+            true => run.len(),
+            false => run
+                .clone()
+                .filter(|index| batch.get(*index).offset >= partition.committed)
+                .count(),
+        };
+        self.counters.records += fresh as u64;
+        let mut result = Ok(());
+        for (source, lane) in &mut partition.lanes {
+            result = result.and_then(|()| self.run_lane(*source, lane, partition.committed, batch, run.clone(), out));
+        }
+        partition.position = partition.position.max(last + 1);
+        self.partitions.insert(place.clone(), partition);
+        result
+    }
+
+    fn run_lane(
+        &mut self,
+        source: usize,
+        lane: &mut Lane,
+        committed: i64,
+        batch: &Batch,
+        run: Range<usize>,
+        out: &mut Outputs,
+    ) -> Result<(), Error> {
+        let mut rows = 0;
+        for index in run.clone() {
+            let record = batch.get(index);
+            if record.offset < lane.read_from() {
+                continue;
+            }
+            if record.offset >= committed && lane.is_replaying() {
+                self.fold(source, lane, batch, run.clone(), out)?;
+                rows = 0;
+                lane.end_replay()?;
+            }
+            lane.wake();
+            if self.sources[source].spec.format == Format::Heartbeat && record.timestamp_kind == TimestampKind::Create {
+                lane.receive_timed = true;
+            }
+            let receive_ms = if self.now_ms > 0 {
+                self.now_ms
+            } else {
+                record.timestamp_ms
+            };
+            match self.decoders[source].push(&record, receive_ms) {
+                Ok(decoded) => rows += decoded,
+                Err(reason) if !lane.is_replaying() => {
+                    self.dead_letter(source, &record, Fault::Decode, &reason, out);
+                }
+                Err(_) => {}
+            }
+            if rows >= ROWS_PER_BATCH {
+                self.fold(source, lane, batch, run.clone(), out)?;
+                rows = 0;
+            }
+        }
+        self.fold(source, lane, batch, run, out)
+    }
+
+    /// Hands what has been decoded to the lane, and says what became of rows that were not folded.
+    fn fold(
+        &mut self,
+        source: usize,
+        lane: &mut Lane,
+        batch: &Batch,
+        run: Range<usize>,
+        out: &mut Outputs,
+    ) -> Result<(), Error> {
+        let rows = self.decoders[source].finish()?;
+        if rows.batch.num_rows() == 0 {
+            return Ok(());
+        }
+        if !lane.is_replaying() {
+            self.counters.rows += rows.batch.num_rows() as u64;
+        }
+        let remarks = lane.process(&self.sources[source].spec, &rows)?;
+        self.say(source, &remarks, &rows, batch, run, out);
+        Ok(())
+    }
+
+    fn say(
+        &mut self,
+        source: usize,
+        remarks: &Remarks,
+        rows: &Rows,
+        batch: &Batch,
+        run: Range<usize>,
+        out: &mut Outputs,
+    ) {
+        let record_of = |row: usize| find(batch, run.clone(), rows.offsets[row]);
+        let mut said = BTreeSet::new();
+        for unusable in &remarks.unusable {
+            // One dead letter per record and reason, however many of its rows share it.
+            if said.insert((rows.offsets[unusable.row], unusable.fault))
+                && let Some(record) = record_of(unusable.row)
+            {
+                self.dead_letter(source, &record, unusable.fault, &unusable.reason, out);
+            }
+        }
+        for late in &remarks.late {
+            let window = &self.sources[source].sets[late.set].windows[late.window];
+            let Some(record) = record_of(late.row) else { continue };
+            let first = rows.offsets.partition_point(|offset| *offset < record.offset);
+            let row = LateRow {
+                record,
+                index: late.row - first,
+                rows: &rows.batch,
+                row: late.row,
+                event_time_ms: late.event_time_ms,
+                floor_ms: late.floor_ms,
+            };
+            out.push(side::late_row(&self.topics, window, &row));
+            *self.counters.late.entry(window.view.clone()).or_default() += 1;
+        }
+    }
+
+    fn dead_letter(&mut self, source: usize, record: &Record<'_>, fault: Fault, reason: &str, out: &mut Outputs) {
+        let bytes_max = self.options.dead_letter_bytes_max;
+        let name = &self.sources[source].name;
+        out.push(side::dead_letter(&self.dead_letters, name, record, reason, bytes_max));
+        *self.counters.dead_letters.entry((source, fault)).or_default() += 1;
+    }
+
+    /// The pane records of one lane.
+    fn publish_panes(
+        &mut self,
+        place: &TopicPartition,
+        source: usize,
+        set: usize,
+        sealed: &Sealed,
+        source_offset: i64,
+        out: &mut Outputs,
+    ) -> Result<(), Error> {
+        let plan = &self.sources[source];
+        let header = PaneHeader {
+            set: plan.sets[set].fingerprint,
+            source: plan.spec.fingerprint,
+            source_partition: place.partition,
+            watermark_ms: sealed.floor_ms,
+            source_offset,
+        };
+        let header = serde_json::to_string(&header).map_err(|error| Error::Unreadable {
+            what: "pane header",
+            reason: error.to_string(),
+        })?;
+        let bytes_max = self.options.message_bytes_max / 4 * 3;
+        let mut records = Vec::new();
+        for target in 0..self.options.panes_partitions {
+            let Some(rows) = sealed.rows_for(target, self.options.panes_partitions)? else {
+                continue;
+            };
+            let mut refused = 0;
+            write_panes(&rows, bytes_max, &mut records, &mut |row, bytes| {
+                let key = serde_json::Value::from(json::row(row, 0)).to_string();
+                let offset = json::value(row.column(1), 0).as_i64().unwrap_or_default();
+                let key: String = key.chars().take(1_000).collect();
+                out.push(side::oversized(
+                    &self.dead_letters,
+                    &plan.name,
+                    &header,
+                    &key,
+                    bytes,
+                    offset,
+                ));
+                refused += 1;
+            })?;
+            if refused > 0 {
+                let count = self.counters.dead_letters.entry((source, Fault::StateSize));
+                *count.or_default() += refused;
+            }
+            for record in records.drain(..) {
+                out.push(Output {
+                    topic: Arc::clone(&self.panes),
+                    partition: Some(target),
+                    key: None,
+                    value: Some(record),
+                    headers: vec![
+                        (log::KIND.to_owned(), log::KIND_PANES.as_bytes().to_vec()),
+                        (log::HEADER.to_owned(), header.clone().into_bytes()),
+                    ],
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// One record per source and `panes` partition, about every partition that this instance owns.
+    fn publish_progress(&self, out: &mut Outputs) -> Result<(), Error> {
+        for (index, source) in self.sources.iter().enumerate() {
+            let mut partitions = Vec::new();
+            for (place, partition) in &self.partitions {
+                let lanes = partition.lanes.iter().filter(|(source, _)| *source == index);
+                partitions.extend(lanes.map(|(_, lane)| lane.progress(place.partition, partition.commits())));
+            }
+            if partitions.is_empty() {
+                continue;
+            }
+            let count = self
+                .partition_counts
+                .get(&*source.spec.topic)
+                .copied()
+                .unwrap_or_default();
+            let progress = SourceProgress {
+                source: source.spec.fingerprint,
+                partition_count: count,
+                partitions,
+                clock: self.now_ms,
+            };
+            let value = serde_json::to_vec(&progress).map_err(|error| Error::Unreadable {
+                what: "progress",
+                reason: error.to_string(),
+            })?;
+            for target in 0..self.options.panes_partitions {
+                out.push(Output {
+                    topic: Arc::clone(&self.panes),
+                    partition: Some(target),
+                    key: None,
+                    value: Some(value.clone()),
+                    headers: vec![(log::KIND.to_owned(), log::KIND_PROGRESS.as_bytes().to_vec())],
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, out: &mut Outputs) -> Result<Vec<Progress>, Error> {
+        let mut positions = Vec::with_capacity(self.partitions.len());
+        for (place, mut partition) in std::mem::take(&mut self.partitions) {
+            let offset = partition.commits();
+            let mut standings = Vec::with_capacity(partition.lanes.len());
+            for (source, lane) in &mut partition.lanes {
+                lane.settle()?;
+                for (set, sealed) in lane.take_sealed() {
+                    self.publish_panes(&place, *source, set, &sealed, offset, out)?;
+                }
+                self.progress_due |= std::mem::take(&mut lane.crossed);
+                standings.push(lane.standing(self.sources[*source].spec.fingerprint, offset));
+            }
+            positions.push(Progress {
+                partition: place.clone(),
+                offset,
+                metadata: metadata::encode(&standings),
+            });
+            self.partitions.insert(place, partition);
+        }
+        // After the panes, so that no window closes before its panes are there.
+        if std::mem::take(&mut self.progress_due) {
+            self.publish_progress(out)?;
+            self.last_progress_ms = self.now_ms;
+        }
+        Ok(positions)
+    }
+
+    fn open(&self, place: &TopicPartition, assignment: &Assignment) -> Result<Partition, Error> {
+        let committed = assignment.committed.as_ref();
+        let standings: Vec<Standing> = match committed {
+            Some(committed) if !committed.metadata.is_empty() => metadata::decode(&committed.metadata)?,
+            _ => Vec::new(),
+        };
+        // An offset without metadata is an operator's reset: a first start at that offset.
+        let known = committed.is_some_and(|committed| !committed.metadata.is_empty());
+        let position = committed.map_or(assignment.start_offset, |committed| committed.offset);
+        let past = if known { Past::Read } else { Past::Unread };
+        let mut lanes = Vec::new();
+        for (index, source) in self.sources_of(&place.topic) {
+            let standing = standings
+                .iter()
+                .find(|standing| standing.source == source.spec.fingerprint);
+            lanes.push((
+                index,
+                Lane::new(source, self.options.keys_max, position, past, standing)?,
+            ));
+        }
+        Ok(Partition {
+            committed: position,
+            position,
+            lanes,
+            quiet_since_ms: None,
+            paused: false,
+        })
+    }
+
+    /// Decides which partitions run too far ahead of the slowest one that is known and not idle. A partition that is paused
+    /// goes on when it is within half of the drift, so that it does not flap.
+    fn align(&mut self) {
+        let mut slowest: BTreeMap<usize, i64> = BTreeMap::new();
+        let mut seen = |source: usize, watermark_ms: Option<i64>| {
+            if let Some(watermark_ms) = watermark_ms {
+                let least = slowest.entry(source).or_insert(watermark_ms);
+                *least = watermark_ms.min(*least);
+            }
+        };
+        for partition in self.partitions.values() {
+            for (source, lane) in partition.lanes.iter().filter(|(_, lane)| !lane.is_idle()) {
+                seen(*source, lane.watermark_ms());
+            }
+        }
+        for (index, source) in self.sources.iter().enumerate() {
+            let peers = self
+                .peers
+                .range((source.spec.fingerprint, i32::MIN)..=(source.spec.fingerprint, i32::MAX));
+            for ((_, partition), peer) in peers.filter(|(_, peer)| !peer.idle) {
+                let place = TopicPartition::new(source.spec.topic.as_str(), *partition);
+                if !self.partitions.contains_key(&place) {
+                    seen(index, peer.watermark_ms);
+                }
+            }
+        }
+        for partition in self.partitions.values_mut() {
+            let paused = partition.paused;
+            let ahead = |(source, lane): &(usize, Lane)| {
+                let drift_ms = self.sources[*source].spec.max_drift_ms;
+                let drift_ms = if paused { drift_ms / 2 } else { drift_ms };
+                let lead_ms = lane
+                    .watermark_ms()
+                    .zip(slowest.get(source))
+                    .map(|(own, least)| own - least);
+                lead_ms.is_some_and(|lead_ms| lead_ms > drift_ms)
+            };
+            // A lane that is not ahead may be the one that others wait for.
+            let mut lanes = partition.lanes.iter().filter(|(_, lane)| !lane.is_idle()).peekable();
+            partition.paused = lanes.peek().is_some() && lanes.all(ahead);
+        }
+    }
+}
+
+impl Partition {
+    /// The offset to commit: a replay never takes it back.
+    fn commits(&self) -> i64 {
+        self.position.max(self.committed)
+    }
+}
+
+/// The record of a run that has this offset.
+fn find<'a>(batch: &'a Batch, run: Range<usize>, offset: i64) -> Option<Record<'a>> {
+    let (mut low, mut high) = (run.start, run.end);
+    while low < high {
+        let middle = low.midpoint(high);
+        let record = batch.get(middle);
+        match record.offset.cmp(&offset) {
+            std::cmp::Ordering::Less => low = middle + 1,
+            std::cmp::Ordering::Greater => high = middle,
+            std::cmp::Ordering::Equal => return Some(record),
+        }
+    }
+    None
+}
+
+fn fatal(error: Error) -> StageError {
+    use std::error::Error as _;
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    StageError::Fatal(text)
+}
+
+impl Stage for Aggregate {
+    fn name(&self) -> &'static str {
+        "aggregate"
+    }
+
+    fn inputs(&self) -> Vec<String> {
+        let topics: BTreeSet<&String> = self.sources.iter().map(|source| &source.spec.topic).collect();
+        topics.into_iter().cloned().collect()
+    }
+
+    /// The earliest start that a source on the topic asks for.
+    fn start(&self, topic: &str) -> Start {
+        let mut start = Start::Latest;
+        for (_, source) in self.sources_of(topic) {
+            start = match (source.spec.start, start) {
+                (StartupMode::Earliest, _) | (_, Start::Earliest) => Start::Earliest,
+                (StartupMode::TimestampMs(ms), Start::Timestamp(other)) => Start::Timestamp(ms.min(other)),
+                (StartupMode::TimestampMs(ms), Start::Latest) => Start::Timestamp(ms),
+                (StartupMode::GroupOffsets | StartupMode::Latest, start) => start,
+            };
+        }
+        start
+    }
+
+    fn assigned(&mut self, place: &TopicPartition, assignment: &Assignment) -> Result<i64, StageError> {
+        let stop = |reason: String| StageError::Partition {
+            partition: place.clone(),
+            reason,
+        };
+        let partition = self.open(place, assignment).map_err(|error| match error {
+            Error::Unreadable { .. } => stop(format!("{error}; reset the group's offset to start afresh")),
+            error => fatal(error),
+        })?;
+        let low_water = partition.lanes.iter().map(|(_, lane)| lane.read_from()).min();
+        let from = low_water.unwrap_or(partition.committed);
+        if from > partition.committed || partition.committed > assignment.log_end_offset {
+            return Err(stop(format!(
+                "offset {} is committed and rows from offset {from} on are not published yet, but the log ends at {}; was the topic made anew?",
+                partition.committed, assignment.log_end_offset
+            )));
+        }
+        if from < assignment.log_start_offset {
+            return Err(stop(format!(
+                "rows from offset {from} on are not published yet, but the log starts at {}; they are lost unless the topic's retention is longer: reset the group's offset to go on without them",
+                assignment.log_start_offset
+            )));
+        }
+        self.partition_counts
+            .insert(Arc::clone(&place.topic), assignment.partition_count);
+        self.partitions.insert(place.clone(), partition);
+        self.progress_due = true;
+        self.align();
+        Ok(from)
+    }
+
+    fn revoked(&mut self, partition: &TopicPartition) {
+        self.partitions.remove(partition);
+        self.align();
+    }
+
+    fn step(&mut self, batch: &Batch, out: &mut Outputs) -> Result<(), StageError> {
+        for (place, run) in batch.runs() {
+            self.run(place, batch, run, out).map_err(fatal)?;
+        }
+        self.align();
+        Ok(())
+    }
+
+    fn tick(&mut self, clock: Clock<'_>, _out: &mut Outputs) -> Result<(), StageError> {
+        self.now_ms = clock.now_ms;
+        for (topic, count) in clock.partition_counts {
+            if let Some(known) = self.partition_counts.get_mut(topic) {
+                *known = (*known).max(*count);
+            }
+        }
+        let Self {
+            partitions, sources, ..
+        } = self;
+        for (place, partition) in partitions {
+            if !clock.caught_up.contains(place) {
+                partition.quiet_since_ms = None;
+                partition.lanes.iter_mut().for_each(|(_, lane)| lane.idle_due = false);
+                continue;
+            }
+            let since_ms = *partition.quiet_since_ms.get_or_insert(clock.now_ms);
+            for (source, lane) in &mut partition.lanes {
+                // Nothing more is there: what is missing up to the committed offset are the markers of transactions.
+                lane.end_replay().map_err(fatal)?;
+                let timeout_ms = sources[*source].spec.idle_timeout_ms;
+                lane.idle_due =
+                    !lane.is_idle() && timeout_ms.is_some_and(|timeout_ms| clock.now_ms - since_ms >= timeout_ms);
+            }
+        }
+        self.progress_due |= clock.now_ms - self.last_progress_ms >= self.options.progress_interval_ms;
+        self.align();
+        Ok(())
+    }
+
+    fn urgent(&self) -> bool {
+        let lanes = || self.partitions.values().flat_map(|partition| &partition.lanes);
+        let said = lanes().any(|(_, lane)| lane.crossed || lane.idle_due);
+        said && (self.now_ms - self.last_commit_ms >= COMMIT_INTERVAL_MS
+            || lanes().map(|(_, lane)| lane.sealed_bytes()).sum::<usize>() > SEALED_BYTES_MAX)
+    }
+
+    fn paused(&self) -> Vec<TopicPartition> {
+        let paused = self.partitions.iter().filter(|(_, partition)| partition.paused);
+        paused.map(|(place, _)| place.clone()).collect()
+    }
+
+    fn before_commit(&mut self, out: &mut Outputs) -> Result<Vec<Progress>, StageError> {
+        self.commit(out).map_err(fatal)
+    }
+
+    fn committed(&mut self) {
+        self.last_commit_ms = self.now_ms;
+    }
+
+    fn observe(&self, sink: &mut dyn FnMut(&'static str, &[(&'static str, &str)], f64)) {
+        sink("records_total", &[], self.counters.records as f64);
+        sink("rows_total", &[], self.counters.rows as f64);
+        for ((source, fault), count) in &self.counters.dead_letters {
+            let labels = [
+                ("source", self.sources[*source].name.as_str()),
+                ("reason", fault.label()),
+            ];
+            sink("dead_letters_total", &labels, *count as f64);
+        }
+        for (view, count) in &self.counters.late {
+            sink("late_rows_total", &[("view", view)], *count as f64);
+        }
+        for (place, partition) in &self.partitions {
+            let number = place.partition.to_string();
+            for (source, lane) in &partition.lanes {
+                let labels = [
+                    ("source", self.sources[*source].name.as_str()),
+                    ("partition", number.as_str()),
+                ];
+                if let Some(watermark_ms) = lane.watermark_ms().filter(|_| self.now_ms > 0) {
+                    sink("watermark_delay_ms", &labels, (self.now_ms - watermark_ms) as f64);
+                }
+                sink("idle", &labels, f64::from(u8::from(lane.is_idle())));
+                sink(
+                    "open_panes",
+                    &labels,
+                    lane.stores().map(|store| store.open_panes()).sum::<usize>() as f64,
+                );
+                sink(
+                    "keys",
+                    &labels,
+                    lane.stores().map(|store| store.keys()).sum::<usize>() as f64,
+                );
+                sink(
+                    "pane_bytes",
+                    &labels,
+                    lane.stores().map(|store| store.size()).sum::<usize>() as f64,
+                );
+            }
+            sink(
+                "paused",
+                &[("topic", &place.topic), ("partition", &number)],
+                f64::from(u8::from(partition.paused)),
+            );
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Commit metadata of a source partition: where each source stands on it, and where a replay has to begin.
+//!
+//! Text, one section per source: `v1;fingerprint:watermark:low_water:low_watermark:idle[:set,first_pane]…;…`. Fingerprints are 16
+//! hexadecimal digits; `-` stands for none, `?` for a set that waits for its first row.
+
+use std::fmt::Write;
+
+use crate::error::Error;
+
+/// Kafka keeps at most so much by default.
+pub const BYTES_MAX: usize = 4_096;
+/// `v1` and what one source and one set take at most, with their separators.
+const VERSION: &str = "v1";
+const SOURCE_BYTES_MAX: usize = 1 + 16 + 1 + 20 + 1 + 20 + 1 + 20 + 1 + 1;
+const SET_BYTES_MAX: usize = 1 + 16 + 1 + 20;
+
+/// From which pane on a set takes rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FirstPane {
+    /// Since the first row that was ever read.
+    Any,
+    At(i64),
+    /// Decided by the first row to come: nothing is known of those before.
+    Pending,
+}
+
+/// Where one source stands on a partition at a commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    pub source: u64,
+    /// Greatest event time − delay; `None` before the first row.
+    pub watermark_ms: Option<i64>,
+    /// Least offset of a row not yet published.
+    pub low_water: i64,
+    /// The watermark before the record at low-water: replaying from there with it does again what was done.
+    pub low_watermark_ms: Option<i64>,
+    pub idle: bool,
+    pub sets: Vec<(u64, FirstPane)>,
+}
+
+/// Whether so many sources and sets fit on one topic.
+pub fn fits(sources: usize, sets: usize) -> bool {
+    VERSION.len() + sources * SOURCE_BYTES_MAX + sets * SET_BYTES_MAX <= BYTES_MAX
+}
+
+pub fn encode(standings: &[Standing]) -> String {
+    let mut text = String::from(VERSION);
+    let time = |time: Option<i64>| time.map_or_else(|| "-".to_owned(), |time| time.to_string());
+    for standing in standings {
+        let _ = write!(
+            text,
+            ";{:016x}:{}:{}:{}:{}",
+            standing.source,
+            time(standing.watermark_ms),
+            standing.low_water,
+            time(standing.low_watermark_ms),
+            u8::from(standing.idle)
+        );
+        for (set, first) in &standing.sets {
+            let first = match first {
+                FirstPane::Any => "-".to_owned(),
+                FirstPane::At(ms) => ms.to_string(),
+                FirstPane::Pending => "?".to_owned(),
+            };
+            let _ = write!(text, ":{set:016x},{first}");
+        }
+    }
+    text
+}
+
+pub fn decode(text: &str) -> Result<Vec<Standing>, Error> {
+    let mut sections = text.split(';');
+    if sections.next() != Some(VERSION) {
+        return Err(unreadable(text));
+    }
+    sections
+        .map(|section| standing(section).ok_or_else(|| unreadable(text)))
+        .collect()
+}
+
+fn unreadable(text: &str) -> Error {
+    Error::Unreadable {
+        what: "commit metadata",
+        reason: format!("{text:?} is not of version {VERSION}"),
+    }
+}
+
+fn standing(section: &str) -> Option<Standing> {
+    let mut fields = section.split(':');
+    let time = |text: &str| match text {
+        "-" => Some(None),
+        ms => ms.parse().ok().map(Some),
+    };
+    Some(Standing {
+        source: u64::from_str_radix(fields.next()?, 16).ok()?,
+        watermark_ms: time(fields.next()?)?,
+        low_water: fields.next()?.parse().ok()?,
+        low_watermark_ms: time(fields.next()?)?,
+        idle: match fields.next()? {
+            "0" => false,
+            "1" => true,
+            _ => return None,
+        },
+        sets: fields.map(set).collect::<Option<_>>()?,
+    })
+}
+
+fn set(text: &str) -> Option<(u64, FirstPane)> {
+    let (set, first) = text.split_once(',')?;
+    let first = match first {
+        "-" => FirstPane::Any,
+        "?" => FirstPane::Pending,
+        ms => FirstPane::At(ms.parse().ok()?),
+    };
+    Some((u64::from_str_radix(set, 16).ok()?, first))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn first_pane() -> impl Strategy<Value = FirstPane> {
+        prop_oneof![
+            Just(FirstPane::Any),
+            Just(FirstPane::Pending),
+            any::<i64>().prop_map(FirstPane::At)
+        ]
+    }
+
+    fn any_standing() -> impl Strategy<Value = Standing> {
+        let times = (any::<Option<i64>>(), any::<Option<i64>>());
+        let sets = proptest::collection::vec((any::<u64>(), first_pane()), 0..4);
+        (any::<u64>(), times, any::<i64>(), any::<bool>(), sets).prop_map(|(source, times, low_water, idle, sets)| {
+            Standing {
+                source,
+                watermark_ms: times.0,
+                low_water,
+                low_watermark_ms: times.1,
+                idle,
+                sets,
+            }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(standings in proptest::collection::vec(any_standing(), 0..4)) {
+            let text = encode(&standings);
+            let sets = standings.iter().map(|standing| standing.sets.len()).sum();
+            prop_assert!(!fits(standings.len(), sets) || text.len() <= BYTES_MAX);
+            prop_assert_eq!(decode(&text).unwrap(), standings);
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused(text in "(v1)?[;:,?0-9a-f-]{0,80}") {
+            let _ = decode(&text);
+        }
+    }
+}
