@@ -10,6 +10,7 @@ mod broker;
 mod clock;
 mod crash;
 mod error;
+pub mod memory;
 mod observer;
 mod partitioner;
 mod run;
@@ -21,6 +22,7 @@ pub use broker::{
 pub use clock::{Clock, SystemClock, VirtualClock};
 pub use crash::{CRASH_POINT, CrashPoint, Death, Point};
 pub use error::{Class, Error};
+pub use memory::Memory;
 pub use observer::{Commit, Observer, Shutdown};
 pub use partitioner::partition_of;
 pub use run::{LoopConfig, StageLoop, Switches, Turn, run_stage};
