@@ -1,0 +1,301 @@
+//! Configuration: one TOML file over readable defaults, the environment over both. Unknown keys are refused.
+
+use std::{
+    collections::BTreeSet,
+    env,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use figment::{
+    Figment,
+    error::Kind,
+    providers::{Env, Format, Toml},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Error,
+    adapter::{log, process, webhook},
+    admission::Limits,
+    allow::{AdapterKind, Allow},
+};
+
+/// The defaults, as shipped.
+pub const DEFAULTS: &str = include_str!("default.toml");
+const DAY_MS: i64 = 86_400_000;
+
+/// Everything an operator may set.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    pub id: String,
+    pub concurrency: usize,
+    pub in_flight_max: usize,
+    pub drain_timeout_ms: u64,
+    /// Executors of one group share the commands out; by default all of the fleet's do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    pub kafka: KafkaConfig,
+    pub topics: TopicsConfig,
+    pub limits: LimitsConfig,
+    pub ledger: LedgerConfig,
+    pub log: LoggingConfig,
+    /// What may be done at all.
+    #[serde(default)]
+    pub allow: Vec<Allow>,
+    #[serde(default)]
+    pub process: process::Config,
+    #[serde(default)]
+    pub webhook: webhook::Config,
+    #[serde(default)]
+    pub command_log: log::Config,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KafkaConfig {
+    pub bootstrap: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TopicsConfig {
+    pub prefix: String,
+    /// The topic that policies write to by INTO; by default the fleet's `actions`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub actions: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LimitsConfig {
+    pub skew_margin_ms: i64,
+    pub age_max_ms: i64,
+    pub control_timeout_ms: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LedgerConfig {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    pub retention_days: u32,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoggingConfig {
+    pub filter: String,
+    pub format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+impl Config {
+    /// Reads the file over the defaults and the environment over both. A file that is named must exist.
+    pub fn load(file: Option<&Path>) -> Result<Self, Error> {
+        let mut figment = Figment::from(Toml::string(DEFAULTS));
+        if let Some(path) = file {
+            if !path.is_file() {
+                return Err(Error::Config(format!(
+                    "the configuration file {} does not exist; without --config the defaults hold",
+                    path.display()
+                )));
+            }
+            figment = figment.merge(Toml::file_exact(path));
+        }
+        figment = figment.merge(Env::prefixed("HOMEOSTAT_EXECUTOR__").split("__"));
+        if let Ok(bootstrap) = env::var("KAFKA_BOOTSTRAP") {
+            figment = figment.merge(("kafka.bootstrap", bootstrap));
+        }
+        let config: Self = figment.extract().map_err(|error| explain(&error, file))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// `None` when neither the configuration nor the environment says where state may be kept.
+    pub fn ledger_path(&self) -> Option<PathBuf> {
+        let state_home = || {
+            let xdg = env::var_os("XDG_STATE_HOME")
+                .map(PathBuf::from)
+                .filter(|path| path.is_absolute());
+            let home = env::var_os("HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+            xdg.or_else(|| home.map(|home| home.join(".local/state")))
+        };
+        self.ledger.path.clone().or_else(|| {
+            let directory = format!("homeostat/executor-{}", self.id);
+            Some(state_home()?.join(directory).join("ledger.redb"))
+        })
+    }
+
+    pub fn limits(&self) -> Limits {
+        Limits {
+            skew_margin_ms: self.limits.skew_margin_ms,
+            age_ms_max: self.limits.age_max_ms,
+        }
+    }
+
+    pub fn retention_ms(&self) -> i64 {
+        i64::from(self.ledger.retention_days) * DAY_MS
+    }
+
+    pub fn control_timeout(&self) -> Duration {
+        Duration::from_millis(self.limits.control_timeout_ms)
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let wrong = |text: String| Err(Error::Config(text));
+        if self.id.is_empty()
+            || !self.id.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+            || self.id.starts_with('.')
+        {
+            return wrong(format!(
+                "id = {:?} must be letters, digits, `.`, `_` and `-`, and not begin with `.`",
+                self.id
+            ));
+        }
+        if self.topics.prefix.is_empty()
+            || !self
+                .topics
+                .prefix
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+        {
+            return wrong(format!(
+                "topics.prefix = {:?} is no topic name; for example \"homeostat.\"",
+                self.topics.prefix
+            ));
+        }
+        for (key, value) in [("concurrency", self.concurrency), ("in_flight_max", self.in_flight_max)] {
+            if !(1..=4096).contains(&value) {
+                return wrong(format!("{key} = {value} is out of range; it is 1 to 4096"));
+            }
+        }
+        if self.limits.skew_margin_ms < 0 || self.limits.age_max_ms <= 0 {
+            return wrong("limits.skew_margin_ms is at least 0 and limits.age_max_ms at least 1".into());
+        }
+        self.check_services()?;
+        self.check_allow()
+    }
+
+    fn check_services(&self) -> Result<(), Error> {
+        let mut names = BTreeSet::new();
+        for service in &self.process.service {
+            let wrong = |text: &str| Err(Error::Config(format!("[[process.service]] {:?}: {text}", service.name)));
+            if !names.insert(&service.name) {
+                return wrong("there are two of this name; names are unique");
+            }
+            if service.command.first().is_none_or(String::is_empty) {
+                return wrong("command is empty; it is the program and its arguments, as [\"program\", \"argument\"]");
+            }
+            if !service.pid_file.is_absolute() {
+                return wrong("pid_file must be an absolute path: who starts the service may do so from elsewhere");
+            }
+        }
+        Ok(())
+    }
+
+    fn check_allow(&self) -> Result<(), Error> {
+        let endpoints: BTreeSet<&str> = self.webhook.endpoint.iter().map(|endpoint| &*endpoint.name).collect();
+        if endpoints.len() < self.webhook.endpoint.len() {
+            return Err(Error::Config(
+                "two [[webhook.endpoint]] have the same name; names are unique".into(),
+            ));
+        }
+        for (index, allow) in self.allow.iter().enumerate() {
+            let wrong = |text: String| {
+                let place = format!(
+                    "[[allow]] entry {} (action {:?}, target {:?})",
+                    index + 1,
+                    allow.action,
+                    allow.target
+                );
+                Err(Error::Config(format!("{place}: {text}")))
+            };
+            if allow.action.is_empty() || allow.target.is_empty() {
+                return wrong("action and target must not be empty; target = \"*\" means every service".into());
+            }
+            match (&allow.adapter, &allow.endpoint) {
+                (AdapterKind::Webhook, None) => {
+                    return wrong("adapter = \"webhook\" needs endpoint, the name of a [[webhook.endpoint]]".into());
+                }
+                (AdapterKind::Webhook, Some(name)) if !endpoints.contains(&**name) => {
+                    let hint = nearest(name, endpoints.iter().copied());
+                    return wrong(format!("endpoint {name:?} is no [[webhook.endpoint]]{hint}"));
+                }
+                (AdapterKind::Process | AdapterKind::Log, Some(_)) => {
+                    return wrong("endpoint belongs to adapter = \"webhook\" only".into());
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The first error with its place, and the nearest key where one is unknown.
+fn explain(error: &figment::Error, file: Option<&Path>) -> Error {
+    let source = error.metadata.as_ref().map(|metadata| match &metadata.source {
+        Some(source) => source.to_string(),
+        None => metadata.name.to_string(),
+    });
+    let in_file = source
+        .as_deref()
+        .zip(file)
+        .is_some_and(|(source, file)| source.contains(&*file.to_string_lossy()));
+    let line = file.filter(|_| in_file).and_then(|file| line_of(file, error));
+    let mut place = source.unwrap_or_default();
+    if let Some(line) = line {
+        place = format!("{place}, line {line}");
+    }
+    let path = error.path.join(".");
+    let at = if path.is_empty() {
+        String::new()
+    } else {
+        format!(" {path}:")
+    };
+    let place = if place.is_empty() {
+        String::new()
+    } else {
+        format!(" ({place})")
+    };
+    Error::Config(match &error.kind {
+        Kind::UnknownField(name, known) => {
+            format!("unknown key {name:?}{place}{}", nearest(name, known.iter().copied()))
+        }
+        Kind::UnknownVariant(name, known) => format!("{at} {name:?} is not one of {}{place}", known.join(", "))
+            .trim_start()
+            .to_owned(),
+        kind => format!("{at} {kind}{place}").trim_start().to_owned(),
+    })
+}
+
+/// The line of the key that the error is about; the parser does not keep it.
+fn line_of(file: &Path, error: &figment::Error) -> Option<usize> {
+    let key = match &error.kind {
+        Kind::UnknownField(name, _) => name,
+        _ => error.path.iter().rev().find(|part| part.parse::<usize>().is_err())?,
+    };
+    let text = std::fs::read_to_string(file).ok()?;
+    let index = text.lines().position(|line| {
+        let line = line.trim_start();
+        let names = |rest: &str| rest.trim_start().starts_with(['=', '.', ']']);
+        line.strip_prefix(&**key).is_some_and(names)
+            || (line.starts_with('[') && line.trim_matches(['[', ']']).split('.').any(|part| part.trim() == key))
+    })?;
+    Some(index + 1)
+}
+
+fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let best = known.max_by(|a, b| strsim::jaro_winkler(a, name).total_cmp(&strsim::jaro_winkler(b, name)));
+    best.map(|best| format!("; did you mean {best:?}?")).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,263 @@
+//! One command from arrival to its final report: the executor's algorithm, top to bottom.
+//!
+//! Owns the order of the steps. Promises at most one effect per action id and exactly one final report per action,
+//! said again as often as it is asked for. Does not know Kafka; the ledger, the control topic, the adapters and the
+//! reports are behind seams. Fails only when it cannot say or remember something; then nothing was committed, and the
+//! command comes again.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use protocol::message::Outcome;
+use uuid::Uuid;
+
+use crate::{
+    Error,
+    adapter::{Adapter, Reconciled},
+    admission::{self, Limits, Refusal},
+    allow::{self, AdapterKind, Allow},
+    command::{Addressee, Command, Malformed},
+    control::ControlView,
+    crash::CrashPoint,
+    ledger::{Claim, Entry, Ledger, State},
+    report::{Identity, Reporter, Statement},
+};
+
+/// Reads the `control` topic to its end, whenever it is asked.
+pub trait ControlSource: Send + Sync {
+    /// Everything said on the topic before the call; `None` when the broker does not answer in time.
+    /// [`Error::Stopped`] when nobody waits for the answer any more.
+    fn current(&self) -> Result<Option<Arc<ControlView>>, Error>;
+}
+
+/// Names the adapter of a permission: a webhook has one per endpoint.
+pub type AdapterKey = (AdapterKind, Option<String>);
+
+/// Withdrawn actions that may still be waiting in a queue.
+#[derive(Debug, Default)]
+pub struct Cancellations(Mutex<BTreeMap<Uuid, String>>);
+
+impl Cancellations {
+    pub fn insert(&self, action: Uuid, reason: String) {
+        self.lock().insert(action, reason);
+    }
+
+    pub fn remove(&self, action: Uuid) {
+        self.lock().remove(&action);
+    }
+
+    fn reason(&self, action: Uuid) -> Option<String> {
+        self.lock().get(&action).cloned()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Uuid, String>> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// Carries commands out.
+pub struct Worker {
+    pub identity: Identity,
+    pub limits: Limits,
+    pub allow: Vec<Allow>,
+    pub adapters: BTreeMap<AdapterKey, Box<dyn Adapter>>,
+    pub ledger: Ledger,
+    pub control: Box<dyn ControlSource>,
+    pub cancelled: Cancellations,
+    pub reporter: Box<dyn Reporter>,
+    pub now_ms: Box<dyn Fn() -> i64 + Send + Sync>,
+}
+
+impl Worker {
+    /// From arrival to final report. When it returns, the command's offset may be committed.
+    pub fn carry_out(&self, command: &Command) -> Result<(), Error> {
+        let to = Addressee::from(command);
+        let tenant = &command.action.target.target.tenant;
+        if *tenant != self.identity.tenant {
+            let reason = format!(
+                "the command is of tenant {tenant:?}, this executor of {:?}",
+                self.identity.tenant
+            );
+            return self.reject(&to, Refusal::rejected(401, reason));
+        }
+        let permitted = self.permit(command);
+        if command.action.mode != "live" {
+            tracing::info!(
+                action_id = %command.id(), mode = %command.action.mode, target = %to.target_key,
+                would = permitted.as_ref().err().map_or("act", |_| "refuse"), "command is not live; nothing is done"
+            );
+            return Ok(());
+        }
+        match self.ledger.find(command.id())? {
+            Some(entry) if entry.payload_sha256 != command.payload_sha256 => {
+                let reason = format!("the id was used before with data of SHA-256 {}", entry.payload_sha256);
+                self.reject(&to, Refusal::rejected(422, reason))
+            }
+            Some(Entry {
+                state: State::Done { outcome },
+                ..
+            }) => self.repeat(&to, &outcome),
+            Some(Entry {
+                state: State::Intent, ..
+            }) => self.resume(command, &to, permitted),
+            Some(Entry {
+                state: State::Claimed, ..
+            })
+            | None => match permitted {
+                Ok(adapter) => self.begin(command, &to, adapter),
+                Err(refusal) => self.finish(command, &to, refusal.into()),
+            },
+        }
+    }
+
+    /// Answers what is no command, where somebody waits for an answer.
+    pub fn answer_malformed(&self, malformed: &Malformed) -> Result<(), Error> {
+        match &malformed.addressee {
+            Some(to) => self.reject(to, Refusal::rejected(412, malformed.reason.clone())),
+            None => Ok(()),
+        }
+    }
+
+    fn permit(&self, command: &Command) -> Result<&dyn Adapter, Refusal> {
+        let allow = allow::permit(&self.allow, command).map_err(|reason| Refusal::rejected(403, reason))?;
+        let adapter = self
+            .adapters
+            .get(&(allow.adapter, allow.endpoint.clone()))
+            .ok_or_else(|| Refusal::rejected(403, "the allow-list names an adapter that is not configured"))?;
+        adapter
+            .knows(command)
+            .map_err(|reason| Refusal::rejected(404, reason))?;
+        Ok(adapter.as_ref())
+    }
+
+    fn begin(&self, command: &Command, to: &Addressee, adapter: &dyn Adapter) -> Result<(), Error> {
+        if let Err(refusal) = self.admit(command)? {
+            return self.finish(command, to, refusal.into());
+        }
+        if let Claim::Fenced { highest } = self.ledger.claim(command.id(), self.entry(command))? {
+            return self.finish(command, to, admission::fenced(command.sequence, highest).into());
+        }
+        CrashPoint::AfterClaim.reached();
+        tracing::info!(
+            action_id = %command.id(), action = command.kind(), target = %to.target_key,
+            trace_id = %command.action.incident_id.simple(), "command accepted"
+        );
+        self.announce(to, Statement::accepted());
+        // The ledger may have been lost, or another executor may have been here: the world knows better.
+        match adapter.reconcile(command) {
+            Reconciled::Done(effect) => self.finish(command, to, Statement::succeeded(effect)),
+            Reconciled::Failed(failure) => self.finish(command, to, failure.into()),
+            Reconciled::NotDone | Reconciled::Repeatable | Reconciled::Unknown(_) => self.act(command, to, adapter),
+        }
+    }
+
+    /// The predecessor meant to act and did not say how it ended.
+    fn resume(&self, command: &Command, to: &Addressee, permitted: Result<&dyn Adapter, Refusal>) -> Result<(), Error> {
+        let adapter = match permitted {
+            Ok(adapter) => adapter,
+            Err(refusal) => {
+                let reason = format!(
+                    "begun before the executor was restarted, and no longer allowed: {}",
+                    refusal.reason
+                );
+                return self.finish(command, to, Statement::unknown(reason));
+            }
+        };
+        let found = adapter.reconcile(command);
+        tracing::info!(action_id = %command.id(), target = %to.target_key, ?found, "reconciled an unfinished action");
+        let refusal = match found {
+            Reconciled::Done(effect) => return self.finish(command, to, Statement::succeeded(effect)),
+            Reconciled::Failed(failure) => return self.finish(command, to, failure.into()),
+            Reconciled::Unknown(reason) => return self.finish(command, to, Statement::unknown(reason)),
+            Reconciled::NotDone | Reconciled::Repeatable => match self.admit(command)? {
+                Ok(()) => return self.act(command, to, adapter),
+                Err(refusal) => refusal,
+            },
+        };
+        let statement = match found {
+            Reconciled::Repeatable => Statement::unknown(format!(
+                "begun before the executor was restarted, and may not be repeated: {}",
+                refusal.reason
+            )),
+            _ => refusal.into(),
+        };
+        self.finish(command, to, statement)
+    }
+
+    fn act(&self, command: &Command, to: &Addressee, adapter: &dyn Adapter) -> Result<(), Error> {
+        self.ledger.intend(command.id(), self.entry(command))?;
+        CrashPoint::AfterIntent.reached();
+        self.announce(to, Statement::started());
+        let acted = adapter.act(command);
+        CrashPoint::AfterAct.reached();
+        let statement = match acted {
+            Ok(effect) => Statement::succeeded(effect),
+            Err(failure) => failure.into(),
+        };
+        self.finish(command, to, statement)
+    }
+
+    /// Whether the command may start now. While the control topic cannot be read nothing starts: the command waits, and
+    /// expires when its time comes.
+    fn admit(&self, command: &Command) -> Result<Result<(), Refusal>, Error> {
+        loop {
+            if let Some(reason) = self.cancelled.reason(command.id()) {
+                return Ok(Err(Refusal::rejected(409, format!("withdrawn: {reason}"))));
+            }
+            let highest = self.ledger.highest(&command.action.target.key)?;
+            let control = self.control.current()?;
+            let known = control.is_some();
+            // The clock is read last: waiting for control may have taken a while.
+            let now_ms = (self.now_ms)();
+            let admitted = admission::admit(command, &control.unwrap_or_default(), highest, self.limits, now_ms);
+            if known || admitted.is_err() {
+                return Ok(admitted);
+            }
+            tracing::warn!(action_id = %command.id(), "the control topic cannot be read; the command waits");
+        }
+    }
+
+    /// A final word on an action that the ledger must not learn of: it is not ours, or the id is another command's.
+    fn reject(&self, to: &Addressee, refusal: Refusal) -> Result<(), Error> {
+        let outcome = self.identity.outcome(to, refusal.into(), (self.now_ms)());
+        self.say(to, &outcome)
+    }
+
+    /// Remembers the final word, then says it.
+    fn finish(&self, command: &Command, to: &Addressee, statement: Statement) -> Result<(), Error> {
+        let outcome = self.identity.outcome(to, statement, (self.now_ms)());
+        self.ledger.finish(command.id(), self.entry(command), &outcome)?;
+        CrashPoint::BeforeOutcome.reached();
+        self.say(to, &outcome)
+    }
+
+    fn repeat(&self, to: &Addressee, outcome: &Outcome) -> Result<(), Error> {
+        tracing::info!(action_id = %outcome.action_id, target = %to.target_key, "command came again; its outcome is repeated");
+        self.say(to, outcome)
+    }
+
+    fn say(&self, to: &Addressee, outcome: &Outcome) -> Result<(), Error> {
+        self.reporter.publish(self.identity.event(to, outcome))?;
+        tracing::info!(
+            action_id = %outcome.action_id, target = %to.target_key, status = outcome.status.as_str(),
+            code = outcome.code, error = outcome.error.as_deref(), trace_id = %outcome.incident_id.simple(), "outcome"
+        );
+        Ok(())
+    }
+
+    fn announce(&self, to: &Addressee, statement: Statement) {
+        let outcome = self.identity.outcome(to, statement, (self.now_ms)());
+        self.reporter.announce(self.identity.event(to, &outcome));
+    }
+
+    fn entry(&self, command: &Command) -> Entry {
+        let target_key = &command.action.target.key;
+        self.ledger
+            .entry(&command.payload_sha256, target_key, command.sequence, (self.now_ms)())
+    }
+}
+
+#[cfg(test)]
+mod tests;
