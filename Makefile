@@ -1,12 +1,40 @@
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/homeostat/target
+RELEASE := $(CARGO_TARGET_DIR)/release
+DURATION ?= 120
+SEED ?= 1
 
-.PHONY: help check test demo
+.PHONY: help demo test check bench build format image
+
 help: ## list the commands
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
 
-check: ## format and lints, warnings as errors
+demo: ## break a small shop of services and watch it heal: make demo DURATION=120 SEED=1
+	@.ci/need rust cc make perl
+	cargo build --release --workspace --bins --locked
+	$(RELEASE)/homeostat demo --duration $(DURATION) --seed $(SEED)
+
+test: ## start a real Kafka, run all tests on it, stop it
+	@.ci/need rust cc make perl java mvn
+	@.ci/test
+
+check: ## format and lints with warnings as errors, one version of arrow
+	@.ci/need rust cc make perl
 	cargo fmt --all -- --check
-	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	@.ci/one-arrow
 
-test: ## all tests
-	cargo test --workspace
+bench: ## records per second through a real Kafka, beside a raw consumer, and ns per row by step
+	@.ci/need rust cc make perl java mvn
+	cargo build --release --workspace --bins --locked
+	cargo bench --workspace --locked
+
+build: ## the programs: homeostat, homeostat-executor and the demonstration's shop
+	@.ci/need rust cc make perl
+	cargo build --release --workspace --bins --locked
+	@echo "built in $(RELEASE)"
+
+format: ## format the source
+	cargo fmt --all
+
+image: ## container image with both programs, for those who have Docker
+	docker build --tag homeostat .
