@@ -1,0 +1,128 @@
+//! Attributes of a row or a resource: single entries as columns, and the whole map where somebody asks for it.
+
+use arrow::datatypes::DataType;
+
+use super::{any_value, message::key_value};
+use crate::{
+    column::{AnySlot, Column, Dictionary, Map, Slot},
+    error::Fault,
+    schema,
+    wire::{Merged, Reader},
+};
+
+/// The columns that read one kind of attributes. Of equal keys the first counts.
+#[derive(Default)]
+pub(crate) struct Attributes {
+    entries: Vec<Entry>,
+    map: Slot<Map>,
+    wanted: bool,
+    scratch: Vec<u8>,
+}
+
+struct Entry {
+    key: Box<[u8]>,
+    column: Slot<Dictionary>,
+}
+
+impl Attributes {
+    /// Asks for one entry as a column.
+    pub fn bind_entry(&mut self, key: &str, output: usize) {
+        let mut column = Slot::default();
+        column.bind(output, &schema::dictionary());
+        self.entries.push(Entry {
+            key: key.as_bytes().into(),
+            column,
+        });
+        self.wanted = true;
+    }
+
+    /// Asks for the whole map.
+    pub fn bind_map(&mut self, output: usize, data_type: &DataType) {
+        self.map.bind(output, data_type);
+        self.wanted = true;
+    }
+
+    /// Does any column read these attributes?
+    #[inline(always)]
+    pub fn wanted(&self) -> bool {
+        self.wanted
+    }
+
+    pub fn slots(&mut self) -> impl Iterator<Item = &mut dyn AnySlot> {
+        let entries = self
+            .entries
+            .iter_mut()
+            .map(|entry| &mut entry.column as &mut dyn AnySlot);
+        entries.chain([&mut self.map as &mut dyn AnySlot])
+    }
+
+    /// Opens `row`; its entries follow.
+    #[inline(always)]
+    pub fn begin(&mut self, row: usize) {
+        if let Some(map) = self.map.get() {
+            map.open(row);
+        }
+    }
+
+    /// Takes one `KeyValue`.
+    #[inline]
+    pub fn add(&mut self, key_value: &[u8], row: usize) -> Result<(), Fault> {
+        let mut reader = Reader::new(key_value);
+        let mut key: &[u8] = &[];
+        let mut value = Merged::default();
+        while let Some(field) = reader.tag()? {
+            match field {
+                key_value::KEY => key = reader.bytes()?,
+                key_value::VALUE => value.add(reader.bytes()?),
+                other => reader.skip_other(other, &key_value::KNOWN)?,
+            }
+        }
+        for entry in &mut self.entries {
+            if *entry.key == *key
+                && let Some(column) = entry.column.get()
+                && column.len() <= row
+            {
+                match any_value::text(value.get().unwrap_or_default(), &mut self.scratch)? {
+                    Some(text) => column.set(row, text)?,
+                    None => column.set_null(row),
+                }
+            }
+        }
+        if let Some(map) = self.map.get() {
+            let text = any_value::text(value.get().unwrap_or_default(), &mut self.scratch)?;
+            map.entry(key, text)?;
+        }
+        Ok(())
+    }
+
+    /// Closes the row opened last.
+    #[inline(always)]
+    pub fn end(&mut self) {
+        if let Some(map) = self.map.get() {
+            map.close();
+        }
+    }
+
+    /// Closes row `from` and repeats it up to row `to`; takes it back when there is no such row.
+    pub fn end_run(&mut self, from: usize, to: usize) -> Result<(), Fault> {
+        self.end();
+        if from == to {
+            self.take_back(from);
+            return Ok(());
+        }
+        for entry in &mut self.entries {
+            if let Some(column) = entry.column.get()
+                && column.len() > from
+            {
+                column.repeat(to);
+            }
+        }
+        self.map.get().map_or(Ok(()), |map| map.repeat(to))
+    }
+
+    /// Takes back what was put for rows from `row` on.
+    #[cold]
+    pub fn take_back(&mut self, row: usize) {
+        self.slots().for_each(|slot| slot.truncate(row));
+    }
+}
