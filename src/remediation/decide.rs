@@ -13,6 +13,7 @@ use uuid::Uuid;
 use crate::{
     Choice, Effect, Fleet, Policy,
     config::ms,
+    follow::Then,
     gate::{Judgement, Retry},
     state::{Asked, Case, Episode, EpisodeKey, LastAction, Lock, Pending, Phase, StateKey},
 };
@@ -52,6 +53,12 @@ impl Fleet {
         let Some(judgement) = self.judge(key, &policy, episode, &next.kind) else {
             return;
         };
+        let asked = episode.pending().is_some();
+        if asked && judgement.refused.is_none() && judgement.mode <= Mode::Shadow {
+            self.withdraw_request(key, "the mode no longer allows the action", out);
+            self.drop_request(key);
+            return self.consider(key, out);
+        }
         let repeated = judgement.mode == Mode::Shadow && case.shadowed == Some((case.step, case.attempt));
         if repeated && judgement.refused_by() != Some("control") {
             self.edit_case(key, |case| case.wake_ms = None);
@@ -564,7 +571,7 @@ impl Fleet {
         let targets: Vec<String> = self.state.targets.keys().cloned().collect();
         for key in targets {
             let name = protocol::Target::from_key(&key).map(|target| target.name);
-            if name.is_ok_and(|name| crate::glob(service, &name)) {
+            if name.is_ok_and(|name| crate::config::glob(service, &name)) {
                 self.edit_target(&key, |state| {
                     state.failures = 0;
                     state.failed_ms = 0;
@@ -584,7 +591,7 @@ impl Fleet {
             }
             if episode.pending().is_some() {
                 let reason = format!("reset by {by}: how the action ended is not known");
-                self.settle_verdict(&key, Verdict::Inconclusive, &reason, out);
+                self.settle_verdict(&key, Verdict::Inconclusive, &reason, Then::Escalate, out);
             }
             self.edit_case(&key, |case| {
                 case.step = 1;

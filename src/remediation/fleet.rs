@@ -247,11 +247,9 @@ impl Fleet {
 
     /// Changes what is remembered of a service; forgets it when nothing is left to remember.
     pub(crate) fn edit_target(&mut self, key: &str, change: impl FnOnce(&mut TargetState)) {
-        let target = self.state.targets.entry(key.to_owned()).or_default();
-        change(target);
-        if *target == TargetState::default() {
-            self.state.targets.remove(key);
-        }
+        let mut target = self.state.targets.get(key).cloned().unwrap_or_default();
+        change(&mut target);
+        self.replace_target(key.to_owned(), Some(target));
         self.dirty.insert(StateKey::Target(key.to_owned()));
     }
 

@@ -8,8 +8,20 @@ use protocol::{
 use crate::{
     Choice, Effect, Fleet,
     config::ms,
+    signal::event_wake,
     state::{EpisodeKey, Phase, StateKey, Watch, group},
 };
+
+/// What follows a verdict while the signal still stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Then {
+    /// The next attempt or step, if the gates allow.
+    GoOn,
+    /// A person has to look.
+    Escalate,
+    /// There is nothing to heal any more.
+    Close,
+}
 
 impl Fleet {
     /// Decide's time reached what an incident waited for.
@@ -57,8 +69,7 @@ impl Fleet {
             OutcomeStatus::Rejected => self.on_rejected(&key, data, out),
             OutcomeStatus::Expired => {
                 let reason = "the executor found the command expired";
-                self.settle_verdict(&key, Verdict::Inconclusive, reason, out);
-                self.escalate(&key, reason, out);
+                self.settle_verdict(&key, Verdict::Inconclusive, reason, Then::Escalate, out);
             }
         }
     }
@@ -128,9 +139,10 @@ impl Fleet {
         };
         if episode.clear {
             let reason = format!("the signal cleared though the executor failed: {said}");
-            self.settle_verdict(key, Verdict::Superseded, &reason, out);
+            self.settle_verdict(key, Verdict::Superseded, &reason, Then::GoOn, out);
         } else {
-            self.settle_verdict(key, Verdict::Unchanged, &format!("the executor failed: {said}"), out);
+            let reason = format!("the executor failed: {said}");
+            self.settle_verdict(key, Verdict::Unchanged, &reason, Then::GoOn, out);
         }
     }
 
@@ -138,13 +150,13 @@ impl Fleet {
     fn on_rejected(&mut self, key: &EpisodeKey, data: &Outcome, out: &mut Vec<Effect>) {
         let said = data.error.as_deref().unwrap_or("no reason given");
         let reason = format!("the executor rejected it ({}): {said}", data.code);
-        self.settle_verdict(key, Verdict::Inconclusive, &reason, out);
-        match data.code {
-            404 => self.close(key, &format!("the target is gone: {said}"), out),
+        let then = match data.code {
+            404 => Then::Close,
             // Already healed, paused, or over the executor's own budget: the signal and time will tell.
-            409 | 423 | 429 => {}
-            _ => self.escalate(key, &reason, out),
-        }
+            409 | 423 | 429 => Then::GoOn,
+            _ => Then::Escalate,
+        };
+        self.settle_verdict(key, Verdict::Inconclusive, &reason, then, out);
     }
 
     /// Nobody said how the command ended: a person has to look, and the target stays locked.
@@ -153,7 +165,7 @@ impl Fleet {
         self.set_state(key, IncidentState::Escalated, reason, None, out);
         if self.state.episodes.get(key).is_some_and(|episode| episode.clear) {
             let reason = format!("the signal cleared, but {reason}");
-            self.settle_verdict(key, Verdict::Inconclusive, &reason, out);
+            self.settle_verdict(key, Verdict::Inconclusive, &reason, Then::Escalate, out);
         }
     }
 
@@ -180,22 +192,19 @@ impl Fleet {
             return;
         };
         let Some(Phase::Verifying(watch)) = episode.pending().map(|pending| &pending.phase) else {
-            return self.look_again(key, out);
+            // The signal came again: an incident that was refused is considered once more.
+            return self.consider(key, out);
         };
         if !episode.clear {
             return;
         }
         if now_ms >= watch.from_ms {
-            self.settle_verdict(key, Verdict::Recovered, "the signal cleared after the action", out);
+            let reason = "the signal cleared after the action";
+            self.settle_verdict(key, Verdict::Recovered, reason, Then::GoOn, out);
         } else {
             let from_ms = watch.from_ms;
             self.edit_case(key, |case| case.wake_ms = Some(from_ms));
         }
-    }
-
-    /// The signal came again: an incident that was refused is considered once more.
-    fn look_again(&mut self, key: &EpisodeKey, out: &mut Vec<Effect>) {
-        self.consider(key, out);
     }
 
     /// The time for the effect to show is over.
@@ -244,11 +253,22 @@ impl Fleet {
                 ),
             }
         };
-        self.settle_verdict(key, verdict, &reason, out);
+        let then = match (verdict, watch.unsure) {
+            (Verdict::Worse, _) | (_, true) => Then::Escalate,
+            _ => Then::GoOn,
+        };
+        self.settle_verdict(key, verdict, &reason, then, out);
     }
 
-    /// Says the verdict, frees the target, and goes on: closed, the next attempt, or a person.
-    pub(crate) fn settle_verdict(&mut self, key: &EpisodeKey, verdict: Verdict, reason: &str, out: &mut Vec<Effect>) {
+    /// Says the verdict, frees the target, and goes on: closed when the signal is clear, else as told.
+    pub(crate) fn settle_verdict(
+        &mut self,
+        key: &EpisodeKey,
+        verdict: Verdict,
+        reason: &str,
+        then: Then,
+        out: &mut Vec<Effect>,
+    ) {
         let Some(episode) = self.state.episodes.get(key) else {
             return;
         };
@@ -256,26 +276,21 @@ impl Fleet {
             return;
         };
         let clear = episode.clear;
-        let (sent, unsure) = match &pending.phase {
-            Phase::Asked(_) => (false, false),
-            Phase::Verifying(watch) => (true, watch.unsure),
-            Phase::Lost => (true, true),
-            _ => (true, false),
-        };
+        let sent = !matches!(pending.phase, Phase::Asked(_));
         self.say_verdict(key, &pending.phase, verdict, reason, out);
         self.free(&pending.action.target.key, pending.action.action_id);
         if sent {
             self.learn(key, verdict, pending.action.target.key.as_str());
         }
         self.next_step(key, &pending.action.action.kind);
-        match verdict {
-            Verdict::Recovered => self.close_healed(key, reason, out),
+        self.rest_after(key);
+        match then {
+            _ if verdict == Verdict::Recovered => self.close_healed(key, reason, out),
             _ if clear => self.close(key, reason, out),
-            Verdict::Worse => self.escalate(key, reason, out),
-            _ if unsure => self.escalate(key, reason, out),
-            _ => {
+            Then::Close => self.close(key, reason, out),
+            Then::Escalate => self.escalate(key, reason, out),
+            Then::GoOn => {
                 self.set_state(key, IncidentState::Open, reason, None, out);
-                self.rest_after(key);
                 self.consider(key, out);
             }
         }
@@ -283,12 +298,8 @@ impl Fleet {
 
     /// With nothing on its way any more, the end of the signal ends the incident again.
     fn rest_after(&mut self, key: &EpisodeKey) {
-        let Some(policy) = self.policy(key).filter(|policy| !policy.latched) else {
-            return;
-        };
-        self.edit(key, |episode| {
-            episode.event_wake_ms = Some(episode.latest.end_ms.saturating_add(policy.rest_ms()));
-        });
+        let Some(policy) = self.policy(key) else { return };
+        self.edit(key, |episode| episode.event_wake_ms = event_wake(episode, &policy));
     }
 
     fn say_verdict(&mut self, key: &EpisodeKey, phase: &Phase, verdict: Verdict, reason: &str, out: &mut Vec<Effect>) {

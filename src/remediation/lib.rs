@@ -12,7 +12,7 @@
 //! Does not know Kafka, Arrow, SQL or the clock: time is the greatest broker timestamp read, windows are in event time.
 //! Fails only on state that it cannot read; input it cannot use is an effect, [`Effect::Unusable`].
 
-mod config;
+pub mod config;
 mod decide;
 mod effect;
 mod error;
@@ -24,8 +24,11 @@ mod policy;
 mod signal;
 mod state;
 
-pub use config::{ActionClass, FleetConfig, Impact, Limit, glob, readable};
+pub use config::{ActionClass, FleetConfig, Impact, Limit};
 pub use effect::{Effect, Input, Message};
 pub use error::Error;
 pub use fleet::Fleet;
 pub use policy::{Choice, Policy};
+
+#[cfg(test)]
+mod tests;

@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::{
     Effect, Fleet, Policy,
     config::ms,
+    follow::Then,
     policy::SLACK_STEPS,
     state::{Case, Episode, EpisodeKey, Phase, Window},
 };
@@ -108,8 +109,8 @@ impl Fleet {
             target,
             meeting: Vec::new(),
             latest: window,
-            latest_meets: false,
             telemetry_healthy: true,
+            normal: false,
             clear: false,
             cleared_end_ms: None,
             event_wake_ms: None,
@@ -154,7 +155,7 @@ impl Fleet {
         self.flip(&target);
         self.say_incident(key, out);
         out.push(Effect::Note(Note::IncidentOpened {
-            target,
+            target: key.entity.clone(),
             incident: case_id,
         }));
     }
@@ -198,11 +199,20 @@ impl Fleet {
             }
             return;
         }
-        self.edit(key, |episode| episode.event_wake_ms = None);
-        if latched || episode_waits(self.state.episodes.get(key)) {
-            return;
+        let faded = policy.as_ref().and_then(|policy| fades_ms(episode, policy));
+        if faded.is_some_and(|fades_ms| watermark_ms >= fades_ms) {
+            self.edit(key, |episode| {
+                episode.meeting.clear();
+                episode.clear = true;
+                episode.cleared_end_ms = episode.cleared_end_ms.max(Some(episode.latest.end_ms));
+                episode.event_wake_ms = None;
+            });
+            return self.on_clear(key, out);
         }
-        self.close(key, "the signal ended without clearing", out);
+        self.edit(key, |episode| episode.event_wake_ms = None);
+        if !latched && !episode_waits(self.state.episodes.get(key)) {
+            self.close(key, "the signal ended without clearing", out);
+        }
     }
 
     /// The signal is back to normal, by CLEAR or by the detector's clearing record.
@@ -218,18 +228,18 @@ impl Fleet {
             None => self.close(key, "cleared", out),
             Some(Phase::Asked(_)) => {
                 self.withdraw_request(key, reason, out);
-                self.settle_verdict(key, Verdict::Superseded, reason, out);
+                self.settle_verdict(key, Verdict::Superseded, reason, Then::Close, out);
             }
             Some(Phase::Requested | Phase::Accepted) => {
                 self.cancel(key, reason, out);
-                self.settle_verdict(key, Verdict::Superseded, reason, out);
+                self.settle_verdict(key, Verdict::Superseded, reason, Then::Close, out);
             }
             // What the executor reports decides what the clearing means.
             Some(Phase::Started) => {}
             Some(Phase::Verifying(_)) => self.look_at_signal(key, out),
             Some(Phase::Lost) => {
                 let reason = "the signal cleared, but no executor said whether it acted";
-                self.settle_verdict(key, Verdict::Inconclusive, reason, out);
+                self.settle_verdict(key, Verdict::Inconclusive, reason, Then::Close, out);
             }
         }
     }
@@ -251,7 +261,7 @@ impl Fleet {
             let end_ms = episode.cleared_end_ms.max(Some(episode.latest.end_ms));
             episode.cleared_end_ms = end_ms;
             episode.meeting.clear();
-            episode.clear = true;
+            (episode.clear, episode.normal) = (true, true);
             episode.event_wake_ms = end_ms.map(|end_ms| end_ms.saturating_add(rest_ms));
             Some((episode.case.take()?, episode.target.key()))
         }) else {
@@ -262,10 +272,16 @@ impl Fleet {
         } else {
             self.edit_target(&target, |state| state.flips.clear());
         }
-        out.push(Effect::Note(Note::IncidentClosed {
-            target,
-            incident: case.id,
-        }));
+        // Learning goes on when the last incident at the entity ends.
+        let others = self.index.cases.range((target.clone(), EpisodeKey::default())..);
+        let mut others = others.take_while(|(at, _)| *at == target);
+        let open = others.any(|(_, other)| other.entity == key.entity);
+        if !open {
+            out.push(Effect::Note(Note::IncidentClosed {
+                target: key.entity.clone(),
+                incident: case.id,
+            }));
+        }
     }
 
     /// A service changed between sick and healthy, and no action of ours did it.
@@ -333,10 +349,7 @@ fn episode_waits(episode: Option<&Episode>) -> bool {
 
 fn read(policy: &Policy, data: &Anomaly) -> Reading {
     let named = |list: &[String]| list.iter().any(|name| *name == policy.name);
-    let cleared = match policy.clear_windows {
-        Some(_) => named(&data.clears),
-        None => !data.is_anomaly,
-    };
+    let cleared = named(&data.clears) || (policy.clear_windows.is_none() && !data.is_anomaly);
     match (named(&data.meets), cleared) {
         (true, _) => Reading::Meets,
         (false, true) => Reading::Clears,
@@ -346,15 +359,19 @@ fn read(policy: &Policy, data: &Anomaly) -> Reading {
 
 /// Takes a window into an episode; whether it ended the episode. A window heard twice changes nothing.
 fn fold(episode: &mut Episode, policy: &Policy, window: Window, reading: Reading, healthy: bool) -> bool {
-    let (span_ms, step_ms) = (policy.span_ms(), policy.step_ms());
     let heard = episode.meeting.iter().any(|w| w.end_ms == window.end_ms);
-    let over = episode.cleared_end_ms.is_some_and(|end_ms| window.end_ms <= end_ms);
-    if reading == Reading::Meets && (heard || over) {
+    let before = episode.cleared_end_ms.is_some_and(|end_ms| window.end_ms <= end_ms);
+    if reading == Reading::Meets && (heard || before) {
+        return false;
+    }
+    // A clearing older than the episode belongs to one before.
+    let first_ms = episode.meeting.first().map(|w| w.end_ms);
+    let stale = first_ms.is_some_and(|first_ms| window.end_ms.saturating_add(policy.step_ms()) <= first_ms);
+    if reading == Reading::Clears && stale {
         return false;
     }
     if window.end_ms >= episode.latest.end_ms {
         episode.latest = window;
-        episode.latest_meets = reading == Reading::Meets;
         episode.telemetry_healthy = healthy;
     }
     if let Some(watch) = watch_mut(episode)
@@ -364,41 +381,70 @@ fn fold(episode: &mut Episode, policy: &Policy, window: Window, reading: Reading
         watch.last = Some(window);
         watch.last_meets = reading == Reading::Meets;
     }
-    match reading {
-        Reading::Meets => {
-            episode.clear = false;
-            let at = episode.meeting.partition_point(|w| w.end_ms < window.end_ms);
-            episode.meeting.insert(at, window);
-        }
-        Reading::Clears => {
-            // A clearing older than the episode belongs to one before.
-            let first_ms = episode.meeting.first().map(|w| w.end_ms);
-            if first_ms.is_some_and(|first_ms| window.end_ms.saturating_add(step_ms) <= first_ms) {
-                return false;
-            }
-            episode.meeting.clear();
-        }
-        Reading::Neither => {}
+    if reading == Reading::Meets {
+        (episode.clear, episode.normal) = (false, false);
+        let at = episode.meeting.partition_point(|w| w.end_ms < window.end_ms);
+        episode.meeting.insert(at, window);
+    }
+    if reading == Reading::Clears {
+        episode.normal = true;
     }
     let newest_ms = episode.latest.end_ms;
-    let had = !episode.meeting.is_empty();
     if !policy.latched {
-        episode.meeting.retain(|w| w.end_ms > newest_ms.saturating_sub(span_ms));
+        episode
+            .meeting
+            .retain(|w| w.end_ms > newest_ms.saturating_sub(policy.span_ms()));
+        // Of one window only the newest counts, however far the ends stand apart.
+        if policy.for_n <= 1 && reading != Reading::Meets {
+            episode.meeting.clear();
+        }
     }
     let excess = episode.meeting.len().saturating_sub(policy.for_n.max(1) as usize);
     episode.meeting.drain(..excess);
-    let faded = reading == Reading::Neither && policy.clear_windows.is_none() && had && episode.meeting.is_empty();
-    let over = reading == Reading::Clears || faded;
+    let over = is_over(episode, policy, reading);
     if over {
+        episode.meeting.clear();
         episode.clear = true;
         episode.cleared_end_ms = episode.cleared_end_ms.max(Some(window.end_ms));
     }
-    let next_ms = newest_ms.max(window.end_ms).saturating_add(policy.rest_ms());
-    episode.event_wake_ms = match watch_mut(episode) {
-        Some(watch) => Some(watch.to_ms),
-        None => (!policy.latched || episode.case.is_none()).then_some(next_ms),
-    };
+    episode.event_wake_ms = event_wake(episode, policy);
     over
+}
+
+/// A good window within k of n resets nothing. An open incident ends at CLEAR; without CLEAR, when so many good windows
+/// passed that WHEN is no longer met k times in n. A latched alarm ends when its detector says so.
+fn is_over(episode: &Episode, policy: &Policy, reading: Reading) -> bool {
+    let enough = episode.meeting.len() >= policy.for_k.max(1) as usize;
+    match reading {
+        Reading::Meets => false,
+        Reading::Clears if policy.latched => true,
+        Reading::Clears if policy.clear_windows.is_some() => episode.case.is_some(),
+        Reading::Neither if policy.clear_windows.is_some() || policy.latched => false,
+        Reading::Clears | Reading::Neither => episode.case.is_some() && !enough,
+    }
+}
+
+/// When the watermark next means something to an episode.
+pub(crate) fn event_wake(episode: &Episode, policy: &Policy) -> Option<i64> {
+    if let Some(Phase::Verifying(watch)) = episode.pending().map(|pending| &pending.phase) {
+        return Some(watch.to_ms);
+    }
+    if let Some(fades_ms) = fades_ms(episode, policy) {
+        return Some(fades_ms);
+    }
+    let waits = policy.latched && !episode.clear;
+    (!waits).then(|| episode.latest.end_ms.saturating_add(policy.rest_ms()))
+}
+
+/// When an alarm that its detector has ended is over by the count of windows, unless WHEN is met again.
+fn fades_ms(episode: &Episode, policy: &Policy) -> Option<i64> {
+    let (k, meeting) = (policy.for_k.max(1) as usize, &episode.meeting);
+    if !episode.normal || episode.clear || episode.case.is_none() || policy.clear_windows.is_some() {
+        return None;
+    }
+    let last_needed = meeting.get(meeting.len().checked_sub(k)?)?;
+    let closes_ms = last_needed.end_ms.saturating_add(policy.span_ms());
+    Some(closes_ms.saturating_add(policy.lateness_ms.max(0)))
 }
 
 fn watch_mut(episode: &mut Episode) -> Option<&mut crate::state::Watch> {

@@ -11,7 +11,10 @@ use protocol::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
-use crate::{Error, Fleet, config::Limit};
+use crate::{
+    Error, Fleet, FleetConfig,
+    config::{Limit, ms},
+};
 
 /// Times of what was done, for limits. Shadow decisions are kept apart: they use up no budget.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -32,10 +35,6 @@ pub(crate) struct Exhausted {
 }
 
 impl History {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.live.is_empty() && self.shadow.is_empty()
-    }
-
     pub(crate) fn record(&mut self, now_ms: i64, shadow: bool, limits: &[Limit]) {
         let times = if shadow { &mut self.shadow } else { &mut self.live };
         times.push(now_ms);
@@ -48,11 +47,7 @@ impl History {
     /// When nothing here matters to these limits any more.
     pub(crate) fn forget_ms(&self, limits: &[Limit]) -> Option<i64> {
         let last = self.live.last().max(self.shadow.last())?;
-        let longest = limits
-            .iter()
-            .map(|limit| crate::config::ms(limit.per))
-            .max()
-            .unwrap_or(0);
+        let longest = limits.iter().map(|limit| ms(limit.per)).max().unwrap_or(0);
         Some(last.saturating_add(longest))
     }
 
@@ -64,7 +59,7 @@ impl History {
             times.sort_unstable();
         }
         limits.iter().find_map(|&limit| {
-            let per_ms = crate::config::ms(limit.per);
+            let per_ms = ms(limit.per);
             let from = times.partition_point(|&at| at <= now_ms.saturating_sub(per_ms));
             let counted = &times[from..];
             let used = counted.len();
@@ -107,7 +102,7 @@ pub(crate) struct Peak {
     pub at_ms: i64,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct EpisodeKey {
     pub pipeline: String,
     pub policy: String,
@@ -133,9 +128,10 @@ pub(crate) struct Episode {
     /// Windows that met WHEN, among the last n, in order of event time.
     pub meeting: Vec<Window>,
     pub latest: Window,
-    pub latest_meets: bool,
     pub telemetry_healthy: bool,
-    /// The episode is over: CLEAR, or the detector's clearing record, came after the last meeting window.
+    /// The detector, or CLEAR, last said that all is well: windows without a record count as well.
+    pub normal: bool,
+    /// The episode is over.
     pub clear: bool,
     /// Meeting windows that end here or before belong to an episode that is over.
     pub cleared_end_ms: Option<i64>,
@@ -147,7 +143,7 @@ pub(crate) struct Episode {
 impl Episode {
     /// Counts towards the fleet-wide gate: something meets WHEN, or an incident is open, under repair or not.
     pub(crate) fn sick(&self) -> bool {
-        self.case.is_some() || (!self.clear && !self.meeting.is_empty())
+        self.case.is_some() || (!self.normal && !self.meeting.is_empty())
     }
 
     pub(crate) fn pending(&self) -> Option<&Pending> {
@@ -244,6 +240,37 @@ pub(crate) struct TargetState {
     pub failed_ms: i64,
     /// Changes between sick and healthy that no action caused.
     pub flips: Vec<i64>,
+}
+
+impl TargetState {
+    /// Cooldowns are the policies', and may be long: what was done is remembered for a day at least.
+    const REMEMBERED_MS: i64 = 24 * 3_600_000;
+
+    /// When nothing here matters any more; `None` while a lock or an open breaker waits for somebody.
+    pub(crate) fn forget_ms(&self, config: &FleetConfig) -> Option<i64> {
+        let lock_ms = match &self.lock {
+            Some(lock) => lock.until_ms?,
+            None => 0,
+        };
+        if config.breaker_failures > 0 && self.failures >= config.breaker_failures {
+            return None;
+        }
+        let last = [&self.last, &self.last_shadow]
+            .into_iter()
+            .flatten()
+            .map(|last| last.at_ms);
+        let acted_ms = last.max().map(|at_ms| at_ms.saturating_add(Self::REMEMBERED_MS));
+        let failed_ms = (self.failures > 0).then(|| self.failed_ms.saturating_add(ms(config.breaker_forget)));
+        let flips_ms = self
+            .flips
+            .last()
+            .map(|at_ms| at_ms.saturating_add(ms(config.flips_within)));
+        let limits_ms = self.acted.forget_ms(&config.limits_service);
+        [Some(lock_ms), acted_ms, failed_ms, flips_ms, limits_ms]
+            .into_iter()
+            .flatten()
+            .max()
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -362,6 +389,8 @@ pub(crate) struct Index {
     pub actions: BTreeMap<Uuid, EpisodeKey>,
     /// Open incidents by the service they would act on.
     pub cases: BTreeSet<(String, EpisodeKey)>,
+    /// When a service can be forgotten.
+    pub forgets: BTreeSet<(i64, String)>,
 }
 
 impl Index {
@@ -436,7 +465,10 @@ impl Fleet {
             StateKey::Progress(partition) => put(&mut state.progress, partition, read(key, value)?),
             StateKey::Peak(group) => put(&mut state.peaks, group, read(key, value)?),
             StateKey::Control(scope) => put(&mut state.controls, scope, read(key, value)?),
-            StateKey::Target(target) => put(&mut state.targets, target, read(key, value)?),
+            StateKey::Target(target) => {
+                let value = read(key, value)?;
+                self.replace_target(target, value);
+            }
             StateKey::Budget(policy) => put(&mut state.budgets, policy, read(key, value)?),
             StateKey::Precision(detector) => put(&mut state.precision, detector, read(key, value)?),
             StateKey::Episode(episode_key) => {
@@ -459,6 +491,24 @@ impl Fleet {
             .into_iter()
             .map(|address| (address.encode(), self.value(&address)))
             .collect()
+    }
+
+    pub(crate) fn replace_target(&mut self, key: String, value: Option<TargetState>) {
+        let old = self.state.targets.get(&key).and_then(|old| old.forget_ms(&self.config));
+        if let Some(ms) = old {
+            self.index.forgets.remove(&(ms, key.clone()));
+        }
+        match value.filter(|value| *value != TargetState::default()) {
+            Some(value) => {
+                if let Some(ms) = value.forget_ms(&self.config) {
+                    self.index.forgets.insert((ms, key.clone()));
+                }
+                self.state.targets.insert(key, value);
+            }
+            None => {
+                self.state.targets.remove(&key);
+            }
+        }
     }
 
     fn value(&self, address: &StateKey) -> Option<Vec<u8>> {

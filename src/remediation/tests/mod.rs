@@ -1,0 +1,282 @@
+//! A world around one fleet: a virtual clock, services that alarm, executors and people that answer. After every record
+//! the fleet is thrown away and restored from its state topic, so that every test is also a test of restoring.
+
+mod property;
+mod scenario;
+
+use std::collections::BTreeMap;
+
+use protocol::{
+    CloudEvent, Target, cloudevent, id,
+    message::{
+        Action, Anomaly, ApprovalRecord, Control, Decision, DecisionKind, Executor, Outcome, OutcomeStatus,
+        TimeProgress,
+    },
+};
+
+use crate::{Effect, Fleet, FleetConfig, Input, Message, Policy};
+
+pub(crate) const START_MS: i64 = 1_700_000_000_000;
+
+/// A fleet with its state topic and everything it ever said.
+pub(crate) struct World {
+    pub config: FleetConfig,
+    pub policies: Vec<Policy>,
+    pub fleet: Fleet,
+    pub store: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub now_ms: i64,
+    pub watermark_ms: i64,
+    /// The watermark follows the clock.
+    pub flowing: bool,
+    pub telemetry_healthy: bool,
+    pub population: BTreeMap<String, u64>,
+    pub said: Vec<Effect>,
+    pub actions: BTreeMap<String, Action>,
+    pub requests: BTreeMap<String, ApprovalRecord>,
+    events: u64,
+    records: i64,
+    /// Crash after so many records, and after each that says something; `i64::MAX`: never.
+    pub restart_every: i64,
+}
+
+impl World {
+    pub fn new(config: FleetConfig, policies: Vec<Policy>) -> Self {
+        let groups = policies
+            .iter()
+            .map(|policy| format!("{}.{}", policy.pipeline, policy.detector));
+        Self {
+            fleet: Fleet::new(config.clone(), policies.clone()),
+            population: groups.map(|group| (group, 20)).collect(),
+            config,
+            policies,
+            store: BTreeMap::new(),
+            now_ms: START_MS,
+            watermark_ms: START_MS,
+            flowing: true,
+            telemetry_healthy: true,
+            said: Vec::new(),
+            actions: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            events: 0,
+            records: 0,
+            restart_every: 7,
+        }
+    }
+
+    /// Feeds one record, commits, crashes, restores.
+    pub fn feed(&mut self, message: Message<'_>) -> Vec<Effect> {
+        let mut out = Vec::new();
+        let broker_ms = self.now_ms;
+        self.fleet.apply(Input { broker_ms, message }, &mut out);
+        self.commit();
+        self.records += 1;
+        // Restoring costs more than the step: quiet records are checked now and then.
+        if self.records % self.restart_every == 0 || !out.is_empty() && self.restart_every < i64::MAX {
+            self.restart();
+        }
+        for effect in &out {
+            match effect {
+                Effect::Action { data, .. } => {
+                    self.actions.insert(data.target.target.name.clone(), data.clone());
+                }
+                Effect::Approval { event, data } if event.kind == cloudevent::APPROVAL_REQUESTED => {
+                    self.requests.insert(name_of(&data.target_key), data.clone());
+                }
+                _ => {}
+            }
+        }
+        self.said.extend(out.iter().cloned());
+        out
+    }
+
+    fn commit(&mut self) {
+        for (key, value) in self.fleet.take_dirty() {
+            match value {
+                Some(value) => self.store.insert(key, value),
+                None => self.store.remove(&key),
+            };
+        }
+    }
+
+    fn restart(&mut self) {
+        let mut restored = Fleet::new(self.config.clone(), self.policies.clone());
+        for (key, value) in &self.store {
+            restored.restore(key, Some(value)).unwrap();
+        }
+        assert_eq!(
+            restored.state, self.fleet.state,
+            "the state topic holds the whole state"
+        );
+        assert_eq!(restored.index, self.fleet.index, "the index follows from the state");
+        self.fleet = restored;
+    }
+
+    /// One second passes: a progress record.
+    pub fn second(&mut self) -> Vec<Effect> {
+        self.now_ms += 1_000;
+        if self.flowing {
+            self.watermark_ms = self.now_ms - 2_000;
+        }
+        let data = TimeProgress {
+            watermark_ms: Some(self.watermark_ms),
+            clock: self.now_ms,
+            partition: 0,
+            population: self.population.clone(),
+        };
+        self.feed(Message::Progress(&data))
+    }
+
+    fn event(&mut self, kind: &str, subject: &str) -> CloudEvent {
+        self.events += 1;
+        let event_id = id::derived("test", &[&self.events.to_string()]);
+        CloudEvent::new(event_id, "homeostat", "/test", kind, subject, self.now_ms)
+    }
+
+    /// A window of a service: `meets` and `clears` name policies.
+    pub fn window(
+        &mut self,
+        detector: &str,
+        service: &str,
+        score: f64,
+        meets: &[&str],
+        clears: &[&str],
+    ) -> Vec<Effect> {
+        let pipeline = self.policies[0].pipeline.clone();
+        let names = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect();
+        let data = Anomaly {
+            target: [("service_name".to_owned(), service.into())].into(),
+            pipeline,
+            detector: detector.to_owned(),
+            window_start: self.now_ms - 12_000,
+            window_end: self.now_ms - 2_000,
+            score,
+            is_anomaly: score >= 1.0,
+            features: BTreeMap::new(),
+            contributions: BTreeMap::new(),
+            columns: BTreeMap::new(),
+            meets: names(meets),
+            clears: names(clears),
+            telemetry_healthy: self.telemetry_healthy,
+        };
+        let event = self.event(cloudevent::ANOMALY, &key_of(service));
+        self.feed(Message::Anomaly {
+            event: &event,
+            data: &data,
+        })
+    }
+
+    pub fn outcome(&mut self, service: &str, status: OutcomeStatus, code: u16) -> Vec<Effect> {
+        let action = self.actions.get(service).expect("an action was published").clone();
+        let data = Outcome {
+            action_id: action.action_id,
+            incident_id: action.incident_id,
+            attempt: action.attempt,
+            executor: Executor {
+                id: "test".into(),
+                version: "1".into(),
+            },
+            status,
+            code,
+            retryable: false,
+            at: self.now_ms,
+            effect: serde_json::Map::new(),
+            error: (code >= 400).then(|| format!("code {code}")),
+            payload_sha256: String::new(),
+        };
+        let kind = format!("{}{}.v1", cloudevent::OUTCOME_PREFIX, status.as_str());
+        let event = self.event(&kind, &key_of(service));
+        self.feed(Message::Outcome {
+            event: &event,
+            data: &data,
+        })
+    }
+
+    pub fn answer(&mut self, service: &str, by: &str, granted: bool) -> Vec<Effect> {
+        let request = self.requests.get(service).expect("approval was requested").clone();
+        let data = ApprovalRecord {
+            by: Some(by.to_owned()),
+            ..request
+        };
+        let kind = match granted {
+            true => cloudevent::APPROVAL_GRANTED,
+            false => cloudevent::APPROVAL_DENIED,
+        };
+        let event = self.event(kind, &key_of(service));
+        self.feed(Message::Approval {
+            event: &event,
+            data: &data,
+        })
+    }
+
+    pub fn control(&mut self, control: &Control) -> Vec<Effect> {
+        let scope = control.scope();
+        self.feed(Message::Control {
+            scope: &scope,
+            data: Some(control),
+        })
+    }
+
+    pub fn withdraw(&mut self, scope: &str) -> Vec<Effect> {
+        self.feed(Message::Control { scope, data: None })
+    }
+}
+
+pub(crate) fn key_of(service: &str) -> String {
+    Target::service("homeostat", service).key()
+}
+
+pub(crate) fn name_of(key: &str) -> String {
+    Target::from_key(key).unwrap().name
+}
+
+/// One effect in a few words, as scenarios write it.
+pub(crate) fn words(effect: &Effect) -> Option<String> {
+    Some(match effect {
+        Effect::Decision { data, .. } => decision(data),
+        Effect::Action { data, .. } => {
+            let (kind, name) = (&data.action.kind, &data.target.target.name);
+            format!("command {kind} {name} {}/{}", data.ladder.step, data.attempt)
+        }
+        Effect::Cancelled { data, .. } => format!("cancelled {}", name_of(&data.target_key)),
+        Effect::Verdict { data, .. } => {
+            let verdict = serde_json::to_value(data.verdict).unwrap();
+            let verdict = verdict.as_str().unwrap();
+            format!("verdict {verdict} {}: {}", name_of(&data.target_key), data.reason)
+        }
+        Effect::Incident { data, .. } => {
+            let state = serde_json::to_value(data.state).unwrap();
+            format!(
+                "incident {} {}: {}",
+                state.as_str().unwrap(),
+                name_of(&data.target_key),
+                data.reason
+            )
+        }
+        Effect::Approval { event, data } => {
+            let kind = event
+                .kind
+                .trim_start_matches("dev.homeostat.approval.")
+                .trim_end_matches(".v1");
+            let reason = data.reason.as_deref().unwrap_or("please");
+            format!("approval {kind} {}: {reason}", name_of(&data.target_key))
+        }
+        Effect::Note(_) => return None,
+        Effect::Unusable(reason) => format!("unusable: {reason}"),
+    })
+}
+
+fn decision(data: &Decision) -> String {
+    let name = name_of(&data.target_key);
+    let kind = data.action.as_ref().map_or("-", |action| action.kind.as_str());
+    match data.verdict {
+        DecisionKind::Act => format!("act {kind} {name}"),
+        DecisionKind::Shadow => format!("shadow {kind} {name}"),
+        DecisionKind::AskApproval => format!("ask {kind} {name}"),
+        DecisionKind::Refuse => {
+            format!(
+                "refuse {kind} {name} by {}",
+                data.refused_by.as_deref().unwrap_or_default()
+            )
+        }
+    }
+}
