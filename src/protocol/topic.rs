@@ -4,6 +4,7 @@
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topics {
     prefix: String,
+    tenant: String,
 }
 
 /// What a topic is for, which decides how it is created.
@@ -64,17 +65,24 @@ topics! {
 }
 
 impl Topics {
-    /// `prefix` includes its separator: `homeostat.`.
+    /// `prefix` includes its separator: `homeostat.`. The tenant is the prefix without it.
     pub fn new(prefix: impl Into<String>) -> Self {
-        Self { prefix: prefix.into() }
+        let prefix = prefix.into();
+        let tenant = prefix.trim_end_matches(['.', '-', '_']).to_owned();
+        Self { prefix, tenant }
+    }
+
+    /// A tenant of another name: ids and keys are made from it, so that they outlive a renamed prefix.
+    pub fn with_tenant(mut self, tenant: impl Into<String>) -> Self {
+        self.tenant = tenant.into();
+        self
     }
 
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// The tenant of a fleet: its prefix without the separator.
     pub fn tenant(&self) -> &str {
-        self.prefix.trim_end_matches(['.', '-', '_'])
+        &self.tenant
     }
 }
