@@ -196,7 +196,12 @@ impl StageLoop<'_> {
                 .stage
                 .assigned(partition, assignment)
                 .map_err(|error| self.stage_error(error))?;
-            if let Some(reason) = out_of_range(offset, assignment) {
+            let committed = assignment.committed.as_ref().map(|committed| committed.offset);
+            if let Some(reason) = committed
+                .into_iter()
+                .chain([offset])
+                .find_map(|offset| out_of_range(offset, assignment))
+            {
                 return Err(self.stop_partition(partition.clone(), reason));
             }
             positions.push((partition.clone(), offset));
