@@ -63,7 +63,7 @@ impl Command {
 pub struct Malformed {
     pub reason: String,
     /// Who waits for an answer, when the envelope says so.
-    pub addressee: Option<Addressee>,
+    pub addressee: Option<Box<Addressee>>,
 }
 
 /// What an outcome needs of the command it answers.
@@ -187,20 +187,20 @@ fn disagreement(record: &Record<'_>, event: &CloudEvent, action: &Action) -> Opt
 }
 
 /// The envelope alone names action, incident and target; the attempt is in the data, if that can be read so far.
-fn addressee(event: &CloudEvent, data: &[u8], payload_sha256: &str) -> Option<Addressee> {
+fn addressee(event: &CloudEvent, data: &[u8], payload_sha256: &str) -> Option<Box<Addressee>> {
     let attempt = serde_json::from_slice::<Value>(data)
         .ok()
         .and_then(|value| value.get("attempt")?.as_u64())
         .and_then(|attempt| u32::try_from(attempt).ok())
         .unwrap_or(1);
-    Some(Addressee {
+    Some(Box::new(Addressee {
         action_id: event.id,
         incident_id: event.correlation_id?,
         attempt,
         target_key: event.subject.clone(),
         sequence: event.sequence,
         payload_sha256: payload_sha256.to_owned(),
-    })
+    }))
 }
 
 /// An error with its causes, on one line.

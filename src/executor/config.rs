@@ -12,6 +12,7 @@ use figment::{
     error::Kind,
     providers::{Env, Format, Toml},
 };
+use protocol::Topics;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -62,6 +63,8 @@ pub struct KafkaConfig {
 #[serde(deny_unknown_fields)]
 pub struct TopicsConfig {
     pub prefix: String,
+    /// Empty: the prefix without its separator.
+    pub tenant: String,
     /// The topic that policies write to by INTO; by default the fleet's `actions`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub actions: Option<String>,
@@ -117,6 +120,14 @@ impl Config {
         let config: Self = figment.extract().map_err(|error| explain(&error, file))?;
         config.check()?;
         Ok(config)
+    }
+
+    pub fn topics(&self) -> Topics {
+        let topics = Topics::new(self.topics.prefix.clone());
+        match self.topics.tenant.as_str() {
+            "" => topics,
+            tenant => topics.with_tenant(tenant),
+        }
     }
 
     /// `None` when neither the configuration nor the environment says where state may be kept.

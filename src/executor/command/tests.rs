@@ -124,7 +124,8 @@ fn the_earlier_of_both_expiries_counts() {
 #[test]
 fn envelope_and_data_must_agree() {
     let other = Target::service("homeostat", "other").key();
-    let cases: Vec<(&str, Box<dyn Fn(&mut protocol::Output)>)> = vec![
+    type Change = Box<dyn Fn(&mut protocol::Output)>;
+    let cases: Vec<(&str, Change)> = vec![
         ("record key", Box::new(|o| o.key = Some(b"x".to_vec()))),
         ("record key", Box::new(|o| o.key = None)),
         ("ce_subject", Box::new(move |o| set(o, "ce_subject", &other))),

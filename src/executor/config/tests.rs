@@ -1,1 +1,93 @@
+use std::io::Write;
 
+use super::*;
+
+fn load(text: &str) -> Result<Config, String> {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    Config::load(Some(file.path())).map_err(|error| error.to_string())
+}
+
+#[test]
+fn the_defaults_stand_alone_and_allow_nothing() {
+    let config = Config::load(None).unwrap();
+    assert!(config.allow.is_empty());
+    assert_eq!(config.id, "local");
+    assert!(
+        config.retention_ms() > 8 * DAY_MS,
+        "the actions topic keeps commands for 7 days"
+    );
+}
+
+#[test]
+fn the_example_is_valid() {
+    let text = include_str!("../../../docs/examples/executor.toml");
+    let config = load(text).unwrap();
+    assert!(!config.allow.is_empty() && !config.process.service.is_empty());
+}
+
+#[test]
+fn unknown_keys_are_refused_with_their_place_and_a_suggestion() {
+    for (text, expected) in [
+        ("idd = \"x\"", ["\"idd\"", "line 1", "did you mean \"id\"?"]),
+        (
+            "id = \"x\"\n[limits]\nage_max = 1",
+            ["\"age_max\"", "line 3", "\"age_max_ms\""],
+        ),
+        (
+            "[[allow]]\naction = \"restart\"\ntargt = \"*\"\nadapter = \"log\"",
+            ["\"targt\"", "line 3", "\"target\""],
+        ),
+        (
+            "[[allow]]\naction = \"restart\"\ntarget = \"*\"\nadapter = \"proces\"",
+            ["proces", "line 4", "process, webhook, log"],
+        ),
+        ("concurrency = \"many\"", ["concurrency", "line 1", "many"]),
+        ("[kafka", [".toml", "line 1", ""]),
+    ] {
+        let error = load(text).unwrap_err();
+        if expected[0] != ".toml" {
+            for part in expected {
+                assert!(error.contains(part), "{text}\n{error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn contradictions_are_refused() {
+    for (text, expected) in [
+        ("id = \"../x\"", "id ="),
+        ("concurrency = 0", "concurrency = 0"),
+        ("[topics]\nprefix = \"\"", "prefix"),
+        (
+            "[[allow]]\naction = \"a\"\ntarget = \"*\"\nadapter = \"webhook\"",
+            "needs endpoint",
+        ),
+        (
+            "[[allow]]\naction = \"a\"\ntarget = \"*\"\nadapter = \"webhook\"\nendpoint = \"pagr\"\n[[webhook.endpoint]]\nname = \"pager\"\nurl = \"http://x\"",
+            "did you mean \"pager\"?",
+        ),
+        (
+            "[[allow]]\naction = \"a\"\ntarget = \"\"\nadapter = \"log\"",
+            "must not be empty",
+        ),
+        (
+            "[[process.service]]\nname = \"a\"\ncommand = []\npid_file = \"/run/a.pid\"",
+            "command is empty",
+        ),
+        (
+            "[[process.service]]\nname = \"a\"\ncommand = [\"x\"]\npid_file = \"a.pid\"",
+            "absolute",
+        ),
+    ] {
+        let error = load(text).unwrap_err();
+        assert!(error.contains(expected), "{text}\n{error}");
+    }
+}
+
+#[test]
+fn a_file_that_is_named_must_exist() {
+    let error = Config::load(Some(Path::new("/nowhere.toml"))).unwrap_err().to_string();
+    assert!(error.contains("/nowhere.toml does not exist"), "{error}");
+}

@@ -1,1 +1,371 @@
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
+use protocol::{
+    Output, Topics,
+    message::{Control, Executor, OutcomeStatus},
+};
+use serde_json::{Map, json};
+
+use super::*;
+use crate::{
+    adapter::{Effect, Failure},
+    command::tests::{NOW_MS, action, command},
+};
+
+const OUTCOME_SCHEMA: &str = include_str!("../../../schemas/outcome.v1.json");
+
+/// A world in which effects are counted and answers are set.
+#[derive(Default)]
+struct World {
+    acts: AtomicUsize,
+    reconciled: Mutex<Option<Reconciled>>,
+    fails: Mutex<Option<Failure>>,
+    unknown_target: bool,
+}
+
+struct FakeAdapter(Arc<World>);
+
+impl Adapter for FakeAdapter {
+    fn knows(&self, _command: &Command) -> Result<(), String> {
+        if self.0.unknown_target {
+            Err("unknown".into())
+        } else {
+            Ok(())
+        }
+    }
+
+    fn reconcile(&self, _command: &Command) -> Reconciled {
+        self.0.reconciled.lock().unwrap().clone().unwrap_or(Reconciled::NotDone)
+    }
+
+    fn act(&self, _command: &Command) -> Result<Effect, Failure> {
+        self.0.acts.fetch_add(1, Ordering::SeqCst);
+        match self.0.fails.lock().unwrap().clone() {
+            Some(failure) => Err(failure),
+            None => Ok(Map::from_iter([("pid_after".to_owned(), json!(5))])),
+        }
+    }
+}
+
+#[derive(Clone, Default)]
+struct Reports(Arc<Mutex<Vec<Output>>>);
+
+impl Reporter for Reports {
+    fn announce(&self, output: Output) {
+        self.0.lock().unwrap().push(output);
+    }
+
+    fn publish(&self, output: Output) -> Result<(), Error> {
+        self.0.lock().unwrap().push(output);
+        Ok(())
+    }
+}
+
+#[derive(Clone, Default)]
+struct Controls(Arc<Mutex<Option<Arc<ControlView>>>>);
+
+impl ControlSource for Controls {
+    fn current(&self) -> Result<Option<Arc<ControlView>>, Error> {
+        Ok(self.0.lock().unwrap().clone())
+    }
+}
+
+struct Bench {
+    _directory: tempfile::TempDir,
+    world: Arc<World>,
+    reports: Reports,
+    controls: Controls,
+    clock: Arc<AtomicI64>,
+    worker: Worker,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self::over(World::default())
+    }
+
+    fn over(world: World) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let (world, reports, controls) = (Arc::new(world), Reports::default(), Controls::default());
+        *controls.0.lock().unwrap() = Some(Arc::default());
+        let clock = Arc::new(AtomicI64::new(NOW_MS));
+        let reading = Arc::clone(&clock);
+        let adapter: Box<dyn Adapter> = Box::new(FakeAdapter(Arc::clone(&world)));
+        let worker = Worker {
+            identity: Identity {
+                executor: Executor {
+                    id: "local".into(),
+                    version: "0".into(),
+                },
+                topics: Topics::new("homeostat."),
+                tenant: "homeostat".into(),
+            },
+            limits: Limits {
+                skew_margin_ms: 1_000,
+                age_ms_max: 600_000,
+            },
+            allow: vec![Allow {
+                action: "restart".into(),
+                target: "*".into(),
+                adapter: AdapterKind::Process,
+                endpoint: None,
+                params: BTreeMap::new(),
+            }],
+            adapters: BTreeMap::from([((AdapterKind::Process, None), adapter)]),
+            ledger: Ledger::open(&directory.path().join("ledger.redb"), Uuid::nil()).unwrap(),
+            control: Box::new(controls.clone()),
+            cancelled: Cancellations::default(),
+            reporter: Box::new(reports.clone()),
+            now_ms: Box::new(move || reading.load(Ordering::SeqCst)),
+        };
+        Self {
+            _directory: directory,
+            world,
+            reports,
+            controls,
+            clock,
+            worker,
+        }
+    }
+
+    /// Carries the command out and returns what was reported, each checked against the schema and its envelope.
+    fn carry_out(&self, command: &Command) -> Vec<(OutcomeStatus, u16)> {
+        self.worker.carry_out(command).unwrap();
+        self.reported()
+    }
+
+    fn reported(&self) -> Vec<(OutcomeStatus, u16)> {
+        let schema = jsonschema::validator_for(&serde_json::from_str(OUTCOME_SCHEMA).unwrap()).unwrap();
+        let outputs = std::mem::take(&mut *self.reports.0.lock().unwrap());
+        let read = |output: &Output| {
+            let value = output.value.as_deref().unwrap();
+            schema.validate(&serde_json::from_slice(value).unwrap()).unwrap();
+            let outcome: Outcome = serde_json::from_slice(value).unwrap();
+            assert_eq!(&*output.topic, "homeostat.outcomes");
+            let header = |name: &str| {
+                let found = output.headers.iter().find(|(header, _)| header == name);
+                String::from_utf8(found.unwrap().1.clone()).unwrap()
+            };
+            let status = outcome.status.as_str();
+            let id = protocol::id::outcome(outcome.action_id, outcome.attempt, status);
+            assert_eq!(header("ce_id"), id.to_string());
+            assert_eq!(header("ce_type"), format!("dev.homeostat.outcome.{status}.v1"));
+            assert_eq!(header("ce_correlationid"), outcome.incident_id.to_string());
+            assert_eq!(
+                header("ce_traceparent"),
+                protocol::id::traceparent(outcome.incident_id, id)
+            );
+            assert_eq!(header("ce_subject").as_bytes(), output.key.as_deref().unwrap());
+            (outcome.status, outcome.code)
+        };
+        outputs.iter().map(read).collect()
+    }
+
+    fn acts(&self) -> usize {
+        self.world.acts.load(Ordering::SeqCst)
+    }
+
+    fn control(&self, control: &Control) {
+        let mut view = ControlView::default();
+        view.apply(control.scope().as_bytes(), Some(&serde_json::to_vec(control).unwrap()));
+        *self.controls.0.lock().unwrap() = Some(Arc::new(view));
+    }
+
+    fn intend(&self, command: &Command) {
+        let entry = self.worker.entry(command);
+        self.worker.ledger.claim(command.id(), entry.clone()).unwrap();
+        self.worker.ledger.intend(command.id(), entry).unwrap();
+    }
+}
+
+fn kill_switch(engaged: bool) -> Control {
+    Control::KillSwitch {
+        engaged,
+        by: "ops".into(),
+        reason: String::new(),
+    }
+}
+
+use OutcomeStatus::{Accepted, Expired, Failed, Rejected, Started, Succeeded, Unknown};
+
+const DONE: [(OutcomeStatus, u16); 3] = [(Accepted, 102), (Started, 102), (Succeeded, 200)];
+
+#[test]
+fn invariant_13_a_command_that_comes_again_has_its_effect_once() {
+    let bench = Bench::new();
+    let command = command(action("cart", 1), 1);
+    assert_eq!(bench.carry_out(&command), DONE);
+    // Long after its expiry, with the kill switch engaged: what is done is done.
+    bench.clock.store(i64::MAX / 2, Ordering::SeqCst);
+    bench.control(&kill_switch(true));
+    assert_eq!(bench.carry_out(&command), [(Succeeded, 200)]);
+    assert_eq!(bench.acts(), 1);
+}
+
+#[test]
+fn a_refusal_stays_when_its_reason_has_gone() {
+    let bench = Bench::new();
+    bench.control(&kill_switch(true));
+    let command = command(action("cart", 1), 1);
+    assert_eq!(bench.carry_out(&command), [(Rejected, 423)]);
+    bench.control(&kill_switch(false));
+    assert_eq!(bench.carry_out(&command), [(Rejected, 423)]);
+    assert_eq!(bench.acts(), 0);
+}
+
+#[test]
+fn one_id_means_one_command() {
+    let bench = Bench::new();
+    let first = command(action("cart", 1), 1);
+    bench.carry_out(&first);
+    let mut other = action("cart", 1);
+    other.explain.score = 9.0;
+    assert_eq!(bench.carry_out(&command(other, 1)), [(Rejected, 422)]);
+    assert_eq!(bench.carry_out(&first), [(Succeeded, 200)]);
+    assert_eq!(bench.acts(), 1);
+}
+
+#[test]
+fn who_may_not_is_refused() {
+    let bench = Bench::new();
+    let mut foreign = action("cart", 1);
+    foreign.target.target.tenant = "other".into();
+    foreign.target.key = foreign.target.target.key();
+    assert_eq!(bench.carry_out(&command(foreign, 1)), [(Rejected, 401)]);
+    let mut unlisted = action("cart", 2);
+    unlisted.action.kind = "delete".into();
+    assert_eq!(bench.carry_out(&command(unlisted, 1)), [(Rejected, 403)]);
+    let mut shadow = action("cart", 3);
+    shadow.mode = "shadow".into();
+    assert_eq!(bench.carry_out(&command(shadow, 1)), []);
+    assert_eq!(bench.acts(), 0);
+
+    let world = World {
+        unknown_target: true,
+        ..World::default()
+    };
+    let bench = Bench::over(world);
+    assert_eq!(bench.carry_out(&command(action("cart", 1), 1)), [(Rejected, 404)]);
+}
+
+#[test]
+fn a_stale_or_late_command_is_refused() {
+    let bench = Bench::new();
+    assert_eq!(bench.carry_out(&command(action("cart", 2), 7)), DONE);
+    assert_eq!(bench.carry_out(&command(action("cart", 1), 6)), [(Rejected, 412)]);
+    bench.clock.store(NOW_MS + 29_001, Ordering::SeqCst);
+    assert_eq!(bench.carry_out(&command(action("cart", 3), 8)), [(Expired, 410)]);
+    assert_eq!(bench.acts(), 1);
+}
+
+#[test]
+fn nothing_starts_while_control_cannot_be_read_and_waiting_ends_at_expiry() {
+    let bench = Bench::new();
+    let clock = Arc::clone(&bench.clock);
+    struct Deaf(Arc<AtomicI64>);
+    impl ControlSource for Deaf {
+        fn current(&self) -> Result<Option<Arc<ControlView>>, Error> {
+            self.0.fetch_add(5_000, Ordering::SeqCst);
+            Ok(None)
+        }
+    }
+    let Bench {
+        mut worker,
+        reports,
+        world,
+        ..
+    } = bench;
+    worker.control = Box::new(Deaf(Arc::clone(&clock)));
+    worker.carry_out(&command(action("cart", 1), 1)).unwrap();
+    let reports = reports.0.lock().unwrap();
+    let outcome: Outcome = serde_json::from_slice(reports[0].value.as_deref().unwrap()).unwrap();
+    assert_eq!((outcome.status, reports.len()), (Expired, 1));
+    assert_eq!(clock.load(Ordering::SeqCst), NOW_MS + 30_000);
+    assert_eq!(world.acts.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn a_withdrawn_command_does_not_start() {
+    let bench = Bench::new();
+    let command = command(action("cart", 1), 1);
+    bench
+        .worker
+        .cancelled
+        .insert(command.id(), "recovered by itself".into());
+    assert_eq!(bench.carry_out(&command), [(Rejected, 409)]);
+    bench.worker.cancelled.remove(command.id());
+    assert_eq!(bench.carry_out(&command), [(Rejected, 409)]);
+}
+
+#[test]
+fn failures_are_told_apart_from_doubt() {
+    let bench = Bench::new();
+    *bench.world.fails.lock().unwrap() = Some(Failure::failed("no such file"));
+    assert_eq!(bench.carry_out(&command(action("cart", 1), 1))[2], (Failed, 500));
+    *bench.world.fails.lock().unwrap() = Some(Failure::Unknown("no answer".into()));
+    assert_eq!(bench.carry_out(&command(action("cart", 2), 1))[2], (Unknown, 504));
+}
+
+#[test]
+fn an_unfinished_action_is_read_from_the_world() {
+    let cases = [
+        (Reconciled::Done(Map::new()), vec![(Succeeded, 200)], 0),
+        (Reconciled::Failed(Failure::failed("x")), vec![(Failed, 500)], 0),
+        (Reconciled::Unknown("x".into()), vec![(Unknown, 504)], 0),
+        (Reconciled::NotDone, vec![(Started, 102), (Succeeded, 200)], 1),
+        (Reconciled::Repeatable, vec![(Started, 102), (Succeeded, 200)], 1),
+    ];
+    for (found, expected, acts) in cases {
+        let bench = Bench::new();
+        let command = command(action("cart", 1), 1);
+        bench.intend(&command);
+        *bench.world.reconciled.lock().unwrap() = Some(found.clone());
+        assert_eq!(bench.carry_out(&command), expected, "{found:?}");
+        assert_eq!(bench.acts(), acts, "{found:?}");
+    }
+}
+
+#[test]
+fn an_unfinished_action_does_not_start_after_its_expiry() {
+    for (found, expected) in [
+        (Reconciled::NotDone, (Expired, 410)),
+        (Reconciled::Repeatable, (Unknown, 504)),
+    ] {
+        let bench = Bench::new();
+        let command = command(action("cart", 1), 1);
+        bench.intend(&command);
+        bench.clock.store(NOW_MS + 30_000, Ordering::SeqCst);
+        *bench.world.reconciled.lock().unwrap() = Some(found);
+        assert_eq!(bench.carry_out(&command), [expected]);
+        assert_eq!(bench.acts(), 0);
+    }
+}
+
+#[test]
+fn a_lost_ledger_does_not_repeat_what_the_world_remembers() {
+    let bench = Bench::new();
+    *bench.world.reconciled.lock().unwrap() = Some(Reconciled::Done(Map::new()));
+    assert_eq!(
+        bench.carry_out(&command(action("cart", 1), 1)),
+        [(Accepted, 102), (Succeeded, 200)]
+    );
+    assert_eq!(bench.acts(), 0);
+}
+
+#[test]
+fn a_malformed_command_is_answered_where_it_says_whom() {
+    let bench = Bench::new();
+    let command = command(action("cart", 1), 1);
+    let malformed = Malformed {
+        reason: "the data breaks its schema".into(),
+        addressee: Some(Box::new(Addressee::from(&command))),
+    };
+    bench.worker.answer_malformed(&malformed).unwrap();
+    assert_eq!(bench.reported(), [(Rejected, 412)]);
+    let nobody = Malformed {
+        addressee: None,
+        ..malformed
+    };
+    bench.worker.answer_malformed(&nobody).unwrap();
+    assert_eq!(bench.reported(), []);
+}
