@@ -8,8 +8,12 @@
 
 mod broker;
 mod clock;
+mod config;
 mod crash;
+mod embedded;
 mod error;
+mod kafka;
+mod librdkafka;
 pub mod memory;
 mod observer;
 mod partitioner;
@@ -20,8 +24,11 @@ pub use broker::{
     partitions_of,
 };
 pub use clock::{Clock, SystemClock, VirtualClock};
+pub use config::{KafkaConfig, Mechanism, Sasl, Secret, Tls};
 pub use crash::{CRASH_POINT, CrashPoint, Death, Point};
+pub use embedded::Embedded;
 pub use error::{Class, Error};
+pub use kafka::Kafka;
 pub use memory::Memory;
 pub use observer::{Commit, Observer, Shutdown};
 pub use partitioner::partition_of;

@@ -117,10 +117,7 @@ impl Memory {
                 .collect(),
         };
         let now_ms = self.0.clock.now_ms();
-        let offset = self
-            .0
-            .cluster()
-            .append(partition, timestamp_ms, now_ms, None, record)?;
+        let offset = self.0.cluster().append(partition, timestamp_ms, now_ms, None, record)?;
         self.0.changed.notify_all();
         Ok(offset)
     }

@@ -9,9 +9,7 @@ use std::{
 use protocol::{Batch, Committed, Output, Progress, TopicPartition};
 
 use super::{Operation, Shared, cluster::Cluster, group::Standing};
-use crate::{
-    Consumer, ConsumerConfig, Error, GroupMetadata, Polled, Producer, ProducerConfig, broker::Native,
-};
+use crate::{Consumer, ConsumerConfig, Error, GroupMetadata, Polled, Producer, ProducerConfig, broker::Native};
 
 /// Records of one poll, at most.
 const POLL_RECORDS_MAX: usize = 500;
@@ -124,7 +122,9 @@ impl MemoryConsumer {
             .collect();
         self.turn = self.turn.wrapping_add(1);
         for partition in order {
-            let Some(position) = self.positions.get_mut(&partition) else { continue };
+            let Some(position) = self.positions.get_mut(&partition) else {
+                continue;
+            };
             if position.paused || position.out_of_range {
                 continue;
             }
@@ -359,7 +359,9 @@ impl MemoryProducer {
 impl Producer for MemoryProducer {
     fn begin(&mut self) -> Result<(), Error> {
         let Some(id) = &self.config.transactional_id else {
-            return Err(Error::Config("a producer without a transactional id has no transactions".into()));
+            return Err(Error::Config(
+                "a producer without a transactional id has no transactions".into(),
+            ));
         };
         let timeout_ms = i64::from(self.config.transaction_timeout_ms);
         let known = self.epoch;
@@ -397,14 +399,16 @@ impl Producer for MemoryProducer {
 
     fn commit(&mut self) -> Result<(), Error> {
         let (id, epoch) = self.owner()?;
-        self.shared
-            .call(Operation::Commit, |cluster, now_ms| cluster.end(id, epoch, true, now_ms))
+        self.shared.call(Operation::Commit, |cluster, now_ms| {
+            cluster.end(id, epoch, true, now_ms)
+        })
     }
 
     fn abort(&mut self) -> Result<(), Error> {
         let (id, epoch) = self.owner()?;
-        self.shared
-            .call(Operation::Abort, |cluster, now_ms| cluster.end(id, epoch, false, now_ms))
+        self.shared.call(Operation::Abort, |cluster, now_ms| {
+            cluster.end(id, epoch, false, now_ms)
+        })
     }
 
     fn flush(&mut self) -> Result<(), Error> {

@@ -68,7 +68,10 @@ impl Cluster {
             };
         }
         if config.partitions < 1 {
-            return Err(Error::Config(format!("topic {} needs at least one partition", config.name)));
+            return Err(Error::Config(format!(
+                "topic {} needs at least one partition",
+                config.name
+            )));
         }
         let topic = Topic {
             config: config.clone(),
@@ -181,7 +184,10 @@ impl Cluster {
 
     /// Takes over a transactional id: its last owner is fenced and its transaction aborted. Returns the new epoch.
     pub fn take_over(&mut self, id: &str, now_ms: i64) -> Result<u32, Error> {
-        let owner = self.owners.entry(id.to_owned()).or_insert(Owner { epoch: 0, open: None });
+        let owner = self
+            .owners
+            .entry(id.to_owned())
+            .or_insert(Owner { epoch: 0, open: None });
         owner.epoch += 1;
         let epoch = owner.epoch;
         let open = owner.open.take();
@@ -192,7 +198,10 @@ impl Cluster {
     pub fn begin(&mut self, id: &str, epoch: u32, timeout_ms: i64, now_ms: i64) -> Result<(), Error> {
         self.owner(id, epoch)?;
         if !self.markers.is_empty() && self.marker_seed.is_some() {
-            return Err(Error::retriable("begin", "concurrent transactions: markers are still being written"));
+            return Err(Error::retriable(
+                "begin",
+                "concurrent transactions: markers are still being written",
+            ));
         }
         self.transactions += 1;
         let number = self.transactions;

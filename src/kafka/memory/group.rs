@@ -131,7 +131,9 @@ impl Group {
                 let taker = takers
                     .filter_map(|id| self.members.get(id).map(|m| (id, m)))
                     .find(|(_, m)| m.topics.contains(topic));
-                let Some(id) = taker.map(|(id, _)| id.clone()) else { continue };
+                let Some(id) = taker.map(|(id, _)| id.clone()) else {
+                    continue;
+                };
                 next = ids.iter().position(|known| *known == id).unwrap_or(0) + 1;
                 if let Some(member) = self.members.get_mut(&id) {
                     member.assignment.push(partition);

@@ -104,7 +104,11 @@ impl Log {
         let mut taken = 0;
         while position < end && taken < count {
             let entry = &self.entries[(position - self.start) as usize];
-            if let Some(content) = entry.content.as_ref().filter(|_| !read_committed || self.is_kept(entry)) {
+            if let Some(content) = entry
+                .content
+                .as_ref()
+                .filter(|_| !read_committed || self.is_kept(entry))
+            {
                 let headers = content.headers.iter().map(|(n, v)| (n.as_str(), v.as_slice()));
                 let (key, value) = (content.key.as_deref(), content.value.as_deref());
                 batch.push(handle, position, entry.timestamp, key, value, headers);

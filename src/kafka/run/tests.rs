@@ -91,7 +91,10 @@ impl Stage for Numbers {
                     reason: "it breaks here".into(),
                 });
             }
-            let numbered = self.partitions.get_mut(record.partition).expect("assigned before its records");
+            let numbered = self
+                .partitions
+                .get_mut(record.partition)
+                .expect("assigned before its records");
             if record.offset < numbered.committed {
                 continue;
             }
@@ -280,7 +283,10 @@ fn one_loop_numbers_every_record_once() {
     world.check();
     assert_eq!(counts.aborts.load(Ordering::SeqCst), 0);
     assert!(counts.outputs.load(Ordering::SeqCst) >= 600);
-    let committed = world.memory.committed("numbers", &TopicPartition::new("in", 0)).unwrap();
+    let committed = world
+        .memory
+        .committed("numbers", &TopicPartition::new("in", 0))
+        .unwrap();
     assert_eq!(committed.metadata, format!("next={}", committed.offset));
 }
 
@@ -322,7 +328,11 @@ fn a_second_instance_takes_its_share_and_gives_it_back() {
     world.run(&mut [&mut second], 40);
     assert_eq!(second.active().len(), 4);
     world.check();
-    assert_eq!(counts.aborts.load(Ordering::SeqCst), 0, "a rebalance commits, it does not abort");
+    assert_eq!(
+        counts.aborts.load(Ordering::SeqCst),
+        0,
+        "a rebalance commits, it does not abort"
+    );
 }
 
 #[test]
@@ -471,7 +481,14 @@ fn a_paused_partition_waits() {
     world.write(100);
     world.run(&mut [&mut only], 60);
     assert_eq!(world.memory.committed("numbers", &paused).unwrap().offset, before);
-    assert!(world.memory.committed("numbers", &TopicPartition::new("in", 0)).unwrap().offset > before);
+    assert!(
+        world
+            .memory
+            .committed("numbers", &TopicPartition::new("in", 0))
+            .unwrap()
+            .offset
+            > before
+    );
 }
 
 #[test]
@@ -489,7 +506,13 @@ fn a_broken_partition_stops_and_the_others_go_on() {
         let key = b"key1".to_vec();
         world
             .memory
-            .append(&TopicPartition::new("in", 1), 0, Some(&key), Some(value.as_bytes()), &[])
+            .append(
+                &TopicPartition::new("in", 1),
+                0,
+                Some(&key),
+                Some(value.as_bytes()),
+                &[],
+            )
             .unwrap();
         world.said.entry(key).or_default().push(value);
     }
@@ -604,7 +627,9 @@ fn simulate(seed: u64, switches: Switches) -> Result<(), String> {
     world.memory.delay_markers(Some(world.seed));
     let mut fault_seed = world.seed;
     world.memory.inject(move |operation| {
-        fault_seed = fault_seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        fault_seed = fault_seed
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         let draw = (fault_seed >> 33) % 2_000;
         let class = match draw % 3 {
             0 => Class::Retriable,
