@@ -137,5 +137,6 @@ pub trait Stage: Send {
 
     /// Gauges and counters by name and labels, read by the loop about once a second: `sink(name, labels, value)`.
     /// Names ending in `_total` are counters.
+    #[allow(clippy::type_complexity)]
     fn observe(&self, _sink: &mut dyn FnMut(&'static str, &[(&'static str, &str)], f64)) {}
 }

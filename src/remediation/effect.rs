@@ -36,7 +36,8 @@ pub enum Message<'a> {
     Other,
 }
 
-/// Something to publish in the transaction of the inputs.
+/// Something to publish in the transaction of the inputs. Few exist at a time, and not for long.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
     Decision {

@@ -38,6 +38,7 @@ impl Counters {
 
 impl Fleet {
     /// `sink(name, labels, value)` for every gauge and counter; names ending in `_total` are counters.
+    #[allow(clippy::type_complexity)]
     pub fn observe(&self, sink: &mut dyn FnMut(&'static str, &[(&'static str, &str)], f64)) {
         for ((kind, reason), count) in &self.counters.decisions {
             sink("decisions_total", &[("kind", kind), ("reason", reason)], *count as f64);

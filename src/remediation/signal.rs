@@ -348,7 +348,7 @@ fn episode_waits(episode: Option<&Episode>) -> bool {
 }
 
 fn read(policy: &Policy, data: &Anomaly) -> Reading {
-    let named = |list: &[String]| list.iter().any(|name| *name == policy.name);
+    let named = |list: &[String]| list.contains(&policy.name);
     let cleared = named(&data.clears) || (policy.clear_windows.is_none() && !data.is_anomaly);
     match (named(&data.meets), cleared) {
         (true, _) => Reading::Meets,
