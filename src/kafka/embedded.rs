@@ -13,7 +13,7 @@ use rdkafka::{
 };
 
 use crate::{
-    Broker, Capabilities, Consumer, ConsumerConfig, Error, Kafka, KafkaConfig, Producer, ProducerConfig, TopicConfig,
+    Broker, Capabilities, Consumer, ConsumerConfig, Error, Kafka, Producer, ProducerConfig, TopicConfig,
     librdkafka::{classify, queue},
 };
 
@@ -39,7 +39,7 @@ impl Embedded {
             .mock_cluster()
             .ok_or_else(|| Error::Config("the embedded broker did not start".into()))?
             .bootstrap_servers();
-        let kafka = Kafka::new(KafkaConfig::new(bootstrap))?;
+        let kafka = Kafka::at(&bootstrap)?;
         Ok(Self { owner, kafka })
     }
 
@@ -70,11 +70,8 @@ impl Broker for Embedded {
     fn ensure_topics(&self, topics: &[TopicConfig]) -> Result<(), Error> {
         for topic in topics {
             // The mock creates what it is asked about, with its own number of partitions: create first, ask later.
-            let created = self.owner.client().mock_cluster().map(|cluster| {
-                let created = cluster.create_topic(&topic.name, topic.partitions, 1);
-                // The handle only borrows the cluster.
-                created
-            });
+            let cluster = self.owner.client().mock_cluster();
+            let created = cluster.map(|cluster| cluster.create_topic(&topic.name, topic.partitions, 1));
             if let Some(Err(error)) = created {
                 // It says so of a topic that exists; the count tells whether that one will do.
                 tracing::debug!(%error, topic = topic.name, "create topic");

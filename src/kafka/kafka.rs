@@ -39,19 +39,19 @@ pub struct Kafka {
 impl Kafka {
     /// # Errors
     /// [`Error::Config`] when the configuration cannot work; an absent broker is no error here.
-    pub fn new(config: KafkaConfig) -> Result<Self, Error> {
-        client_config(&config, "check")?
+    pub fn new(config: &KafkaConfig) -> Result<Self, Error> {
+        client_config(config, "check")?
             .create_native_config()
             .map_err(|error| classify("configuration", &error))?;
         Ok(Self {
-            config,
+            config: config.clone(),
             metadata: Mutex::new(None),
         })
     }
 
     /// Plain text, no authentication.
     pub fn at(bootstrap: &str) -> Result<Self, Error> {
-        Self::new(KafkaConfig::new(bootstrap))
+        Self::new(&KafkaConfig::new(bootstrap))
     }
 
     pub fn bootstrap(&self) -> &str {
