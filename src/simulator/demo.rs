@@ -21,7 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kafka::{Broker, ProducerConfig, Shutdown};
+use kafka::{Broker, ProducerConfig};
 use protocol::{
     CloudEvent, Topics, cloudevent, id,
     message::{Control, Mode},
@@ -69,14 +69,14 @@ pub struct Options {
     pub programs: Programs,
 }
 
-/// Runs the demonstration on a broker whose topics exist, beside a processor that runs.
+/// Runs the demonstration on a broker whose topics exist, beside a processor that runs, until it is over or `stopped`.
 pub fn run(
     options: &Options,
     broker: Arc<dyn Broker>,
     bootstrap: &str,
     topics: &Topics,
     out: impl Write,
-    shutdown: &Shutdown,
+    stopped: &dyn Fn() -> bool,
 ) -> Result<Summary, Error> {
     let (sender, receiver) = sync_channel(4096);
     let mut report = Report::new(out, options.output);
@@ -114,7 +114,7 @@ pub fn run(
         report,
         receiver,
         began,
-        shutdown,
+        stopped,
     };
     let done = demo.all(options);
     drop(follower);
@@ -160,7 +160,7 @@ struct Demo<'a, W: Write> {
     report: Report<W>,
     receiver: Receiver<Seen>,
     began: Instant,
-    shutdown: &'a Shutdown,
+    stopped: &'a dyn Fn() -> bool,
 }
 
 /// Why watching ended.
@@ -269,7 +269,7 @@ impl<W: Write> Demo<'_, W> {
                 }
             }
             self.shop.reap()?;
-            if self.shutdown.is_requested() {
+            if (self.stopped)() {
                 return Ok(Ended::Interrupted);
             }
             if met(self) {

@@ -47,19 +47,19 @@ pub enum What {
     },
     Anomaly {
         service: String,
-        anomaly: Anomaly,
+        anomaly: Box<Anomaly>,
     },
     Decision {
         service: String,
-        decision: Decision,
+        decision: Box<Decision>,
     },
     Command {
         service: String,
-        action: Action,
+        action: Box<Action>,
     },
     Outcome {
         service: String,
-        outcome: Outcome,
+        outcome: Box<Outcome>,
     },
     Verdict {
         service: String,
@@ -109,21 +109,21 @@ fn event(topics: &Topics, record: &Record<'_>, value: &[u8]) -> Option<What> {
             let anomaly: Anomaly = message::read("anomaly", value).ok()?;
             What::Anomaly {
                 service: service_of(record)?,
-                anomaly,
+                anomaly: Box::new(anomaly),
             }
         }
         cloudevent::DECISION => {
             let decision: Decision = message::read("decision", value).ok()?;
             What::Decision {
                 service: service_of(record)?,
-                decision,
+                decision: Box::new(decision),
             }
         }
         cloudevent::ACTION_REQUESTED if topic == topics.actions() => {
             let action: Action = message::read("action", value).ok()?;
             What::Command {
                 service: action.target.target.name.clone(),
-                action,
+                action: Box::new(action),
             }
         }
         cloudevent::VERDICT => {
@@ -137,7 +137,7 @@ fn event(topics: &Topics, record: &Record<'_>, value: &[u8]) -> Option<What> {
             let outcome: Outcome = message::read("outcome", value).ok()?;
             What::Outcome {
                 service: service_of(record)?,
-                outcome,
+                outcome: Box::new(outcome),
             }
         }
         _ => return None,

@@ -40,7 +40,7 @@ fn alarm(service: &str) -> Seen {
     };
     seen(What::Anomaly {
         service: service.into(),
-        anomaly,
+        anomaly: Box::new(anomaly),
     })
 }
 
@@ -93,7 +93,7 @@ fn command(service: &str, n: u32) -> Seen {
     };
     seen(What::Command {
         service: service.into(),
-        action,
+        action: Box::new(action),
     })
 }
 

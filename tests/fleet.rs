@@ -1,0 +1,276 @@
+//! A fleet under test: processes of `homeostat run` on one topic prefix, what is fed to them, and what they published.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use kafka::{Broker, ConsumerConfig, Polled, ProducerConfig, TopicConfig};
+use protocol::{Batch, Output, TopicPartition};
+use serde_json::Value;
+
+/// Folder of the programs under test: cargo puts test programs into its `deps`.
+pub fn program(name: &str) -> PathBuf {
+    let here = std::env::current_exe().expect("a running program has a path");
+    let folder = here.parent().and_then(Path::parent).expect("tests run from target/<profile>/deps");
+    let program = folder.join(name);
+    assert!(program.is_file(), "{} is not built: run the tests by `make test`", program.display());
+    program
+}
+
+/// One record as read back.
+#[derive(Clone, Debug)]
+pub struct Published {
+    pub partition: i32,
+    pub offset: i64,
+    pub key: Option<String>,
+    pub headers: BTreeMap<String, String>,
+    pub value: Option<Vec<u8>>,
+}
+
+impl Published {
+    pub fn kind(&self) -> &str {
+        self.headers.get("ce_type").map_or("", String::as_str)
+    }
+
+    pub fn json(&self) -> Value {
+        self.value.as_deref().map_or(Value::Null, |value| serde_json::from_slice(value).expect("event data is JSON"))
+    }
+}
+
+/// A fleet: prefix, folder with pipelines and configuration, and the broker.
+pub struct Fleet {
+    pub broker: Arc<dyn Broker>,
+    pub bootstrap: String,
+    pub prefix: String,
+    pub folder: tempfile::TempDir,
+}
+
+/// A running process of the fleet; killed when dropped.
+pub struct Process {
+    pub child: Child,
+    pub log: PathBuf,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Fleet {
+    /// A fleet with one pipeline. `config` is TOML beyond the prefix.
+    pub fn new(bootstrap: &str, name: &str, pipeline: &str, config: &str) -> anyhow::Result<Self> {
+        let prefix = format!("{name}-{}.", uuid_like());
+        let folder = tempfile::tempdir()?;
+        let pipelines = folder.path().join("pipelines").join(name);
+        fs::create_dir_all(&pipelines)?;
+        fs::write(pipelines.join("pipeline.sql"), pipeline.replace("{prefix}", &prefix))?;
+        let config = format!("[topics]\nprefix = \"{prefix}\"\ntenant = \"{name}\"\n{config}");
+        fs::write(folder.path().join("homeostat.toml"), config)?;
+        let broker = kafka::Kafka::at(bootstrap)?;
+        Ok(Self { broker: Arc::new(broker), bootstrap: bootstrap.to_owned(), prefix, folder })
+    }
+
+    /// The full name of a topic of this fleet, also of its sources.
+    pub fn topic(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    pub fn create(&self, name: &str, partitions: i32, log_append_time: bool) -> anyhow::Result<()> {
+        let mut topic = TopicConfig::new(self.topic(name), partitions);
+        topic.log_append_time = log_append_time;
+        Ok(self.broker.ensure_topics(&[topic])?)
+    }
+
+    /// Writes values to explicit partitions, in order.
+    pub fn feed(&self, name: &str, rows: impl IntoIterator<Item = (i32, Vec<u8>)>) -> anyhow::Result<()> {
+        let mut producer = self.broker.producer(&ProducerConfig::new("test"))?;
+        let topic: Arc<str> = self.topic(name).into();
+        for (partition, value) in rows {
+            producer.send(&Output {
+                topic: Arc::clone(&topic),
+                partition: Some(partition),
+                key: None,
+                value: Some(value),
+                headers: Vec::new(),
+            })?;
+        }
+        Ok(producer.flush()?)
+    }
+
+    pub fn send(&self, output: &Output) -> anyhow::Result<()> {
+        let mut producer = self.broker.producer(&ProducerConfig::new("test"))?;
+        producer.send(output)?;
+        Ok(producer.flush()?)
+    }
+
+    /// Starts one more process of the fleet: identical configuration, environment and working directory.
+    pub fn start(&self, environment: &[(&str, &str)]) -> anyhow::Result<Process> {
+        let log = self.folder.path().join(format!("{}.log", uuid_like()));
+        let child = Command::new(program("homeostat"))
+            .arg("run")
+            .arg("--pipelines")
+            .arg(self.folder.path().join("pipelines"))
+            .arg("--config")
+            .arg(self.folder.path().join("homeostat.toml"))
+            .env("KAFKA_BOOTSTRAP", &self.bootstrap)
+            .envs(environment.iter().copied())
+            .current_dir(self.folder.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(&log)?)
+            .spawn()
+            .context("starting homeostat")?;
+        Ok(Process { child, log })
+    }
+
+    /// Everything committed on a topic so far.
+    pub fn read(&self, name: &str) -> anyhow::Result<Vec<Published>> {
+        let topic = self.topic(name);
+        let Some(count) = self.broker.partition_count(&topic)? else { return Ok(Vec::new()) };
+        let mut found = Vec::new();
+        for partition in kafka::partitions_of(&topic, count) {
+            self.read_partition(&partition, &mut found)?;
+        }
+        Ok(found)
+    }
+
+    fn read_partition(&self, partition: &TopicPartition, found: &mut Vec<Published>) -> anyhow::Result<()> {
+        let (low, high) = self.broker.watermarks(partition)?;
+        let mut consumer = self.broker.consumer(&ConsumerConfig::new("test", None))?;
+        consumer.assign(&[(partition.clone(), low)])?;
+        let mut batch = Batch::default();
+        let deadline = Instant::now() + Duration::from_secs(15);
+        while consumer.position(partition).unwrap_or(low) < high && Instant::now() < deadline {
+            if consumer.poll(Duration::from_millis(100), &mut batch)? != Polled::Records {
+                // What stays open at the end belongs to a transaction that is not committed yet.
+                if consumer.caught_up().contains(partition) {
+                    break;
+                }
+                continue;
+            }
+            for record in batch.iter() {
+                let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+                found.push(Published {
+                    partition: partition.partition,
+                    offset: record.offset,
+                    key: record.key.map(text),
+                    headers: record.headers().map(|(name, value)| (name.to_owned(), text(value))).collect(),
+                    value: record.value.map(<[u8]>::to_vec),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a topic until `done` says so; the error shows what there was.
+    pub fn wait(
+        &self,
+        name: &str,
+        patience: Duration,
+        done: impl Fn(&[Published]) -> bool,
+    ) -> anyhow::Result<Vec<Published>> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let found = self.read(name)?;
+            if done(&found) {
+                return Ok(found);
+            }
+            if Instant::now() > deadline {
+                let last: Vec<String> =
+                    found.iter().rev().take(3).map(|record| format!("{} {}", record.kind(), record.json())).collect();
+                bail!("{} has {} records after {patience:?} and is not complete; the last: {last:#?}", name, found.len());
+            }
+            std::thread::sleep(Duration::from_millis(300));
+        }
+    }
+}
+
+impl Process {
+    /// SIGTERM, then the exit code.
+    pub fn terminate(mut self) -> anyhow::Result<i32> {
+        Command::new("kill").arg("-TERM").arg(self.child.id().to_string()).status()?;
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait()? {
+                return status.code().with_context(|| format!("ended by {status}"));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        bail!("did not drain within 30 s; its log:\n{}", fs::read_to_string(&self.log)?)
+    }
+
+    /// Waits for the process to die by SIGKILL, as at a crash point.
+    pub fn wait_killed(&mut self, patience: Duration) -> anyhow::Result<()> {
+        use std::os::unix::process::ExitStatusExt;
+        let deadline = Instant::now() + patience;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait()? {
+                if status.signal() == Some(9) {
+                    return Ok(());
+                }
+                bail!("ended by {status} instead of SIGKILL; its log:\n{}", fs::read_to_string(&self.log)?);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        bail!("the crash point was not reached within {patience:?}; its log:\n{}", fs::read_to_string(&self.log)?)
+    }
+}
+
+/// Events of a topic as comparable sets: per key, in order, (id, type, data) without the wall-clock and trace fields that
+/// `src/README.md` lists.
+pub fn comparable(published: &[Published]) -> BTreeMap<String, Vec<(String, String, Value)>> {
+    let mut by_key: BTreeMap<String, Vec<(String, String, Value)>> = BTreeMap::new();
+    for record in published {
+        if [protocol::cloudevent::PROGRESS, protocol::cloudevent::JOURNAL].contains(&record.kind()) {
+            continue;
+        }
+        let mut data = record.json();
+        strip(&mut data);
+        let id = record.headers.get("ce_id").cloned().unwrap_or_default();
+        let entry = (id, record.kind().to_owned(), data);
+        by_key.entry(record.key.clone().unwrap_or_default()).or_default().push(entry);
+    }
+    by_key
+}
+
+fn strip(data: &mut Value) {
+    const WALL_CLOCK: [&str; 8] = [
+        "decided_at",
+        "start_deadline",
+        "at",
+        "clock",
+        "changed_at",
+        "opened_at",
+        "requested_at",
+        "expires_at",
+    ];
+    match data {
+        Value::Object(fields) => {
+            fields.retain(|name, _| !WALL_CLOCK.contains(&name.as_str()) && !name.ends_with("_ms"));
+            fields.values_mut().for_each(strip);
+        }
+        Value::Array(values) => values.iter_mut().for_each(strip),
+        _ => {}
+    }
+}
+
+/// The id of an event.
+pub fn event_ids(published: &[Published]) -> Vec<&str> {
+    published.iter().filter_map(|record| record.headers.get("ce_id")).map(String::as_str).collect()
+}
+
+/// Unique within a test run.
+pub fn uuid_like() -> String {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis());
+    format!("{:x}{:x}{:x}", now, std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}

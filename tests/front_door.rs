@@ -1,0 +1,431 @@
+//! What a newcomer meets is true: every command, path, port and variable that the front door names exists.
+//!
+//! `compose-spec.schema.json` is the Compose specification's own schema, under the Apache License 2.0.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde_json::Value;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("tests is a folder of the workspace")
+        .to_owned()
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+fn compose() -> Value {
+    serde_yaml_ng::from_str(&read("docker-compose.yml")).expect("docker-compose.yml is YAML")
+}
+
+/// A program of this workspace, as `cargo build --workspace --bins` leaves it beside the tests.
+fn program(name: &str) -> Command {
+    let tests = std::env::current_exe().expect("a test program has a path");
+    let path = tests
+        .parent()
+        .and_then(Path::parent)
+        .expect("tests lie in a folder below the programs")
+        .join(name);
+    assert!(
+        path.is_file(),
+        "{} is missing: run `make test`, or cargo build --workspace --bins first",
+        path.display()
+    );
+    Command::new(path)
+}
+
+fn help(name: &str, arguments: &[&str]) -> String {
+    let output = program(name)
+        .args(arguments)
+        .arg("--help")
+        .output()
+        .expect("a program of ours starts");
+    assert!(
+        output.status.success(),
+        "{name} {} --help: {output:?}",
+        arguments.join(" ")
+    );
+    String::from_utf8(output.stdout).expect("help is text")
+}
+
+/// Names of the programs that the workspace builds.
+fn programs() -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for entry in fs::read_dir(root().join("src")).unwrap().flatten() {
+        let Ok(manifest) = fs::read_to_string(entry.path().join("Cargo.toml")) else {
+            continue;
+        };
+        let bins = manifest.split("[[bin]]").skip(1);
+        names.extend(bins.filter_map(|bin| Some(bin.split("name = \"").nth(1)?.split('"').next()?.to_owned())));
+    }
+    names
+}
+
+fn strings(value: &Value) -> Vec<&str> {
+    value
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect()
+}
+
+#[test]
+fn compose_fits_the_compose_schema() {
+    let schema: Value = serde_json::from_str(include_str!("compose-spec.schema.json")).unwrap();
+    let validator = jsonschema::validator_for(&schema).expect("the schema is one");
+    let compose = compose();
+    let errors: Vec<String> = validator
+        .iter_errors(&compose)
+        .map(|error| format!("{}: {error}", error.instance_path()))
+        .collect();
+    assert!(errors.is_empty(), "{errors:#?}");
+
+    let mut broken = compose;
+    broken["services"]["kafka"]["prots"] = Value::Array(Vec::new());
+    assert!(!validator.is_valid(&broken), "the schema tells a misspelt key");
+}
+
+#[test]
+fn compose_has_the_two_profiles() {
+    let compose = compose();
+    let services = compose["services"].as_object().unwrap();
+    let profiles: BTreeSet<&str> = services
+        .values()
+        .flat_map(|service| strings(&service["profiles"]))
+        .collect();
+    assert_eq!(profiles, BTreeSet::from(["app", "kafka"]));
+    for (name, service) in services {
+        for (wanted, condition) in service["depends_on"].as_object().into_iter().flatten() {
+            let wanted = services
+                .get(wanted)
+                .unwrap_or_else(|| panic!("{name} depends on {wanted}"));
+            assert!(condition["condition"] != "service_healthy" || wanted["healthcheck"].is_object());
+            let theirs = strings(&wanted["profiles"]);
+            for profile in strings(&service["profiles"]) {
+                assert!(
+                    theirs.contains(&profile),
+                    "{name}: what it depends on is not in profile {profile}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn compose_starts_programs_that_exist() {
+    let compose = compose();
+    let programs = programs();
+    for (name, service) in compose["services"].as_object().unwrap() {
+        if service["build"].is_null() {
+            continue;
+        }
+        let mut words = match strings(&service["entrypoint"]) {
+            entrypoint if entrypoint.is_empty() => vec!["homeostat"],
+            entrypoint => entrypoint,
+        };
+        words.extend(strings(&service["command"]));
+        assert!(programs.contains(words[0]), "{name} starts {}", words[0]);
+        let subcommand: Vec<&str> = words[1..]
+            .iter()
+            .take_while(|word| !word.starts_with('-'))
+            .copied()
+            .collect();
+        let help = help(words[0], &subcommand);
+        for option in words.iter().filter(|word| word.starts_with("--")) {
+            assert!(help.contains(option), "{name}: {option} is no option of {}", words[0]);
+        }
+    }
+}
+
+#[test]
+fn compose_mounts_what_is_there_where_the_image_expects_it() {
+    let compose = compose();
+    let volumes: BTreeSet<&str> = compose["volumes"]
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect();
+    for (name, service) in compose["services"].as_object().unwrap() {
+        let mut inside = Vec::new();
+        for volume in strings(&service["volumes"]) {
+            let mut parts = volume.split(':');
+            let (source, target) = (parts.next().unwrap(), parts.next().unwrap());
+            inside.push(target);
+            match source.strip_prefix("./") {
+                Some(path) => assert!(root().join(path).exists(), "{name} mounts {path}"),
+                None => assert!(volumes.contains(source), "{name} mounts volume {source}"),
+            }
+        }
+        for path in strings(&service["command"])
+            .into_iter()
+            .filter(|word| word.starts_with('/'))
+        {
+            assert!(
+                inside.iter().any(|mount| mount.starts_with(path)),
+                "{name}: nothing is mounted for {path}"
+            );
+        }
+    }
+    let executor = read("deploy/executor.toml");
+    let ledger = executor
+        .split("path = \"")
+        .nth(1)
+        .and_then(|rest| rest.split('"').next())
+        .unwrap();
+    let mounts = strings(&compose["services"]["executor"]["volumes"]);
+    assert!(
+        mounts
+            .iter()
+            .any(|mount| mount.split(':').nth(1).is_some_and(|target| ledger.starts_with(target)))
+    );
+}
+
+#[test]
+fn compose_ports_meet() {
+    let compose = compose();
+    let kafka = &compose["services"]["kafka"];
+    let variable = |name: &str| kafka["environment"][name].as_str().unwrap().to_owned();
+    let listening: BTreeMap<String, String> = variable("KAFKA_LISTENERS")
+        .split(',')
+        .map(|listener| {
+            let (name, address) = listener.split_once("://").unwrap();
+            (name.to_owned(), address.rsplit(':').next().unwrap().to_owned())
+        })
+        .collect();
+    let protocols = variable("KAFKA_LISTENER_SECURITY_PROTOCOL_MAP");
+    for name in listening.keys() {
+        assert!(
+            protocols.contains(&format!("{name}:")),
+            "no protocol for listener {name}"
+        );
+    }
+    for advertised in variable("KAFKA_ADVERTISED_LISTENERS").split(',') {
+        let (name, address) = advertised.split_once("://").unwrap();
+        assert_eq!(listening[name], address.rsplit(':').next().unwrap(), "{advertised}");
+    }
+    let controller = &listening[&variable("KAFKA_CONTROLLER_LISTENER_NAMES")];
+    assert!(variable("KAFKA_CONTROLLER_QUORUM_VOTERS").ends_with(&format!("@kafka:{controller}")));
+    assert!(strings(&kafka["ports"]).contains(&&*format!("127.0.0.1:9092:{}", listening["HOST"])));
+
+    for (name, service) in compose["services"].as_object().unwrap() {
+        if let Some(bootstrap) = service["environment"]["KAFKA_BOOTSTRAP"].as_str() {
+            assert_eq!(bootstrap, format!("kafka:{}", listening["INTERNAL"]), "{name}");
+        }
+    }
+    let app = &compose["services"]["homeostat"];
+    let port = app["environment"]["HOMEOSTAT__HTTP__LISTEN"]
+        .as_str()
+        .unwrap()
+        .rsplit(':')
+        .next()
+        .unwrap();
+    assert_eq!(strings(&app["ports"]), [format!("127.0.0.1:{port}:{port}")]);
+    assert!(read("Dockerfile").contains(&format!("EXPOSE {port}")));
+}
+
+#[test]
+fn compose_variables_are_settings() {
+    let compose = compose();
+    let defaults = read("src/homeostat/default.toml");
+    for (name, service) in compose["services"].as_object().unwrap() {
+        for variable in service["environment"]
+            .as_object()
+            .into_iter()
+            .flatten()
+            .map(|(variable, _)| variable)
+        {
+            if let Some(key) = variable.strip_prefix("HOMEOSTAT__") {
+                let (section, key) = key
+                    .to_lowercase()
+                    .split_once("__")
+                    .map(|(s, k)| (s.to_owned(), k.to_owned()))
+                    .unwrap();
+                let body = defaults
+                    .split(&format!("[{section}]"))
+                    .nth(1)
+                    .unwrap_or_else(|| panic!("{name}: {variable}"));
+                let body = body.split("\n[").next().unwrap();
+                assert!(
+                    body.lines().any(|line| line.starts_with(&format!("{key} ="))),
+                    "{name}: {variable}"
+                );
+            } else if name == "kafka" {
+                let property = variable
+                    .strip_prefix("KAFKA_")
+                    .unwrap()
+                    .to_lowercase()
+                    .replace('_', ".");
+                assert!(
+                    BROKER_PROPERTIES.contains(&&*property),
+                    "{property} is no setting of the broker"
+                );
+            } else {
+                assert_eq!(variable, "KAFKA_BOOTSTRAP", "{name}");
+            }
+        }
+    }
+}
+
+/// Settings of Kafka 4.1's broker that the compose file may use.
+const BROKER_PROPERTIES: [&str; 12] = [
+    "node.id",
+    "process.roles",
+    "controller.quorum.voters",
+    "controller.listener.names",
+    "listeners",
+    "advertised.listeners",
+    "listener.security.protocol.map",
+    "inter.broker.listener.name",
+    "offsets.topic.replication.factor",
+    "transaction.state.log.replication.factor",
+    "transaction.state.log.min.isr",
+    "transaction.abort.timed.out.transaction.cleanup.interval.ms",
+];
+
+#[test]
+fn the_image_copies_what_is_there_and_builds_every_program() {
+    let dockerfile = read("Dockerfile");
+    for line in dockerfile
+        .lines()
+        .filter(|line| line.starts_with("COPY ") && !line.contains("--from"))
+    {
+        let words: Vec<&str> = line.split_whitespace().skip(1).collect();
+        for source in &words[..words.len() - 1] {
+            assert!(root().join(source).exists(), "{line}");
+        }
+    }
+    for program in programs() {
+        assert!(
+            dockerfile.contains(&format!("/release/{program}")),
+            "{program} is not in the image"
+        );
+    }
+    // Everything that the workspace is built from is copied.
+    let manifest = read("Cargo.toml");
+    for member in manifest
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix('"')?.split('"').next())
+    {
+        let top = member.split('/').next().unwrap();
+        assert!(
+            dockerfile.contains(&format!("COPY {top} {top}\n")),
+            "{member} is not copied"
+        );
+    }
+    let image_rust = dockerfile
+        .split("FROM rust:")
+        .nth(1)
+        .and_then(|rest| rest.split('-').next())
+        .unwrap();
+    let wanted = manifest
+        .split("rust-version = \"")
+        .nth(1)
+        .and_then(|rest| rest.split('"').next())
+        .unwrap();
+    let minor = |version: &str| {
+        version
+            .split('.')
+            .nth(1)
+            .and_then(|text| text.parse::<u32>().ok())
+            .unwrap()
+    };
+    assert!(
+        minor(image_rust) >= minor(wanted),
+        "the image builds with Rust {image_rust}, {wanted} is needed"
+    );
+}
+
+#[test]
+fn the_makefile_lists_itself_and_names_what_exists() {
+    let makefile = read("Makefile");
+    assert!(makefile.lines().count() <= 50, "a Makefile of at most a screen");
+    let listed = Command::new("make").arg("help").current_dir(root()).output().unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let targets: Vec<&str> = makefile
+        .lines()
+        .filter_map(|line| Some(line.split_once(':')?.0))
+        .filter(|target| target.chars().all(|c| c.is_ascii_lowercase()))
+        .collect();
+    for target in &targets {
+        assert!(
+            listed.lines().any(|line| line.starts_with(&format!("{target} "))),
+            "make help leaves {target} out"
+        );
+    }
+    for target in ["demo", "test", "check", "bench"] {
+        assert!(targets.contains(&target), "{target}");
+    }
+    let scripts = makefile
+        .split_whitespace()
+        .chain([".ci/run"])
+        .map(|word| word.trim_start_matches('@'));
+    for script in scripts.filter(|word| word.starts_with(".ci/")) {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = fs::metadata(root().join(script))
+            .unwrap_or_else(|error| panic!("{script}: {error}"))
+            .permissions();
+        assert!(mode.mode() & 0o111 != 0, "{script} is not executable");
+    }
+}
+
+/// Text behind `marker` up to the end of the word, wherever it stands in code of a page.
+fn named(page: &str, marker: &str) -> BTreeSet<String> {
+    let code = page.split('`').skip(1).step_by(2).map(str::to_owned);
+    let indented = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("    ").map(str::to_owned));
+    let mut words = BTreeSet::new();
+    for text in code.chain(indented) {
+        for rest in text.split(marker).skip(usize::from(!text.starts_with(marker))) {
+            let word: String = rest.chars().take_while(|c| c.is_ascii_lowercase()).collect();
+            words.insert(word);
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
+}
+
+#[test]
+fn pages_name_commands_and_files_that_exist() {
+    let commands = help("homeostat", &[]);
+    let makefile = read("Makefile");
+    for page in ["README.md", "docs/README.md"] {
+        let text = read(page);
+        for command in named(&text, "homeostat ") {
+            let exists = commands
+                .lines()
+                .any(|line| line.split_whitespace().next() == Some(&command));
+            assert!(exists, "{page}: homeostat {command}");
+        }
+        for target in named(&text, "make ") {
+            assert!(makefile.contains(&format!("\n{target}:")), "{page}: make {target}");
+        }
+        let folder = root().join(page).parent().unwrap().to_owned();
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            assert!(folder.join(link).exists(), "{page}: {link}");
+        }
+    }
+}
+
+#[test]
+fn the_shipped_pipelines_compile() {
+    for name in ["shop", "starter"] {
+        let path = root().join(format!("pipelines/{name}/pipeline.sql"));
+        let output = program("homeostat").arg("validate").arg(&path).output().unwrap();
+        assert!(
+            output.status.success(),
+            "{name}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+}
