@@ -1,1 +1,78 @@
+//! The pipeline language: text → [`engine::spec::Pipeline`], or every error with its place and a way out.
+//!
+//! **Owns** the grammar: statement heads and clauses are parsed here, the SELECT of a view goes to DataFusion, which plans
+//! and types its expressions. Owns also which views share panes, how wide panes are, and the fingerprints that tell what
+//! keeps its state when a pipeline is edited.
+//!
+//! **Promises** that what compiles runs: names, types, options and windows are checked here, so that the stages need not.
+//! The same text gives the same plan, fingerprints included, on every machine. No text makes it panic or run without end.
+//!
+//! **Does not know** records, topics' contents or algorithms of detectors: options are checked through [`DetectorCatalog`].
+//! Never executes a plan.
+//!
+//! **Fails** with [`Diagnostics`]: all of them at once, none of them a consequence of another.
 
+mod ast;
+mod catalog;
+mod compile;
+mod detector;
+mod diagnostic;
+mod duration;
+mod explain;
+mod fingerprint;
+mod functions;
+mod oracle;
+mod pane_set;
+mod parse;
+mod policy;
+mod select;
+mod source;
+#[cfg(test)]
+mod tests;
+mod text;
+mod view;
+
+use engine::spec::{OptionValue, Pipeline};
+
+pub use diagnostic::{Diagnostic, Diagnostics, Severity, Span};
+pub use explain::explain;
+pub use functions::aggregates as oracle_aggregates;
+pub use oracle::view_oracle_sql;
+
+/// Knows the algorithms that detectors may use.
+pub trait DetectorCatalog: Sync {
+    /// Whether `using` exists, takes these options, and so many features.
+    fn check(&self, using: &str, options: &[(String, OptionValue)], features: usize) -> Result<(), CatalogError>;
+}
+
+/// Why a detector cannot be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct CatalogError {
+    pub message: String,
+    /// The option at fault; `None` when it is the algorithm or its features.
+    pub option: Option<String>,
+    pub suggestion: Option<String>,
+}
+
+/// Planning recurses with the depth of expressions, which is bounded; frames are large in debug builds.
+const STACK_BYTES: usize = 128 << 20;
+
+/// Compiles a pipeline called `name`, or says everything that is wrong with it.
+pub fn compile(name: &str, text: &str, catalog: &dyn DetectorCatalog) -> Result<Pipeline, Diagnostics> {
+    on_large_stack(|| compile::compile(name, text, catalog))
+}
+
+fn on_large_stack<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("sql".into())
+            .stack_size(STACK_BYTES)
+            .spawn_scoped(scope, work)
+            .expect("a thread can be started");
+        match thread.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}

@@ -1,0 +1,282 @@
+//! The whole text: statements in any order → one plan, or every error.
+
+use std::collections::BTreeSet;
+
+use engine::spec::{DetectorSpec, PaneSetSpec, Pipeline, SourceSpec, ViewSpec};
+
+use crate::{
+    DetectorCatalog,
+    ast::{self, Statement},
+    catalog::Functions,
+    detector::{self, Detector, Relations},
+    diagnostic::{Diagnostic, Diagnostics, Span},
+    pane_set::{self, PaneSet},
+    parse, policy, select,
+    source::{self, Source},
+    text::{LineMap, Token, statements, tokenize},
+    view::{self, View},
+};
+
+/// A text larger than this is not a pipeline.
+const TEXT_MAX: usize = 1 << 20;
+
+pub(crate) fn compile(name: &str, text: &str, catalog: &dyn DetectorCatalog) -> Result<Pipeline, Diagnostics> {
+    let mut compiler = Compiler::new(name, text);
+    let pipeline = compiler.pipeline(text, catalog);
+    match pipeline {
+        Some(pipeline) if compiler.errors.is_empty() => Ok(pipeline),
+        _ => Err(Diagnostics::locate(compiler.errors, text)),
+    }
+}
+
+/// Statements by kind, in the order of the text.
+#[derive(Default)]
+pub(crate) struct Statements {
+    pub sources: Vec<ast::Source>,
+    pub views: Vec<ast::View>,
+    pub detectors: Vec<ast::Detector>,
+    pub policies: Vec<ast::Policy>,
+}
+
+/// The statements of a text, for whoever needs no plan.
+pub(crate) fn parsed(text: &str, errors: &mut Vec<Diagnostic>) -> Statements {
+    let mut compiler = Compiler::new("", text);
+    match tokenize(text) {
+        Ok(tokens) => {
+            let statements = compiler.statements(&tokens);
+            errors.append(&mut compiler.errors);
+            statements
+        }
+        Err(error) => {
+            errors.push(error);
+            Statements::default()
+        }
+    }
+}
+
+struct Compiler<'a> {
+    name: &'a str,
+    lines: LineMap<'a>,
+    functions: Functions,
+    /// Names that are declared, but wrongly: what refers to them is not blamed for it.
+    failed: Vec<String>,
+    errors: Vec<Diagnostic>,
+}
+
+impl<'a> Compiler<'a> {
+    fn new(name: &'a str, text: &'a str) -> Self {
+        Self {
+            name,
+            lines: LineMap::new(text),
+            functions: Functions::new(),
+            failed: Vec::new(),
+            errors: Vec::new(),
+        }
+    }
+
+    fn pipeline(&mut self, text: &str, catalog: &dyn DetectorCatalog) -> Option<Pipeline> {
+        if text.len() > TEXT_MAX {
+            self.errors.push(Diagnostic::new(
+                format!("a pipeline of {} bytes; at most {TEXT_MAX} are read", text.len()),
+                Span::default(),
+            ));
+            return None;
+        }
+        let tokens = match tokenize(text) {
+            Ok(tokens) => tokens,
+            Err(error) => {
+                self.errors.push(error);
+                return None;
+            }
+        };
+        let statements = self.statements(&tokens);
+        if statements.sources.is_empty() && self.errors.is_empty() {
+            self.errors.push(
+                Diagnostic::new("the pipeline has no source", Span::default())
+                    .help("begin with CREATE SOURCE name WITH (connector='kafka', topic='…', format='otlp_metrics')"),
+            );
+            return None;
+        }
+        let mut sources = self.sources(&statements);
+        let views = self.views(&statements, &mut sources);
+        let mut sets = Vec::new();
+        let placed = pane_set::share(&views, &mut sets);
+        let mut detectors = self.detectors(&statements, &sources, &views, &mut sets, catalog);
+        let policies = statements.policies.iter().filter_map(|ast| {
+            policy::resolve(
+                ast,
+                &mut detectors,
+                &self.failed,
+                &self.functions,
+                &self.lines,
+                &mut self.errors,
+            )
+        });
+        let policies = policies.collect();
+        if !self.errors.is_empty() {
+            return None;
+        }
+        let plan = physical(&sources, &sets, &views, placed);
+        let (sources, pane_sets, views) = match plan {
+            Ok(plan) => plan,
+            Err(error) => {
+                self.errors
+                    .push(view::planner_error(&error, Span::default(), &self.lines));
+                return None;
+            }
+        };
+        Some(Pipeline {
+            name: self.name.to_owned(),
+            sources,
+            pane_sets,
+            views,
+            detectors: detectors.into_iter().map(Detector::into_spec).collect(),
+            policies,
+        })
+    }
+
+    fn statements(&mut self, tokens: &[Token]) -> Statements {
+        let mut parsed = Statements::default();
+        let mut names: Vec<(&'static str, String)> = Vec::new();
+        for tokens in statements(tokens) {
+            let statement = match parse::statement(tokens) {
+                Ok(statement) => statement,
+                Err(error) => {
+                    self.errors.push(error);
+                    self.failed.extend(declared_name(tokens));
+                    continue;
+                }
+            };
+            let name = statement.name();
+            // Views and sources are both what a detector can be on.
+            let space = match statement.kind() {
+                "source" | "feature view" => "source or view",
+                other => other,
+            };
+            if names.iter().any(|(kind, other)| *kind == space && *other == name.text) {
+                let message = format!("there is already a {space} `{}`", name.text);
+                self.errors
+                    .push(Diagnostic::new(message, name.span).help("give one of them another name"));
+                continue;
+            }
+            if name.text.is_empty() || name.text.len() > 100 {
+                self.errors
+                    .push(Diagnostic::new("a name has between 1 and 100 characters", name.span));
+                continue;
+            }
+            names.push((space, name.text.clone()));
+            match statement {
+                Statement::Source(source) => parsed.sources.push(source),
+                Statement::View(view) => parsed.views.push(view),
+                Statement::Detector(detector) => parsed.detectors.push(detector),
+                Statement::Policy(policy) => parsed.policies.push(policy),
+            }
+        }
+        parsed
+    }
+
+    fn sources(&mut self, statements: &Statements) -> Vec<Source> {
+        let mut sources = Vec::new();
+        for ast in &statements.sources {
+            match source::resolve(ast, &mut self.errors) {
+                Some(source) => sources.push(source),
+                None => self.failed.push(ast.name.text.clone()),
+            }
+        }
+        sources
+    }
+
+    fn views(&mut self, statements: &Statements, sources: &mut [Source]) -> Vec<View> {
+        let mut views = Vec::new();
+        for ast in &statements.views {
+            let context = select::Context {
+                functions: &self.functions,
+                lines: &self.lines,
+                failed: &self.failed,
+                views: &statements.views,
+            };
+            match view::plan(self.name, ast, sources, &context, &mut self.errors) {
+                Some(view) => views.push(view),
+                None => self.failed.push(ast.name.text.clone()),
+            }
+        }
+        views
+    }
+
+    fn detectors(
+        &mut self,
+        statements: &Statements,
+        sources: &[Source],
+        views: &[View],
+        sets: &mut Vec<PaneSet>,
+        catalog: &dyn DetectorCatalog,
+    ) -> Vec<Detector> {
+        let mut detectors = Vec::new();
+        for ast in &statements.detectors {
+            let relations = Relations {
+                sources,
+                views,
+                failed: &self.failed,
+            };
+            match detector::resolve(ast, &relations, sets, catalog, &mut self.errors) {
+                Some(detector) => detectors.push(detector),
+                None => self.failed.push(ast.name.text.clone()),
+            }
+        }
+        detectors
+    }
+}
+
+impl Detector {
+    fn into_spec(self) -> DetectorSpec {
+        let mut spec = self.spec;
+        let known: BTreeSet<&String> = spec.features.iter().map(|(name, _)| name).collect();
+        let columns = self.used.into_iter().filter(|(name, _)| !known.contains(name));
+        spec.columns = columns.collect();
+        spec
+    }
+}
+
+/// The name that a statement which does not parse would have declared.
+fn declared_name(tokens: &[Token]) -> Option<String> {
+    let head = ["SOURCE", "TABLE", "VIEW", "DETECTOR", "POLICY"];
+    let at = tokens
+        .iter()
+        .take(5)
+        .position(|token| head.iter().any(|word| token.is_word(word)))?;
+    Some(tokens.get(at + 1)?.word()?.value.clone())
+}
+
+type Physical = (Vec<SourceSpec>, Vec<PaneSetSpec>, Vec<ViewSpec>);
+
+/// Physical plans over what sources deliver. A source that nothing reads is left out.
+fn physical(
+    sources: &[Source],
+    sets: &[PaneSet],
+    views: &[View],
+    placed: Vec<(usize, Vec<usize>)>,
+) -> datafusion::common::Result<Physical> {
+    let used: Vec<usize> = (0..sources.len())
+        .filter(|index| sets.iter().any(|set| set.source == *index))
+        .collect();
+    let specs: Vec<SourceSpec> = used
+        .iter()
+        .map(|index| sources[*index].spec(&pane_set::used_columns(sets, *index)))
+        .collect();
+    let mut pane_sets = Vec::with_capacity(sets.len());
+    for set in sets {
+        let position = used.iter().position(|index| *index == set.source);
+        let position = position.expect("a source with a pane set is in use");
+        pane_sets.push(pane_set::physical(
+            set,
+            position,
+            &sources[set.source],
+            &specs[position],
+        )?);
+    }
+    let mut physical_views = Vec::with_capacity(views.len());
+    for (view, (set, aggregates)) in views.iter().zip(placed) {
+        physical_views.push(pane_set::physical_view(view, set, aggregates)?);
+    }
+    Ok((specs, pane_sets, physical_views))
+}

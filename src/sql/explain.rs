@@ -1,0 +1,280 @@
+//! A plan in words: what is read, what is shared, and how much is held at most.
+
+use std::fmt::Write;
+
+use engine::spec::{
+    ActionSpec, AggregateKind, AggregateSpec, DetectorInput, DetectorSpec, OptionValue, PaneSetSpec, Pipeline,
+    PolicySpec, SourceSpec, StartupMode, ViewSpec, WindowSpec,
+};
+
+use crate::duration::display;
+
+/// The plan of a pipeline, for people.
+pub fn explain(pipeline: &Pipeline) -> String {
+    let mut out = format!("pipeline {}\n", pipeline.name);
+    for source in &pipeline.sources {
+        explain_source(&mut out, source);
+    }
+    for (index, set) in pipeline.pane_sets.iter().enumerate() {
+        explain_pane_set(&mut out, pipeline, index, set);
+    }
+    for view in &pipeline.views {
+        explain_view(&mut out, pipeline, view);
+    }
+    for detector in &pipeline.detectors {
+        explain_detector(&mut out, pipeline, detector);
+    }
+    for policy in &pipeline.policies {
+        explain_policy(&mut out, pipeline, policy);
+    }
+    out
+}
+
+/// Writing to a string cannot fail.
+macro_rules! line {
+    ($out:expr, $($arg:tt)*) => {{
+        let _ = writeln!($out, $($arg)*);
+    }};
+}
+
+fn explain_source(out: &mut String, source: &SourceSpec) {
+    let start = match source.start {
+        StartupMode::GroupOffsets => "the group's offsets".to_owned(),
+        StartupMode::Earliest => "the earliest record".to_owned(),
+        StartupMode::Latest => "the latest record".to_owned(),
+        StartupMode::TimestampMs(ms) => format!("time {ms} ms"),
+    };
+    line!(out, "\nsource {}  [{:016x}]", source.name, source.fingerprint);
+    line!(
+        out,
+        "  topic {}, {:?}, first start from {start}",
+        source.topic,
+        source.format
+    );
+    let idle = source
+        .idle_timeout_ms
+        .map_or("never idle".into(), |ms| format!("idle after {}", display(ms)));
+    line!(
+        out,
+        "  event time {}, delay {}, {idle}, at most {} ahead of the broker, drift {}",
+        source.schema.field(source.event_time).name(),
+        display(source.delay_ms),
+        display(source.max_future_skew_ms),
+        display(source.max_drift_ms),
+    );
+    for (index, field) in source.schema.fields().iter().enumerate() {
+        let mut origin = String::new();
+        if let Some(path) = &source.paths[index] {
+            let _ = write!(origin, " from {}", path.join("."));
+        }
+        if let Some((_, metadata)) = source.metadata.iter().find(|(column, _)| *column == index) {
+            let _ = write!(origin, " from the record's {}", format!("{metadata:?}").to_lowercase());
+        }
+        line!(out, "  column {} {}{origin}", field.name(), field.data_type());
+    }
+}
+
+fn explain_pane_set(out: &mut String, pipeline: &Pipeline, index: usize, set: &PaneSetSpec) {
+    let source = &pipeline.sources[set.source];
+    line!(
+        out,
+        "\npane set {index} over {}  [{:016x}]",
+        source.name,
+        set.fingerprint
+    );
+    line!(out, "  width {}", display(set.width_ms));
+    if let Some(filter) = &set.filter {
+        line!(out, "  filter {filter}");
+    }
+    for (key, field) in set.keys.iter().zip(&set.key_fields) {
+        line!(out, "  key {} {} = {key}", field.name(), field.data_type());
+    }
+    for aggregate in &set.aggregates {
+        line!(out, "  aggregate {}", explain_aggregate(aggregate));
+    }
+    let served: Vec<String> = set.windows.iter().map(explain_window).collect();
+    if served.is_empty() {
+        line!(out, "  serves silence");
+    } else {
+        line!(out, "  serves {}", served.join("; "));
+    }
+    let span_ms = set
+        .windows
+        .iter()
+        .map(|window| window.size_ms + window.lateness_ms)
+        .max();
+    let panes = span_ms.unwrap_or(set.width_ms).div_euclid(set.width_ms) + 1;
+    line!(out, "  state at most {panes} panes per key, {} per pane", state(set));
+}
+
+fn explain_window(window: &WindowSpec) -> String {
+    let mut text = window.view.clone();
+    if window.slide_ms == window.size_ms {
+        let _ = write!(text, " tumble {}", display(window.size_ms));
+    } else {
+        let _ = write!(
+            text,
+            " hop {} every {}",
+            display(window.size_ms),
+            display(window.slide_ms)
+        );
+    }
+    if window.offset_ms != 0 {
+        let _ = write!(text, " offset {}", display(window.offset_ms));
+    }
+    if window.lateness_ms != 0 {
+        let _ = write!(text, " lateness {}", display(window.lateness_ms));
+    }
+    if let Some(topic) = &window.late_topic {
+        let _ = write!(text, " late rows to {topic}");
+    }
+    text
+}
+
+fn explain_aggregate(aggregate: &AggregateSpec) -> String {
+    let args: Vec<String> = aggregate.args.iter().map(|arg| arg.to_string()).collect();
+    let mut text = match &aggregate.kind {
+        AggregateKind::Count if args.is_empty() => "count(*)".to_owned(),
+        AggregateKind::Quantile { q } => format!("quantile({}, {q})", args.join(", ")),
+        AggregateKind::Other(function) => format!("{} through DataFusion", function.name()),
+        kind => format!("{}({})", format!("{kind:?}").to_lowercase(), args.join(", ")),
+    };
+    if let Some(filter) = &aggregate.filter {
+        let _ = write!(text, " where {filter}");
+    }
+    let _ = write!(text, " → {}", aggregate.output);
+    text
+}
+
+/// Bytes of the aggregates of one key in one pane, as the engine keeps them.
+fn state(set: &PaneSetSpec) -> String {
+    let mut fixed = 0;
+    let mut growing = Vec::new();
+    for aggregate in &set.aggregates {
+        match &aggregate.kind {
+            AggregateKind::Count => fixed += 8,
+            AggregateKind::Sum | AggregateKind::Min | AggregateKind::Max => fixed += 9,
+            AggregateKind::Avg => fixed += 16,
+            AggregateKind::Var | AggregateKind::Stddev => fixed += 24,
+            AggregateKind::Quantile { .. } => growing.push("a sketch per quantile".to_owned()),
+            AggregateKind::Rate => growing.push("up to 16 KB of points per rate".to_owned()),
+            AggregateKind::Other(function) => growing.push(format!("the state of {}", function.fun().name())),
+        }
+    }
+    growing.dedup();
+    let mut parts = vec![format!("{fixed} bytes")];
+    parts.extend(growing);
+    parts.join(" and ")
+}
+
+fn explain_view(out: &mut String, pipeline: &Pipeline, view: &ViewSpec) {
+    let shared = pipeline
+        .views
+        .iter()
+        .filter(|other| other.pane_set == view.pane_set)
+        .count();
+    let shared = if shared > 1 {
+        format!(", shared by {shared} views")
+    } else {
+        String::new()
+    };
+    line!(out, "\nview {} over pane set {}{shared}", view.name, view.pane_set);
+    line!(out, "  window {}", explain_window(&view.window));
+    for (index, aggregate) in view.aggregates.iter().enumerate() {
+        line!(out, "  agg_{index} is aggregate {aggregate}");
+    }
+    for (field, expr) in view.output.fields().iter().zip(&view.projection) {
+        line!(out, "  column {} {} = {expr}", field.name(), field.data_type());
+    }
+    if let Some(having) = &view.having {
+        line!(out, "  having {having}");
+    }
+    if view.fill_missing_windows > 0 {
+        line!(
+            out,
+            "  silent keys yield NULL for {} windows",
+            view.fill_missing_windows
+        );
+    }
+}
+
+fn explain_detector(out: &mut String, pipeline: &Pipeline, detector: &DetectorSpec) {
+    let input = match detector.input {
+        DetectorInput::View(index) => format!("view {}", pipeline.views[index].name),
+        DetectorInput::PaneSet(index) => format!("pane set {index}"),
+    };
+    line!(out, "\ndetector {} on {input}", detector.name);
+    line!(out, "  using {}{}", detector.using, options(&detector.options));
+    line!(out, "  key {}", columns(&detector.keys));
+    if !detector.features.is_empty() {
+        line!(out, "  features {}", columns(&detector.features));
+    }
+    if !detector.columns.is_empty() {
+        line!(out, "  for policies {}", columns(&detector.columns));
+    }
+}
+
+fn columns(columns: &[(String, usize)]) -> String {
+    let names: Vec<String> = columns
+        .iter()
+        .map(|(name, index)| format!("{name} ({index})"))
+        .collect();
+    names.join(", ")
+}
+
+fn options(options: &[(String, OptionValue)]) -> String {
+    let options: Vec<String> = options
+        .iter()
+        .map(|(name, value)| match value {
+            OptionValue::Number(number) => format!("{name} = {number}"),
+            OptionValue::Text(text) => format!("{name} = '{text}'"),
+            OptionValue::Bool(flag) => format!("{name} = {flag}"),
+        })
+        .collect();
+    if options.is_empty() {
+        return String::new();
+    }
+    format!(" with {}", options.join(", "))
+}
+
+fn explain_policy(out: &mut String, pipeline: &Pipeline, policy: &PolicySpec) {
+    line!(
+        out,
+        "\npolicy {} on {}",
+        policy.name,
+        pipeline.detectors[policy.detector].name
+    );
+    let when = policy
+        .when
+        .as_ref()
+        .map_or("is_anomaly".into(), |when| when.to_string());
+    line!(out, "  when {when} for {} of {} windows", policy.for_k, policy.for_n);
+    let clear = policy
+        .clear
+        .as_ref()
+        .map_or("not is_anomaly".into(), |clear| clear.to_string());
+    line!(out, "  clear when {clear} for {} windows", policy.clear_windows);
+    let action = match &policy.action {
+        ActionSpec::Fixed(verb) => verb.clone(),
+        ActionSpec::Ladder(steps) => format!("ladder {}", steps.join(", ")),
+        ActionSpec::Choose => "the learned choice".into(),
+    };
+    line!(out, "  do {action} to {}{}", policy.target, options(&policy.params));
+    line!(out, "  window step {}", display(policy.window_step_ms));
+    let ms = |duration: std::time::Duration| display(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX));
+    line!(
+        out,
+        "  cooldown {}, expires after {}",
+        ms(policy.cooldown),
+        ms(policy.expires_after)
+    );
+    for (count, per) in &policy.limits {
+        line!(out, "  at most {count} per {}", ms(*per));
+    }
+    line!(
+        out,
+        "  mode {}, into {}",
+        format!("{:?}", policy.mode).to_lowercase(),
+        policy.into
+    );
+}

@@ -1,0 +1,91 @@
+//! A view as a plain batch query: what the engine's windows must contain.
+
+use datafusion::sql::sqlparser::ast::{Ident, SetExpr, TableAlias, TableFactor};
+
+use crate::{
+    catalog::Functions,
+    compile::parsed,
+    diagnostic::{Diagnostic, Diagnostics, Span},
+    on_large_stack,
+    select::{self, Flat, flatten},
+    source::{self, Source},
+    text::LineMap,
+};
+
+/// Name of the derived table; no source is called so.
+const WINDOWED: &str = "homeostat_windowed";
+
+/// SQL that computes `view` with DataFusion over a table called as its source, with its columns (an entry of a map is a
+/// column named like `attributes['http.route']`). `quantile` and `rate` are [`oracle_aggregates`](crate::oracle_aggregates).
+/// Rows come in no order. Lateness, FILL MISSING and watermarks have no meaning in a batch and are left out.
+pub fn view_oracle_sql(text: &str, view: &str) -> Result<String, Diagnostics> {
+    on_large_stack(|| {
+        let mut errors = Vec::new();
+        match oracle(text, view, &mut errors) {
+            Some(sql) if errors.is_empty() => Ok(sql),
+            _ => Err(Diagnostics::locate(errors, text)),
+        }
+    })
+}
+
+fn oracle(text: &str, view: &str, errors: &mut Vec<Diagnostic>) -> Option<String> {
+    let statements = parsed(text, errors);
+    let mut sources: Vec<Source> = statements
+        .sources
+        .iter()
+        .filter_map(|ast| source::resolve(ast, errors))
+        .collect();
+    let Some(ast) = statements.views.iter().find(|ast| ast.name.text == view) else {
+        errors.push(Diagnostic::new(format!("there is no view `{view}`"), Span::default()));
+        return None;
+    };
+    let functions = Functions::new();
+    let lines = LineMap::new(text);
+    let context = select::Context {
+        functions: &functions,
+        lines: &lines,
+        failed: &[],
+        views: &statements.views,
+    };
+    let flat = flatten(ast, &mut sources, &context, errors)?;
+    let source = &sources[flat.source];
+    let windowed = windowed(&flat, source);
+    let mut query = flat.query;
+    let SetExpr::Select(select) = query.body.as_mut() else {
+        return None;
+    };
+    if let Some(TableFactor::Table { name, alias, .. }) = select.from.first_mut().map(|from| &mut from.relation) {
+        *name = vec![Ident::new(WINDOWED)].into();
+        alias.get_or_insert_with(|| TableAlias {
+            explicit: true,
+            name: Ident::with_quote('"', &source.name),
+            columns: Vec::new(),
+            at: None,
+        });
+    }
+    Some(format!("WITH {WINDOWED} AS (\n{windowed}\n)\n{query}"))
+}
+
+/// The source's rows, each once per window that it belongs to.
+fn windowed(flat: &Flat, source: &Source) -> String {
+    let select::Window {
+        size_ms,
+        slide_ms,
+        offset_ms,
+    } = flat.window;
+    let quote = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
+    let time = quote(&source.event_time);
+    let table = quote(&source.name);
+    let ms_type = r#"'Timestamp(Millisecond, Some("UTC"))'"#;
+    let ms = format!("CAST(arrow_cast({time}, {ms_type}) AS BIGINT)");
+    // Rounding down to the slide, also before 1970.
+    let down = |value: String| format!("({value} - (({value} % {slide_ms}) + {slide_ms}) % {slide_ms})");
+    let last = down(format!("({ms} - {offset_ms})"));
+    let first = down(format!("({ms} - {offset_ms} - {size_ms})"));
+    format!(
+        "  SELECT *, arrow_cast(homeostat_start, {ms_type}) AS window_start, \
+         arrow_cast(homeostat_start + {size_ms}, {ms_type}) AS window_end FROM (\n    \
+         SELECT *, unnest(generate_series({first} + {offset_ms} + {slide_ms}, {last} + {offset_ms}, {slide_ms})) AS homeostat_start\n    \
+         FROM {table} WHERE {time} IS NOT NULL)"
+    )
+}

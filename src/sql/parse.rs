@@ -1,0 +1,291 @@
+//! Statement heads: tokens → [`ast`](crate::ast). The SELECT of a view and the conditions of a policy stay tokens.
+
+mod policy;
+mod source;
+
+use datafusion::sql::sqlparser::tokenizer::Token as Tok;
+use engine::spec::OptionValue;
+
+use crate::{
+    ast::{Detector, Setting, Statement, View},
+    diagnostic::{Diagnostic, did_you_mean},
+    text::{At, Cursor, Name, Parsed, Token},
+};
+
+const STATEMENTS: [&str; 5] = ["SOURCE", "TABLE", "FEATURE VIEW", "DETECTOR", "POLICY"];
+
+/// One statement, all of its tokens.
+pub(crate) fn statement(tokens: &[Token]) -> Parsed<Statement> {
+    let mut cursor = Cursor::new(tokens);
+    let start = cursor.here();
+    cursor.expect("CREATE")?;
+    if cursor.eat("OR") {
+        cursor.expect("REPLACE")?;
+    }
+    let mut statement = if cursor.eat("SOURCE") || cursor.eat("TABLE") {
+        Statement::Source(source::source(&mut cursor)?)
+    } else if cursor.eat("FEATURE") {
+        cursor.expect("VIEW")?;
+        Statement::View(view(&mut cursor)?)
+    } else if cursor.eat("DETECTOR") {
+        Statement::Detector(detector(&mut cursor)?)
+    } else if cursor.eat("POLICY") {
+        Statement::Policy(policy::policy(&mut cursor)?)
+    } else {
+        let mut error = cursor.expected("SOURCE, TABLE, FEATURE VIEW, DETECTOR or POLICY", &STATEMENTS);
+        if cursor.is("VIEW") || cursor.is("MATERIALIZED") {
+            error = error.help("write CREATE FEATURE VIEW");
+        } else if cursor.is("STREAM") {
+            error = error.help("write CREATE SOURCE");
+        }
+        return Err(error);
+    };
+    let whole = start.to(cursor.last());
+    match &mut statement {
+        Statement::Source(source) => source.span = whole,
+        Statement::View(view) => view.span = whole,
+        Statement::Detector(detector) => detector.span = whole,
+        Statement::Policy(policy) => policy.span = whole,
+    }
+    Ok(statement)
+}
+
+const VIEW_CLAUSES: [&str; 4] = ["ALLOW LATENESS", "LATE DATA TO", "FILL MISSING", "AS"];
+
+fn view(cursor: &mut Cursor<'_>) -> Parsed<View> {
+    let mut view = View {
+        name: cursor.name("a name for the view")?,
+        lateness: None,
+        late_topic: None,
+        fill_missing_windows: 0,
+        select: Vec::new(),
+        span: cursor.here(),
+    };
+    let mut seen = Once::default();
+    loop {
+        let clause = cursor.here();
+        if cursor.eat("ALLOW") {
+            cursor.expect("LATENESS")?;
+            seen.first("ALLOW LATENESS", clause)?;
+            view.lateness = Some(cursor.interval()?).map(not_negative).transpose()?;
+        } else if cursor.eat("LATE") {
+            cursor.expect("DATA TO")?;
+            seen.first("LATE DATA TO", clause)?;
+            view.late_topic = Some(topic(cursor)?);
+        } else if cursor.eat("FILL") {
+            cursor.expect("MISSING WITH NULL FOR")?;
+            seen.first("FILL MISSING", clause)?;
+            view.fill_missing_windows = cursor.count("a number of windows")?.value;
+            expect_windows(cursor)?;
+        } else {
+            break;
+        }
+    }
+    if !cursor.eat("AS") {
+        return Err(cursor.expected(&VIEW_CLAUSES.join(", "), &VIEW_CLAUSES));
+    }
+    if !cursor.is("SELECT") && !cursor.is("WITH") {
+        return Err(cursor.expected("SELECT", &["SELECT"]));
+    }
+    view.select = cursor.until(&["EMIT"]).to_vec();
+    if cursor.peek().is_some() {
+        emit(cursor)?;
+    }
+    cursor.expect_end(&[])?;
+    Ok(view)
+}
+
+fn emit(cursor: &mut Cursor<'_>) -> Parsed<()> {
+    let start = cursor.expect("EMIT")?;
+    if cursor.is("EVERY") || (cursor.is("ON") && cursor.is_at(1, "UPDATE")) {
+        return Err(Diagnostic::new(
+            "rows before the end of a window are not supported: a window speaks once, when it closes",
+            start.to(cursor.here()),
+        )
+        .help("write EMIT ON WINDOW CLOSE, or a shorter window"));
+    }
+    cursor.expect("ON WINDOW CLOSE")?;
+    Ok(())
+}
+
+fn detector(cursor: &mut Cursor<'_>) -> Parsed<Detector> {
+    let name = cursor.name("a name for the detector")?;
+    cursor.expect("ON")?;
+    let on = cursor.name("the view or source that it watches")?;
+    let mut key = None;
+    if cursor.eat("KEY") {
+        key = Some(cursor.list(|cursor| cursor.name("a column"))?);
+    }
+    let mut features = Vec::new();
+    if cursor.eat("FEATURES") {
+        features = cursor.list(|cursor| cursor.name("a column"))?;
+    }
+    if !cursor.eat("USING") {
+        let mut clauses = vec!["KEY (…)", "FEATURES (…)", "USING"];
+        clauses.drain(
+            ..if features.is_empty() {
+                usize::from(key.is_some())
+            } else {
+                2
+            },
+        );
+        return Err(cursor.expected(&clauses.join(", "), &["KEY", "FEATURES", "USING"]));
+    }
+    let using = cursor.name("the name of an algorithm")?;
+    let mut options = Vec::new();
+    if cursor.eat("WITH") {
+        options = settings(cursor, Values::Option)?;
+    }
+    cursor.expect_end(&["WITH (…)"])?;
+    Ok(Detector {
+        name,
+        on,
+        key,
+        features,
+        using,
+        options,
+        span: cursor.last(),
+    })
+}
+
+/// What values are for, which decides what is said of one that is no literal.
+#[derive(Clone, Copy)]
+pub(crate) enum Values {
+    Option,
+    Parameter,
+}
+
+/// `(key = value, 'quoted.key' = value)`, each key once.
+pub(crate) fn settings(cursor: &mut Cursor<'_>, values: Values) -> Parsed<Vec<Setting>> {
+    let settings: Vec<Setting> = cursor.list(|cursor| {
+        let key = key(cursor)?;
+        cursor.expect_punct(Tok::Eq)?;
+        Ok(Setting {
+            key,
+            value: literal(cursor, values)?,
+        })
+    })?;
+    for (index, setting) in settings.iter().enumerate() {
+        if settings[..index]
+            .iter()
+            .any(|other| other.key.value == setting.key.value)
+        {
+            return Err(Diagnostic::new(
+                format!("`{}` is given twice", setting.key.value),
+                setting.key.span,
+            ));
+        }
+    }
+    Ok(settings)
+}
+
+/// `'scan.startup.mode'`, or bare with its dots and dashes.
+fn key(cursor: &mut Cursor<'_>) -> Parsed<At<String>> {
+    if let Some(Token {
+        kind: Tok::SingleQuotedString(_),
+        ..
+    }) = cursor.peek()
+    {
+        return cursor.string("a name");
+    }
+    let first = cursor.name("a name")?;
+    let mut text = first.text;
+    loop {
+        let joint = if cursor.eat_punct(Tok::Period) {
+            '.'
+        } else if cursor.eat_punct(Tok::Minus) {
+            '-'
+        } else {
+            return Ok(At::new(text, first.span.to(cursor.last())));
+        };
+        text.push(joint);
+        text.push_str(&cursor.name("a name")?.text);
+    }
+}
+
+/// A number, a string or a truth value: nothing computed, nothing from a row.
+fn literal(cursor: &mut Cursor<'_>, values: Values) -> Parsed<At<OptionValue>> {
+    let start = cursor.here();
+    let negative = cursor.eat_punct(Tok::Minus);
+    let Some(token) = cursor.peek() else {
+        return Err(cursor.expected("a value", &[]));
+    };
+    let value = match &token.kind {
+        Tok::Number(digits, _) => match digits.parse::<f64>() {
+            Ok(number) if number.is_finite() => OptionValue::Number(if negative { -number } else { number }),
+            _ => return Err(Diagnostic::new(format!("`{digits}` is not a number"), token.span)),
+        },
+        Tok::SingleQuotedString(text) if !negative => OptionValue::Text(text.clone()),
+        Tok::Word(_) if !negative && token.is_word("true") => OptionValue::Bool(true),
+        Tok::Word(_) if !negative && token.is_word("false") => OptionValue::Bool(false),
+        _ => return Err(no_literal(cursor, token, values)),
+    };
+    cursor.skip(1);
+    Ok(At::new(value, start.to(cursor.last())))
+}
+
+fn no_literal(cursor: &Cursor<'_>, token: &Token, values: Values) -> Diagnostic {
+    let error = match values {
+        Values::Option => cursor.expected("a literal: a number, a string, true or false", &[]),
+        Values::Parameter => Diagnostic::new(
+            "a parameter is a literal: nothing that telemetry says may become part of a command",
+            token.span,
+        ),
+    };
+    error.help_opt(token.word().map(|word| format!("write '{}' for a string", word.value)))
+}
+
+/// A topic, quoted or bare.
+pub(crate) fn topic(cursor: &mut Cursor<'_>) -> Parsed<At<String>> {
+    let topic = match cursor.peek().and_then(Token::word) {
+        Some(_) => {
+            let Name { text, span, .. } = cursor.name("a topic")?;
+            At::new(text, span)
+        }
+        None => cursor.string("a topic")?,
+    };
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if topic.value.is_empty() || topic.value.len() > 249 || !topic.value.chars().all(legal) {
+        return Err(
+            Diagnostic::new(format!("`{}` is not a name of a topic", topic.value), topic.span)
+                .help("letters, digits, `.`, `_` and `-`, at most 249 of them"),
+        );
+    }
+    Ok(topic)
+}
+
+pub(crate) fn expect_windows(cursor: &mut Cursor<'_>) -> Parsed<()> {
+    if cursor.eat("WINDOW") || cursor.eat("WINDOWS") {
+        return Ok(());
+    }
+    Err(cursor.expected("`WINDOWS`", &["WINDOWS"]))
+}
+
+pub(crate) fn not_negative(interval: At<i64>) -> Parsed<At<i64>> {
+    if interval.value < 0 {
+        return Err(Diagnostic::new(
+            "this length of time must not be negative",
+            interval.span,
+        ));
+    }
+    Ok(interval)
+}
+
+/// Clauses that may stand once.
+#[derive(Default)]
+pub(crate) struct Once(Vec<&'static str>);
+
+impl Once {
+    pub fn first(&mut self, clause: &'static str, span: crate::diagnostic::Span) -> Parsed<()> {
+        if self.0.contains(&clause) {
+            return Err(Diagnostic::new(format!("{clause} stands twice"), span));
+        }
+        self.0.push(clause);
+        Ok(())
+    }
+}
+
+/// The nearest of the words, for names that are words of the language.
+pub(crate) fn word_help(name: &str, known: &[&str]) -> Option<String> {
+    did_you_mean(name, known.iter().copied())
+}

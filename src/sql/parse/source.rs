@@ -1,0 +1,219 @@
+//! CREATE SOURCE.
+
+use datafusion::sql::sqlparser::tokenizer::Token as Tok;
+
+use super::{Once, Values, not_negative, settings, word_help};
+use crate::{
+    ast::{Column, ColumnFrom, ColumnType, IdleTimeout, Source, Watermark},
+    diagnostic::Diagnostic,
+    text::{At, Cursor, Parsed, Token},
+};
+
+pub fn source(cursor: &mut Cursor<'_>) -> Parsed<Source> {
+    let name = cursor.name("a name for the source")?;
+    let mut watermark = None;
+    let mut columns = None;
+    if cursor.is_punct(&Tok::LParen) {
+        columns = Some(column_list(cursor, &mut watermark)?);
+    }
+    if cursor.is("WATERMARK") {
+        watermark_once(cursor, &mut watermark)?;
+    }
+    if !cursor.eat("WITH") {
+        let clauses = ["WATERMARK FOR", "WITH (…)"];
+        return Err(cursor.expected(&clauses.join(" or "), &clauses));
+    }
+    let options = settings(cursor, Values::Option)?;
+    cursor.expect_end(&[])?;
+    Ok(Source {
+        name,
+        columns,
+        watermark,
+        options,
+        span: cursor.last(),
+    })
+}
+
+fn column_list(cursor: &mut Cursor<'_>, watermark: &mut Option<Watermark>) -> Parsed<Vec<Column>> {
+    let items = cursor.list(|cursor| {
+        if cursor.is("WATERMARK") && cursor.is_at(1, "FOR") {
+            watermark_once(cursor, watermark)?;
+            return Ok(None);
+        }
+        column(cursor).map(Some)
+    })?;
+    Ok(items.into_iter().flatten().collect())
+}
+
+fn watermark_once(cursor: &mut Cursor<'_>, watermark: &mut Option<Watermark>) -> Parsed<()> {
+    let start = cursor.here();
+    let parsed = parse_watermark(cursor)?;
+    if watermark.is_some() {
+        return Err(Diagnostic::new("a source has one watermark", start.to(cursor.last())));
+    }
+    *watermark = Some(parsed);
+    Ok(())
+}
+
+fn parse_watermark(cursor: &mut Cursor<'_>) -> Parsed<Watermark> {
+    let start = cursor.expect("WATERMARK FOR")?;
+    let column = cursor.name("the event time's column")?;
+    cursor.expect("AS")?;
+    let base = cursor.name("the event time's column")?;
+    if base.text != column.text {
+        return Err(Diagnostic::new(
+            format!(
+                "the watermark of `{}` must be computed from it, not from `{}`",
+                column.text, base.text
+            ),
+            base.span,
+        )
+        .help(format!("write {0} - INTERVAL '5' SECOND", column.text)));
+    }
+    let mut delay_ms = 0;
+    if cursor.eat_punct(Tok::Minus) {
+        delay_ms = not_negative(cursor.interval()?)?.value;
+    } else if cursor.is_punct(&Tok::Plus) {
+        return Err(
+            Diagnostic::new("a watermark is the event time less a delay", cursor.here())
+                .help(format!("write {} - INTERVAL '5' SECOND", column.text)),
+        );
+    }
+    let mut watermark = Watermark {
+        column,
+        delay_ms,
+        idle: None,
+        max_future_skew_ms: None,
+        span: start,
+    };
+    let mut seen = Once::default();
+    loop {
+        let clause = cursor.here();
+        if cursor.eat("IDLE") {
+            cursor.expect("TIMEOUT")?;
+            seen.first("IDLE TIMEOUT", clause)?;
+            watermark.idle = Some(if cursor.eat("NEVER") {
+                IdleTimeout::Never
+            } else {
+                IdleTimeout::After {
+                    ms: cursor.positive_interval("an idle timeout")?.value,
+                }
+            });
+        } else if cursor.eat("MAX") {
+            cursor.expect("FUTURE SKEW")?;
+            seen.first("MAX FUTURE SKEW", clause)?;
+            watermark.max_future_skew_ms = Some(not_negative(cursor.interval()?)?.value);
+        } else {
+            watermark.span = start.to(cursor.last());
+            return Ok(watermark);
+        }
+    }
+}
+
+fn column(cursor: &mut Cursor<'_>) -> Parsed<Column> {
+    let name = cursor.name("a column or WATERMARK FOR")?;
+    let data_type = column_type(cursor)?;
+    let mut from = None;
+    if cursor.eat("METADATA") {
+        from = Some(ColumnFrom::Metadata(if cursor.eat("FROM") {
+            cursor.string("what of the record it is, such as 'key',")?
+        } else {
+            At::new(name.text.clone(), name.span)
+        }));
+    } else if cursor.eat("FROM") || cursor.eat("PATH") {
+        from = Some(ColumnFrom::Path(cursor.string("a path such as 'a.b.c'")?));
+    }
+    if cursor.is("NOT") || cursor.is("PRIMARY") || cursor.is("DEFAULT") {
+        return Err(
+            Diagnostic::new("columns have no constraints: a missing value is NULL", cursor.here())
+                .help("filter in the view: WHERE column IS NOT NULL"),
+        );
+    }
+    Ok(Column { name, data_type, from })
+}
+
+const TYPES: [&str; 8] = [
+    "STRING",
+    "DOUBLE",
+    "FLOAT",
+    "INT",
+    "BIGINT",
+    "BOOLEAN",
+    "TIMESTAMP(3)",
+    "VARCHAR",
+];
+
+fn column_type(cursor: &mut Cursor<'_>) -> Parsed<At<ColumnType>> {
+    let Some(word) = cursor.peek().and_then(Token::word) else {
+        return Err(cursor.expected("a type", &[]).help(format!("use {}", TYPES.join(", "))));
+    };
+    let start = cursor.here();
+    let word = word.value.to_ascii_uppercase();
+    cursor.skip(1);
+    let data_type = match word.as_str() {
+        "STRING" | "TEXT" => ColumnType::Text,
+        "VARCHAR" | "CHAR" => {
+            if cursor.is_punct(&Tok::LParen) {
+                cursor.list(|cursor| cursor.count("a length"))?;
+            }
+            ColumnType::Text
+        }
+        "DOUBLE" => {
+            cursor.eat("PRECISION");
+            ColumnType::Float
+        }
+        "FLOAT" | "REAL" | "FLOAT4" | "FLOAT8" => ColumnType::Float,
+        "INT" | "INTEGER" | "BIGINT" | "SMALLINT" | "TINYINT" | "INT2" | "INT4" | "INT8" => ColumnType::Integer,
+        "BOOLEAN" | "BOOL" => ColumnType::Boolean,
+        "TIMESTAMP" | "TIMESTAMP_LTZ" | "TIMESTAMPTZ" => timestamp(cursor)?,
+        "MAP" => map(cursor)?,
+        _ => {
+            let help = word_help(&word, &TYPES).unwrap_or_else(|| format!("use {}", TYPES.join(", ")));
+            return Err(Diagnostic::new(format!("unknown type `{word}`"), start).help(help));
+        }
+    };
+    Ok(At::new(data_type, start.to(cursor.last())))
+}
+
+/// `TIMESTAMP(3)`; without a precision, milliseconds.
+fn timestamp(cursor: &mut Cursor<'_>) -> Parsed<ColumnType> {
+    let mut precision = 3;
+    if cursor.eat_punct(Tok::LParen) {
+        precision = match cursor.peek().map(|token| &token.kind) {
+            Some(Tok::Number(digits, _)) => match digits.as_str() {
+                "0" => 0,
+                "3" => 3,
+                "6" => 6,
+                "9" => 9,
+                _ => {
+                    return Err(
+                        Diagnostic::new(format!("TIMESTAMP({digits}) is not supported"), cursor.here())
+                            .help("use 0 for seconds, 3 for milliseconds, 6 for microseconds, 9 for nanoseconds"),
+                    );
+                }
+            },
+            _ => return Err(cursor.expected("0, 3, 6 or 9", &[])),
+        };
+        cursor.skip(1);
+        cursor.expect_punct(Tok::RParen)?;
+    }
+    if cursor.is("WITH") || cursor.is("WITHOUT") {
+        let without = cursor.is("WITHOUT");
+        cursor.skip(1);
+        if !without {
+            cursor.eat("LOCAL");
+        }
+        cursor.expect("TIME ZONE")?;
+    }
+    Ok(ColumnType::Timestamp(precision))
+}
+
+/// `MAP<STRING, STRING>`: the record's headers.
+fn map(cursor: &mut Cursor<'_>) -> Parsed<ColumnType> {
+    cursor.expect_punct(Tok::Lt)?;
+    cursor.expect("STRING")?;
+    cursor.expect_punct(Tok::Comma)?;
+    cursor.expect("STRING")?;
+    cursor.expect_punct(Tok::Gt)?;
+    Ok(ColumnType::Map)
+}

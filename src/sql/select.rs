@@ -1,0 +1,496 @@
+//! The SELECT of a view: the window is taken out, names are resolved, and what a stream cannot answer is refused.
+//!
+//! What remains is a plain query over one table, which DataFusion plans.
+
+mod names;
+mod window;
+
+use datafusion::sql::sqlparser::{
+    ast::{Expr, GroupByExpr, Ident, ObjectNamePart, Query, Select, SelectItem, SetExpr, Spanned, TableFactor},
+    dialect::GenericDialect,
+    parser::{Parser, ParserError},
+    tokenizer::{Location, Token as Tok, Word},
+};
+
+pub(crate) use window::Window;
+
+use crate::{
+    ast,
+    catalog::Functions,
+    diagnostic::{Diagnostic, Span, did_you_mean},
+    source::{self, Source, WINDOW_COLUMNS},
+    text::{Cursor, LineMap, Name, Parsed, Token, lower_first},
+};
+pub(crate) use names::{Names, Place};
+
+/// Beyond this a query is refused rather than planned: planning recurses.
+const DEPTH_MAX: usize = 200;
+const TOKENS_MAX: usize = 20_000;
+
+/// A query over one source, without its window.
+pub(crate) struct Flat {
+    /// Index of the source.
+    pub source: usize,
+    pub window: Window,
+    pub window_span: Span,
+    pub query: Query,
+    /// Output columns: name and place.
+    pub outputs: Vec<(String, Span)>,
+    /// Place of every expression of SELECT, WHERE and HAVING, for errors that come without one.
+    pub spans: Spans,
+}
+
+pub(crate) struct Spans {
+    pub select: Vec<Span>,
+    pub filter: Option<Span>,
+    pub having: Option<Span>,
+    pub group: Vec<Span>,
+    pub whole: Span,
+}
+
+/// Everything needed to read a SELECT.
+pub(crate) struct Context<'a> {
+    pub functions: &'a Functions,
+    pub lines: &'a LineMap<'a>,
+    /// Names whose own errors are already reported.
+    pub failed: &'a [String],
+    /// Every view of the text, to tell a view from an unknown source.
+    pub views: &'a [ast::View],
+}
+
+/// `None` when something is wrong; what, is in `errors`, except when only its source is.
+pub(crate) fn flatten(
+    view: &ast::View,
+    sources: &mut [Source],
+    context: &Context<'_>,
+    errors: &mut Vec<Diagnostic>,
+) -> Option<Flat> {
+    match read(view, sources, context, errors) {
+        Ok(flat) => flat,
+        Err(error) => {
+            errors.push(error);
+            None
+        }
+    }
+}
+
+fn read(
+    view: &ast::View,
+    sources: &mut [Source],
+    context: &Context<'_>,
+    errors: &mut Vec<Diagnostic>,
+) -> Parsed<Option<Flat>> {
+    let whole = tokens_span(&view.select);
+    if view.select.len() > TOKENS_MAX {
+        return Err(Diagnostic::new(
+            format!("a SELECT of more than {TOKENS_MAX} words"),
+            whole,
+        ));
+    }
+    let (tokens, from) = window::take_from(&view.select)?;
+    if context.failed.contains(&from.source.text) {
+        return Ok(None);
+    }
+    let Some(index) = source::find(sources, &from.source) else {
+        if context.views.iter().any(|view| view.name.text == from.source.text) {
+            let message = format!("`{}` is a view; a view reads a source", from.source.text);
+            return Err(Diagnostic::new(message, from.source.span)
+                .help("views over views are not supported: compute it in one SELECT"));
+        }
+        let known = sources.iter().map(|source| source.name.as_str());
+        return Err(
+            Diagnostic::new(format!("unknown source `{}`", from.source.text), from.source.span).help(
+                did_you_mean(&from.source.text, known)
+                    .unwrap_or_else(|| format!("declare it before: CREATE SOURCE {} … WITH (…)", from.source.text)),
+            ),
+        );
+    };
+    let (tokens, grouped) = window::take_group_by(tokens)?;
+    let (window, window_span) = window::only(from.window, grouped, &from.source, &sources[index])?;
+    let tokens = map_entries(tokens, &mut sources[index]);
+    let mut query = parse(&tokens, context.lines)?;
+    let table = sources[index].name.clone();
+    let select = check_shape(&mut query, context.lines, errors)?;
+    let before = errors.len();
+    rename_table(select, &table);
+    let outputs = name_outputs(select, context.lines, errors);
+    resolve_names(select, &sources[index], &outputs, context, errors);
+    let spans = spans(select, context.lines, whole);
+    group_by_window(select, &from.source, context.lines, errors);
+    if errors.len() > before {
+        return Ok(None);
+    }
+    Ok(Some(Flat {
+        source: index,
+        window,
+        window_span,
+        query,
+        outputs,
+        spans,
+    }))
+}
+
+fn tokens_span(tokens: &[Token]) -> Span {
+    match (tokens.first(), tokens.last()) {
+        (Some(first), Some(last)) => first.span.to(last.span),
+        _ => Span::default(),
+    }
+}
+
+/// `attributes['http.route']` becomes a column of that name, which the decoder delivers as such.
+fn map_entries(tokens: Vec<Token>, source: &mut Source) -> Vec<Token> {
+    let mut out: Vec<Token> = Vec::with_capacity(tokens.len());
+    let mut at = 0;
+    while at < tokens.len() {
+        let entry = match &tokens[at..] {
+            [map, open, key, close, ..] if open.kind == Tok::LBracket && close.kind == Tok::RBracket => {
+                entry(map, key, source)
+            }
+            _ => None,
+        };
+        match entry {
+            Some(name) => {
+                let mut token = tokens[at].replaced(Tok::Word(Word {
+                    value: name,
+                    quote_style: Some('"'),
+                    keyword: datafusion::sql::sqlparser::keywords::Keyword::NoKeyword,
+                }));
+                token.span = token.span.to(tokens[at + 3].span);
+                token.location.end = tokens[at + 3].location.end;
+                out.push(token);
+                at += 4;
+            }
+            None => {
+                out.push(tokens[at].clone());
+                at += 1;
+            }
+        }
+    }
+    out
+}
+
+fn entry(map: &Token, key: &Token, source: &mut Source) -> Option<String> {
+    let word = map.word()?;
+    let Tok::SingleQuotedString(key) = &key.kind else {
+        return None;
+    };
+    let names: Vec<String> = source.column_names().map(str::to_owned).collect();
+    let index = crate::text::find(
+        &word.value,
+        word.quote_style.is_some(),
+        names.iter().map(String::as_str),
+    )?;
+    source.map_entry(&names[index], key)
+}
+
+/// Tokens of a query → its syntax tree.
+fn parse(tokens: &[Token], lines: &LineMap<'_>) -> Parsed<Query> {
+    let whole = tokens_span(tokens);
+    let tokens_with_spans = tokens.iter().map(Token::with_span).collect();
+    let dialect = GenericDialect {};
+    let mut parser = Parser::new(&dialect).with_tokens_with_locations(tokens_with_spans);
+    let query = parser
+        .parse_query()
+        .map_err(|error| parser_error(error, lines, whole))?;
+    let rest = parser.peek_token();
+    if rest.token != Tok::EOF {
+        let mut error = Diagnostic::new(
+            format!("expected the end of the SELECT, found `{}`", rest.token),
+            lines.span(rest.span),
+        );
+        if let Tok::Word(word) = &rest.token {
+            error = error.help_opt(did_you_mean(
+                &word.value,
+                ["WHERE", "GROUP BY", "HAVING", "EMIT ON WINDOW CLOSE"],
+            ));
+        }
+        return Err(error);
+    }
+    Ok(*query)
+}
+
+/// One expression from all of `tokens`.
+pub(crate) fn parse_expr(tokens: &[Token], lines: &LineMap<'_>) -> Parsed<Expr> {
+    let whole = tokens_span(tokens);
+    if tokens.len() > TOKENS_MAX {
+        return Err(Diagnostic::new(
+            format!("a condition of more than {TOKENS_MAX} words"),
+            whole,
+        ));
+    }
+    let tokens = tokens.iter().map(Token::with_span).collect();
+    let dialect = GenericDialect {};
+    let mut parser = Parser::new(&dialect).with_tokens_with_locations(tokens);
+    let expr = parser.parse_expr().map_err(|error| parser_error(error, lines, whole))?;
+    let rest = parser.peek_token();
+    if rest.token != Tok::EOF {
+        return Err(Diagnostic::new(
+            format!("expected the end of the condition, found `{}`", rest.token),
+            lines.span(rest.span),
+        ));
+    }
+    Ok(expr)
+}
+
+/// sqlparser writes the place into its message.
+fn parser_error(error: ParserError, lines: &LineMap<'_>, whole: Span) -> Diagnostic {
+    let message = match error {
+        ParserError::TokenizerError(message) | ParserError::ParserError(message) => message,
+        ParserError::RecursionLimitExceeded => {
+            return Diagnostic::new("an expression nested too deeply", whole);
+        }
+    };
+    let (text, place) = message.rsplit_once(" at Line: ").unwrap_or((&message, ""));
+    let location = place
+        .split_once(", Column: ")
+        .and_then(|(line, column)| Some(Location::new(line.parse().ok()?, column.trim().parse().ok()?)));
+    let text = lower_first(text.strip_prefix("Expected: ").unwrap_or(text));
+    let text = match message.starts_with("Expected: ") {
+        true => format!(
+            "expected {}",
+            text.replace("found: EOF", "found the end of the SELECT")
+                .replace("found: ", "found ")
+        ),
+        false => text,
+    };
+    let span = match location {
+        Some(location) => {
+            let at = lines.offset(location);
+            Span::new(at, at + 1)
+        }
+        None => Span::new(whole.end, whole.end),
+    };
+    Diagnostic::new(text, span)
+}
+
+/// A plain SELECT over one table; anything else is refused here.
+fn check_shape<'q>(query: &'q mut Query, lines: &LineMap<'_>, errors: &mut Vec<Diagnostic>) -> Parsed<&'q mut Select> {
+    let mut refuse = |present: bool, span: Span, what: &str, help: &str| {
+        if present {
+            errors.push(Diagnostic::new(what, span).help(help));
+        }
+    };
+    let span_of = |span| lines.span(span);
+    if let Some(with) = &query.with {
+        refuse(
+            true,
+            span_of(with.span()),
+            "WITH is not supported in a view",
+            "write the expressions into the SELECT",
+        );
+    }
+    if let Some(order_by) = &query.order_by {
+        let what = "ORDER BY has no meaning in a view: rows come as their windows close";
+        refuse(true, span_of(order_by.span()), what, "remove it");
+    }
+    if let Some(limit) = &query.limit_clause {
+        let what = "LIMIT has no meaning in a view: it speaks for every window";
+        refuse(
+            true,
+            span_of(limit.span()),
+            what,
+            "remove it, or keep fewer rows with HAVING",
+        );
+    }
+    let rest = query.fetch.is_some()
+        || !query.locks.is_empty()
+        || query.for_clause.is_some()
+        || query.settings.is_some()
+        || query.format_clause.is_some()
+        || !query.pipe_operators.is_empty();
+    let body = span_of(query.body.span());
+    refuse(
+        rest,
+        body,
+        "a view is SELECT … FROM … WHERE … GROUP BY … HAVING …",
+        "remove what follows it",
+    );
+    let SetExpr::Select(select) = query.body.as_mut() else {
+        return Err(Diagnostic::new("a view is one SELECT", body)
+            .help("write one view per source; UNION and VALUES are not supported"));
+    };
+    check_select(select, lines, &mut refuse);
+    if select.from.len() != 1 || select.from.iter().any(|from| !from.joins.is_empty()) {
+        let from = select.from.iter().map(|from| lines.span(from.span()));
+        let span = from.reduce(Span::to).unwrap_or(body);
+        return Err(
+            Diagnostic::new("a view reads one source", span).help("write one view per source; joins are not supported")
+        );
+    }
+    Ok(select)
+}
+
+fn check_select(select: &Select, lines: &LineMap<'_>, refuse: &mut impl FnMut(bool, Span, &str, &str)) {
+    let head = lines.span(select.select_token.0.span);
+    refuse(
+        select.distinct.is_some(),
+        head,
+        "SELECT DISTINCT is not needed: a view has one row per group and window",
+        "remove DISTINCT",
+    );
+    let exotic = select.top.is_some()
+        || select.exclude.is_some()
+        || select.into.is_some()
+        || !select.lateral_views.is_empty()
+        || select.prewhere.is_some()
+        || !select.connect_by.is_empty()
+        || !select.cluster_by.is_empty()
+        || !select.distribute_by.is_empty()
+        || !select.sort_by.is_empty()
+        || !select.named_window.is_empty()
+        || select.qualify.is_some()
+        || select.value_table_mode.is_some()
+        || select.select_modifiers.is_some();
+    refuse(
+        exotic,
+        head,
+        "a view is SELECT … FROM … WHERE … GROUP BY … HAVING …",
+        "remove the other clauses",
+    );
+}
+
+/// The table is called as its source, whatever the case it was written in.
+fn rename_table(select: &mut Select, table: &str) {
+    if let Some(TableFactor::Table { name, .. }) = select.from.first_mut().map(|from| &mut from.relation)
+        && let Some(ObjectNamePart::Identifier(ident)) = name.0.last_mut()
+    {
+        *ident = Ident::with_quote('"', table);
+    }
+}
+
+/// Names every output column, by its alias, its column or its text.
+fn name_outputs(select: &mut Select, lines: &LineMap<'_>, errors: &mut Vec<Diagnostic>) -> Vec<(String, Span)> {
+    let mut outputs: Vec<(String, Span)> = Vec::new();
+    for item in &mut select.projection {
+        let span = lines.span(item.span());
+        let (name, span) = match item {
+            SelectItem::ExprWithAlias { alias, .. } => {
+                alias.quote_style = Some('"');
+                (alias.value.clone(), lines.span(alias.span))
+            }
+            SelectItem::UnnamedExpr(Expr::Identifier(ident)) => (ident.value.clone(), span),
+            SelectItem::UnnamedExpr(Expr::CompoundIdentifier(parts)) => {
+                (parts.last().map(|part| part.value.clone()).unwrap_or_default(), span)
+            }
+            SelectItem::UnnamedExpr(expr) => {
+                let name = expr.to_string();
+                let alias = Ident::with_quote('"', name.clone());
+                let expr = expr.clone();
+                *item = SelectItem::ExprWithAlias { expr, alias };
+                (name, span)
+            }
+            _ => {
+                errors.push(
+                    Diagnostic::new("a view names its columns: `*` is not supported", span)
+                        .help("list the columns that detectors and policies use"),
+                );
+                continue;
+            }
+        };
+        if outputs.iter().any(|(other, _)| *other == name) {
+            let error = Diagnostic::new(format!("two columns of the view are called `{name}`"), span);
+            errors.push(error.help("give one of them another name with AS"));
+        }
+        outputs.push((name, span));
+    }
+    outputs
+}
+
+fn resolve_names(
+    select: &mut Select,
+    source: &Source,
+    outputs: &[(String, Span)],
+    context: &Context<'_>,
+    errors: &mut Vec<Diagnostic>,
+) {
+    let alias = match select.from.first().map(|from| &from.relation) {
+        Some(TableFactor::Table { alias: Some(alias), .. }) => Some(alias.name.value.clone()),
+        _ => None,
+    };
+    let mut names = Names {
+        columns: source.column_names().chain(WINDOW_COLUMNS).map(str::to_owned).collect(),
+        table: alias.unwrap_or_else(|| source.name.clone()),
+        event_time: source.event_time.clone(),
+        aliases: outputs.iter().map(|(name, _)| name.clone()).collect(),
+        place: Place::Select,
+        functions: context.functions,
+        lines: context.lines,
+        depth: 0,
+        errors,
+    };
+    for item in &mut select.projection {
+        if let SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } = item {
+            names.resolve(expr, Place::Select);
+        }
+    }
+    if let Some(filter) = &mut select.selection {
+        names.resolve(filter, Place::Where);
+    }
+    if let GroupByExpr::Expressions(exprs, _) = &mut select.group_by {
+        for expr in exprs {
+            names.resolve(expr, Place::GroupBy);
+        }
+    }
+    if let Some(having) = &mut select.having {
+        names.resolve(having, Place::Having);
+    }
+}
+
+fn spans(select: &Select, lines: &LineMap<'_>, whole: Span) -> Spans {
+    let span = |expr: &Expr| lines.span(expr.span());
+    Spans {
+        select: select.projection.iter().map(|item| lines.span(item.span())).collect(),
+        filter: select.selection.as_ref().map(span),
+        having: select.having.as_ref().map(span),
+        group: match &select.group_by {
+            GroupByExpr::Expressions(exprs, _) => exprs.iter().map(span).collect(),
+            GroupByExpr::All(_) => Vec::new(),
+        },
+        whole,
+    }
+}
+
+/// GROUP BY names the window; either of its ends names both.
+fn group_by_window(select: &mut Select, source: &Name, lines: &LineMap<'_>, errors: &mut Vec<Diagnostic>) {
+    let unbounded = |span| {
+        Diagnostic::new("GROUP BY without the window would aggregate without end", span)
+            .help("group by window_start and window_end, too")
+    };
+    match &mut select.group_by {
+        GroupByExpr::All(_) => {
+            let span = lines.span(select.select_token.0.span);
+            errors.push(Diagnostic::new("GROUP BY ALL is not supported", span).help("name the columns"));
+        }
+        GroupByExpr::Expressions(exprs, modifiers) => {
+            if !modifiers.is_empty() {
+                let span = exprs.iter().map(|expr| lines.span(expr.span())).reduce(Span::to);
+                let span = span.unwrap_or(source.span);
+                errors.push(
+                    Diagnostic::new("ROLLUP, CUBE and TOTALS are not supported", span)
+                        .help("write one view per grouping"),
+                );
+            }
+            let is = |expr: &Expr, name: &str| match expr {
+                Expr::Identifier(ident) => ident.value == name,
+                Expr::CompoundIdentifier(parts) => parts.last().is_some_and(|part| part.value == name),
+                _ => false,
+            };
+            let [start, end] = WINDOW_COLUMNS.map(|name| exprs.iter().any(|expr| is(expr, name)));
+            if !start && !end {
+                let span = exprs.iter().map(|expr| lines.span(expr.span())).reduce(Span::to);
+                errors.push(unbounded(span.unwrap_or(source.span)));
+            }
+            for (present, name) in [(start, WINDOW_COLUMNS[0]), (end, WINDOW_COLUMNS[1])] {
+                if !present {
+                    exprs.push(Expr::Identifier(Ident::new(name)));
+                }
+            }
+        }
+    }
+}
+
+/// What a cursor over the rest of a FROM needs.
+pub(crate) fn is_call(cursor: &Cursor<'_>, names: &[&str]) -> bool {
+    let next = cursor.rest().get(1).is_some_and(|token| token.kind == Tok::LParen);
+    next && names.iter().any(|name| cursor.is(name))
+}

@@ -1,0 +1,276 @@
+//! Columns and functions of a query's expressions: found, spelled as declared, or reported.
+
+use std::ops::ControlFlow;
+
+use datafusion::sql::sqlparser::ast::{
+    BinaryOperator, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Ident, ObjectNamePart, Spanned,
+    Value, VisitMut, VisitorMut,
+};
+
+use super::DEPTH_MAX;
+use crate::{
+    catalog::{Function as Found, Functions},
+    diagnostic::{Diagnostic, did_you_mean},
+    source::WINDOW_COLUMNS,
+    text::{LineMap, find},
+};
+
+/// Where an expression stands, which decides what it may name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    Select,
+    Where,
+    GroupBy,
+    Having,
+    /// WHEN of a policy.
+    Condition,
+}
+
+/// Resolves the names of expressions in place.
+pub(crate) struct Names<'a> {
+    pub columns: Vec<String>,
+    /// What a qualified column may be qualified with.
+    pub table: String,
+    pub event_time: String,
+    /// Names of output columns, which GROUP BY and HAVING may use.
+    pub aliases: Vec<String>,
+    pub place: Place,
+    pub functions: &'a Functions,
+    pub lines: &'a LineMap<'a>,
+    pub depth: usize,
+    pub errors: &'a mut Vec<Diagnostic>,
+}
+
+impl Names<'_> {
+    pub fn resolve(&mut self, expr: &mut Expr, place: Place) {
+        self.place = place;
+        self.depth = 0;
+        let _ = expr.visit(self);
+    }
+
+    fn identifier(&mut self, ident: &mut Ident) {
+        let exact = ident.quote_style.is_some();
+        if let Some(index) = find(&ident.value, exact, self.columns.iter().map(String::as_str)) {
+            let name = self.columns[index].clone();
+            if self.place == Place::Where && WINDOW_COLUMNS.contains(&name.as_str()) {
+                self.error(ident, format!("WHERE sees rows, which have no `{name}`"), "use HAVING");
+            }
+            *ident = quoted(ident, name);
+            return;
+        }
+        let alias = find(&ident.value, exact, self.aliases.iter().map(String::as_str));
+        match (alias, self.place) {
+            (Some(index), Place::GroupBy | Place::Having) => *ident = quoted(ident, self.aliases[index].clone()),
+            (Some(_), Place::Select | Place::Where) => {
+                let message = format!(
+                    "`{}` is a name that this SELECT gives, not a column of its source",
+                    ident.value
+                );
+                self.error(ident, message, "repeat the expression here");
+            }
+            _ => self.unknown(ident),
+        }
+    }
+
+    fn unknown(&mut self, ident: &Ident) {
+        let span = self.lines.span(ident.span);
+        let error = Diagnostic::new(format!("unknown column `{}`", ident.value), span);
+        let near = did_you_mean(&ident.value, self.columns.iter().map(String::as_str));
+        let quoted =
+            (ident.quote_style == Some('"')).then(|| format!("a string takes single quotes: '{}'", ident.value));
+        let list = || {
+            let names: Vec<&str> = self.columns.iter().map(String::as_str).take(20).collect();
+            format!("there are {}", names.join(", "))
+        };
+        self.errors.push(error.help(near.or(quoted).unwrap_or_else(list)));
+    }
+
+    fn error(&mut self, ident: &Ident, message: String, help: &str) {
+        self.errors
+            .push(Diagnostic::new(message, self.lines.span(ident.span)).help(help));
+    }
+
+    fn compound(&mut self, parts: &mut [Ident]) {
+        let [table, column] = parts else {
+            let (Some(first), Some(last)) = (parts.first(), parts.last()) else {
+                return;
+            };
+            let span = self.lines.span(first.span).to(self.lines.span(last.span));
+            self.errors.push(
+                Diagnostic::new("columns have no fields of their own", span)
+                    .help("declare the nested value as a column: name STRING FROM 'a.b.c'"),
+            );
+            return;
+        };
+        if find(&table.value, table.quote_style.is_some(), [self.table.as_str()]).is_none() {
+            let help = format!("columns are those of `{}`", self.table);
+            self.error(table, format!("unknown table `{}`", table.value), &help);
+            return;
+        }
+        *table = quoted(table, self.table.clone());
+        self.identifier(column);
+    }
+
+    fn function(&mut self, function: &mut Function) {
+        let span = self.lines.span(function.name.span());
+        let name = function.name.to_string();
+        let mut refuse = |message: String, help: String| {
+            self.errors.push(Diagnostic::new(message, span).help(help));
+        };
+        if function.over.is_some() {
+            let help = "a view has one row per group and window; compare windows in a detector";
+            return refuse("OVER is not supported".into(), help.into());
+        }
+        let lower = name.to_ascii_lowercase();
+        if matches!(lower.as_str(), "hop" | "tumble" | "session") {
+            let help = "put it into FROM or GROUP BY, and select window_start and window_end";
+            return refuse(format!("`{name}` is a window, not a value"), help.into());
+        }
+        match self.functions.find(&lower) {
+            None => {
+                let near = did_you_mean(&lower, self.functions.names());
+                let help = near.unwrap_or_else(|| "functions are those of DataFusion, and quantile and rate".into());
+                return refuse(format!("unknown function `{name}`"), help);
+            }
+            Some(Found::Scalar(scalar)) if !Functions::is_pure(scalar) => {
+                let help = format!("use the event time, `{}`, or window_end", self.event_time);
+                let message = format!("`{name}` gives another answer at every run, so a replay would differ");
+                return refuse(message, help);
+            }
+            Some(Found::Aggregate) if matches!(self.place, Place::Where | Place::GroupBy | Place::Condition) => {
+                let help = match self.place {
+                    Place::Where => "filter aggregates with HAVING, rows inside one with FILTER (WHERE …)",
+                    Place::GroupBy => "group by a value of the row",
+                    _ => "compute it in the view and name its column here",
+                };
+                return refuse(
+                    format!("`{name}` is an aggregate, which has no place here"),
+                    help.into(),
+                );
+            }
+            Some(Found::Aggregate) => self.aggregate(function, &lower),
+            Some(Found::Scalar(_)) => {}
+        }
+    }
+
+    /// Aggregates see rows, not windows; those with several spellings get one.
+    fn aggregate(&mut self, function: &mut Function, name: &str) {
+        let mut windows = WindowColumns(Vec::new());
+        let _ = function.args.visit(&mut windows);
+        let _ = function.filter.visit(&mut windows);
+        for ident in windows.0 {
+            self.error(
+                &ident,
+                format!("an aggregate sees rows, which have no `{}`", ident.value),
+                "use it outside of the aggregate",
+            );
+        }
+        let rename = |function: &mut Function, to: &str| {
+            if let Some(ObjectNamePart::Identifier(ident)) = function.name.0.last_mut() {
+                ident.value = to.to_owned();
+            }
+        };
+        let FunctionArguments::List(list) = &mut function.args else {
+            return;
+        };
+        match name {
+            "rate" if list.args.len() == 1 => list.args.push(argument(Expr::Identifier(Ident::new(&self.event_time)))),
+            "variance" => rename(function, "var"),
+            "approx_median" if list.args.len() == 1 => {
+                list.args.push(argument(number("0.5")));
+                rename(function, "quantile");
+            }
+            "approx_percentile_cont" => match (list.args.len(), function.within_group.len()) {
+                (2, 0) => rename(function, "quantile"),
+                (1, 1) => {
+                    let order = function.within_group.remove(0);
+                    let mut q = list.args.remove(0);
+                    if order.options.asc == Some(false)
+                        && let FunctionArg::Unnamed(FunctionArgExpr::Expr(share)) = q
+                    {
+                        q = argument(Expr::BinaryOp {
+                            left: Box::new(number("1.0")),
+                            op: BinaryOperator::Minus,
+                            right: Box::new(share),
+                        });
+                    }
+                    list.args.extend([argument(order.expr), q]);
+                    rename(function, "quantile");
+                }
+                _ => {}
+            },
+            _ => {}
+        }
+    }
+}
+
+/// An identifier at the same place that means `name` whatever its case.
+fn quoted(ident: &Ident, name: String) -> Ident {
+    Ident::with_quote_and_span('"', ident.span, name)
+}
+
+fn argument(expr: Expr) -> FunctionArg {
+    FunctionArg::Unnamed(FunctionArgExpr::Expr(expr))
+}
+
+fn number(text: &str) -> Expr {
+    Expr::value(Value::Number(text.into(), false))
+}
+
+impl VisitorMut for Names<'_> {
+    type Break = ();
+
+    fn pre_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
+        self.depth += 1;
+        let span = self.lines.span(expr.span());
+        if self.depth > DEPTH_MAX {
+            self.errors.push(
+                Diagnostic::new(format!("an expression nested more than {DEPTH_MAX} deep"), span)
+                    .help("use IN (…) for long lists of alternatives"),
+            );
+            return ControlFlow::Break(());
+        }
+        match expr {
+            Expr::Identifier(ident) => self.identifier(ident),
+            Expr::CompoundIdentifier(parts) => self.compound(parts),
+            Expr::Function(function) => self.function(function),
+            Expr::Subquery(_) | Expr::Exists { .. } | Expr::InSubquery { .. } => {
+                self.errors.push(
+                    Diagnostic::new("a query inside an expression is not supported", span)
+                        .help("write a view of its own"),
+                );
+                return ControlFlow::Break(());
+            }
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn post_visit_expr(&mut self, _expr: &mut Expr) -> ControlFlow<()> {
+        self.depth -= 1;
+        ControlFlow::Continue(())
+    }
+}
+
+/// Collects what names a window's column.
+struct WindowColumns(Vec<Ident>);
+
+impl VisitorMut for WindowColumns {
+    type Break = ();
+
+    fn pre_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
+        let ident = match expr {
+            Expr::Identifier(ident) => Some(&*ident),
+            Expr::CompoundIdentifier(parts) => parts.last(),
+            _ => None,
+        };
+        if let Some(ident) = ident
+            && WINDOW_COLUMNS
+                .iter()
+                .any(|name| name.eq_ignore_ascii_case(&ident.value))
+        {
+            self.0.push(ident.clone());
+        }
+        ControlFlow::Continue(())
+    }
+}

@@ -1,0 +1,2 @@
+-- a string that never ends
+CREATE SOURCE a WITH (topic='a, format=heartbeat);

@@ -1,0 +1,672 @@
+//! Views: one SELECT over windows of a source, planned by DataFusion and taken apart into filter, keys, aggregates and
+//! projection. Nothing here is physical yet: which columns a source delivers is known only when every view is planned.
+
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, TimeUnit};
+use datafusion::{
+    common::{
+        Column, DFSchema, DataFusionError, Result as PlanResult, ScalarValue, plan_err,
+        tree_node::{Transformed, TreeNode},
+    },
+    logical_expr::{
+        Aggregate, Expr, ExprSchemable, LogicalPlan,
+        expr::{AggregateFunction, AggregateFunctionParams, NullTreatment},
+    },
+    sql::sqlparser::ast::{GroupByExpr, Query, Select, SetExpr},
+};
+use engine::spec::WindowSpec;
+
+use crate::{
+    ast,
+    catalog::{Functions, simplify},
+    diagnostic::{Diagnostic, Span},
+    pane_set::{WIDTH_MAX_PANES, pane_width_ms},
+    select::{self, Flat, Window},
+    source::{Source, WINDOW_COLUMNS},
+    text::{LineMap, lower_first},
+};
+
+/// A view, in logical expressions. Row expressions are over the source's columns, unqualified.
+#[derive(Clone, Debug)]
+pub(crate) struct View {
+    pub name: String,
+    pub source: usize,
+    pub filter: Option<Expr>,
+    /// Sorted by canonical text, so that views that group by the same share panes.
+    pub keys: Vec<Key>,
+    pub window: WindowSpec,
+    pub aggregates: Vec<ViewAggregate>,
+    /// SELECT list over keys by name, window columns, and aggregates as `agg_0`, `agg_1`, ….
+    pub projection: Vec<Expr>,
+    pub having: Option<Expr>,
+    pub output: Arc<Schema>,
+    pub fill_missing_windows: u32,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Key {
+    pub expr: Expr,
+    pub field: FieldRef,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct ViewAggregate {
+    /// An aggregate function over typed, simplified arguments.
+    pub expr: Expr,
+    pub canonical: String,
+    pub output: FieldRef,
+}
+
+impl View {
+    /// Index of the key that an output column is, if it is one.
+    pub fn key_of_output(&self, output: usize) -> Option<usize> {
+        match bare(self.projection.get(output)?) {
+            Expr::Column(column) => self.keys.iter().position(|key| *key.field.name() == column.name),
+            _ => None,
+        }
+    }
+
+    /// Schema of what the projection is planned over.
+    pub fn input(&self) -> Schema {
+        let keys = self.keys.iter().map(|key| Arc::clone(&key.field));
+        let windows = WINDOW_COLUMNS.map(|name| Arc::new(Field::new(name, window_type(), false)));
+        let aggregates = self.aggregates.iter().enumerate().map(|(index, aggregate)| {
+            let field = aggregate.output.as_ref().clone();
+            Arc::new(field.with_name(aggregate_name(index)))
+        });
+        Schema::new(keys.chain(windows).chain(aggregates).collect::<Vec<FieldRef>>())
+    }
+}
+
+pub(crate) fn aggregate_name(index: usize) -> String {
+    format!("agg_{index}")
+}
+
+fn window_type() -> DataType {
+    DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into()))
+}
+
+/// Without the alias.
+pub(crate) fn bare(expr: &Expr) -> &Expr {
+    match expr {
+        Expr::Alias(alias) => bare(&alias.expr),
+        other => other,
+    }
+}
+
+/// Plans one view; what is wrong goes to `errors`.
+pub(crate) fn plan(
+    pipeline: &str,
+    ast: &ast::View,
+    sources: &mut [Source],
+    context: &select::Context<'_>,
+    errors: &mut Vec<Diagnostic>,
+) -> Option<View> {
+    let flat = select::flatten(ast, sources, context, errors)?;
+    let window = window_spec(pipeline, ast, &flat, errors)?;
+    let source = &sources[flat.source];
+    let plan = match context
+        .functions
+        .plan(flat.query.clone(), &source.name, &windowed(source))
+    {
+        Ok(plan) => plan,
+        Err(error) => {
+            errors.push(blame(error, &flat, source, context));
+            return None;
+        }
+    };
+    let parts = match Parts::take(plan) {
+        Ok(parts) => parts,
+        Err(error) => {
+            errors.push(planner_error(&error, flat.spans.whole, context.lines));
+            return None;
+        }
+    };
+    let mut builder = Builder {
+        flat: &flat,
+        source,
+        context,
+        errors,
+    };
+    builder.view(ast, window, parts)
+}
+
+/// The source's columns and those of the window, as the planner sees the table.
+fn windowed(source: &Source) -> Schema {
+    let mut fields: Vec<Field> = source.columns.iter().map(|column| column.field.clone()).collect();
+    fields.extend(WINDOW_COLUMNS.map(|name| Field::new(name, window_type(), false)));
+    Schema::new(fields)
+}
+
+fn window_spec(pipeline: &str, ast: &ast::View, flat: &Flat, errors: &mut Vec<Diagnostic>) -> Option<WindowSpec> {
+    let Window {
+        size_ms,
+        slide_ms,
+        offset_ms,
+    } = flat.window;
+    let window = WindowSpec {
+        view: format!("{pipeline}.{}", ast.name.text),
+        size_ms,
+        slide_ms,
+        offset_ms,
+        lateness_ms: ast.lateness.as_ref().map_or(0, |lateness| lateness.value),
+        late_topic: ast.late_topic.as_ref().map(|topic| topic.value.clone()),
+    };
+    let width_ms = pane_width_ms([&window]);
+    let panes = window.size_ms / width_ms;
+    if panes > WIDTH_MAX_PANES {
+        let least = pane_at_least(&window);
+        errors.push(
+            Diagnostic::new(
+                format!(
+                    "a window of {} would be {panes} panes of {}, more than {WIDTH_MAX_PANES}",
+                    crate::duration::display(size_ms),
+                    crate::duration::display(width_ms)
+                ),
+                flat.window_span,
+            )
+            .help(format!(
+                "make slide, size, offset and lateness multiples of {}",
+                crate::duration::display(least)
+            )),
+        );
+        return None;
+    }
+    Some(window)
+}
+
+/// The smallest round pane that keeps a window within the limit.
+fn pane_at_least(window: &WindowSpec) -> i64 {
+    let least = (window.size_ms + WIDTH_MAX_PANES - 1) / WIDTH_MAX_PANES;
+    let round = [
+        10, 20, 50, 100, 200, 250, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 60_000,
+    ];
+    round.into_iter().find(|width| *width >= least).unwrap_or(600_000)
+}
+
+/// A planned query taken apart.
+struct Parts {
+    filter: Option<Expr>,
+    aggregate: Aggregate,
+    having: Option<Expr>,
+    projection: Vec<Expr>,
+}
+
+impl Parts {
+    fn take(plan: LogicalPlan) -> PlanResult<Self> {
+        let LogicalPlan::Projection(projection) = plan else {
+            return plan_err!("a view is SELECT … FROM … GROUP BY …");
+        };
+        let (having, below) = match projection.input.as_ref() {
+            LogicalPlan::Filter(filter) => (Some(filter.predicate.clone()), filter.input.as_ref()),
+            other => (None, other),
+        };
+        let LogicalPlan::Aggregate(aggregate) = below else {
+            return plan_err!("a view aggregates: it needs GROUP BY with the window");
+        };
+        let mut filter = None;
+        let mut below = aggregate.input.as_ref();
+        loop {
+            below = match below {
+                LogicalPlan::Filter(rows) if filter.is_none() => {
+                    filter = Some(rows.predicate.clone());
+                    rows.input.as_ref()
+                }
+                LogicalPlan::SubqueryAlias(alias) => alias.input.as_ref(),
+                LogicalPlan::TableScan(_) => break,
+                _ => return plan_err!("a view reads one source"),
+            };
+        }
+        Ok(Self {
+            filter,
+            aggregate: aggregate.clone(),
+            having,
+            projection: projection.expr,
+        })
+    }
+}
+
+struct Builder<'a> {
+    flat: &'a Flat,
+    source: &'a Source,
+    context: &'a select::Context<'a>,
+    errors: &'a mut Vec<Diagnostic>,
+}
+
+impl Builder<'_> {
+    fn view(&mut self, ast: &ast::View, window: WindowSpec, parts: Parts) -> Option<View> {
+        let before = self.errors.len();
+        let rows = Arc::new(DFSchema::try_from(self.source.schema()).ok()?);
+        let filter = self.filter(parts.filter.clone(), &rows);
+        let keys = self.keys(&parts.aggregate, &rows);
+        let aggregates = self.aggregates(&parts.aggregate, &rows);
+        if self.errors.len() > before {
+            return None;
+        }
+        let mut view = View {
+            name: ast.name.text.clone(),
+            source: self.flat.source,
+            filter,
+            keys: keys.iter().map(|(_, key)| key.clone()).collect(),
+            window,
+            aggregates,
+            projection: Vec::new(),
+            having: None,
+            output: Arc::new(Schema::empty()),
+            fill_missing_windows: ast.fill_missing_windows,
+        };
+        view.keys.sort_by(|a, b| a.field.name().cmp(b.field.name()));
+        self.project(&mut view, &keys, &parts)?;
+        (self.errors.len() == before).then_some(view)
+    }
+
+    fn filter(&mut self, filter: Option<Expr>, rows: &Arc<DFSchema>) -> Option<Expr> {
+        let span = self.flat.spans.filter.unwrap_or(self.flat.spans.whole);
+        let filter = self.simplified(unqualified(filter?), rows, span)?;
+        match filter {
+            Expr::Literal(ScalarValue::Boolean(Some(true)), _) => None,
+            filter => Some(filter),
+        }
+    }
+
+    /// The grouping expressions besides the window, each with its column in the aggregate's output.
+    fn keys(&mut self, aggregate: &Aggregate, rows: &Arc<DFSchema>) -> Vec<(Column, Key)> {
+        let mut keys: Vec<(Column, Key)> = Vec::new();
+        let spans = &self.flat.spans.group;
+        for (index, group) in aggregate.group_expr.iter().enumerate() {
+            let span = spans.get(index).copied().unwrap_or(self.flat.spans.whole);
+            let column = Column::from(aggregate.schema.qualified_field(index));
+            if let Expr::Column(group) = bare(group)
+                && WINDOW_COLUMNS.contains(&group.name.as_str())
+            {
+                continue;
+            }
+            if let Some(name) = names_window(group) {
+                let message = format!("a key cannot be computed from `{name}`: keys are values of rows");
+                self.errors
+                    .push(Diagnostic::new(message, span).help("compute it in SELECT"));
+                continue;
+            }
+            if let Expr::GroupingSet(_) = bare(group) {
+                self.errors
+                    .push(Diagnostic::new("grouping sets are not supported", span).help("write one view per grouping"));
+                continue;
+            }
+            let Some(expr) = self.simplified(unqualified(bare(group).clone()), rows, span) else {
+                continue;
+            };
+            let Ok(data_type) = expr.get_type(rows) else {
+                continue;
+            };
+            if data_type.is_nested() {
+                let message = format!("a key cannot be a {data_type}");
+                self.errors
+                    .push(Diagnostic::new(message, span).help("group by one entry of it: attributes['http.route']"));
+                continue;
+            }
+            let name = key_name(&expr);
+            if is_aggregate_name(&name) {
+                let message = format!("`{name}` is what the plan calls an aggregate");
+                self.errors.push(
+                    Diagnostic::new(message, span).help("declare the column under another name, with FROM 'path'"),
+                );
+            }
+            let field = Arc::new(Field::new(name, data_type, true));
+            keys.push((column, Key { expr, field }));
+        }
+        keys
+    }
+
+    fn aggregates(&mut self, aggregate: &Aggregate, rows: &Arc<DFSchema>) -> Vec<ViewAggregate> {
+        let mut aggregates = Vec::new();
+        for expr in &aggregate.aggr_expr {
+            let Expr::AggregateFunction(function) = bare(expr) else {
+                self.errors.push(Diagnostic::new(
+                    format!("`{expr}` is not an aggregate"),
+                    self.flat.spans.whole,
+                ));
+                continue;
+            };
+            let span = self.aggregate_span(function);
+            if let Err(error) = mergeable(function, span) {
+                self.errors.push(error);
+                continue;
+            }
+            let Some(function) = self.simplified_aggregate(function, rows, span) else {
+                continue;
+            };
+            if let Err(error) = check_quantile(&function, span) {
+                self.errors.push(error);
+                continue;
+            }
+            let expr = Expr::AggregateFunction(function);
+            match expr.to_field(rows) {
+                Ok((_, output)) => aggregates.push(ViewAggregate {
+                    canonical: canonical(&expr),
+                    output,
+                    expr,
+                }),
+                Err(error) => self.errors.push(planner_error(&error, span, self.context.lines)),
+            }
+        }
+        aggregates
+    }
+
+    /// The SELECT item or HAVING in which an aggregate's function stands.
+    fn aggregate_span(&self, function: &AggregateFunction) -> Span {
+        function_span(&self.flat.query, function.func.name(), self.context.lines).unwrap_or(self.flat.spans.whole)
+    }
+
+    fn simplified_aggregate(
+        &mut self,
+        function: &AggregateFunction,
+        rows: &Arc<DFSchema>,
+        span: Span,
+    ) -> Option<AggregateFunction> {
+        let params = &function.params;
+        let mut args = Vec::with_capacity(params.args.len());
+        for arg in &params.args {
+            args.push(self.simplified(unqualified(arg.clone()), rows, span)?);
+        }
+        let filter = match &params.filter {
+            None => None,
+            Some(filter) => Some(Box::new(self.simplified(
+                unqualified(filter.as_ref().clone()),
+                rows,
+                span,
+            )?)),
+        };
+        let mut order_by = params.order_by.clone();
+        for sort in &mut order_by {
+            sort.expr = self.simplified(unqualified(sort.expr.clone()), rows, span)?;
+        }
+        Some(AggregateFunction {
+            func: Arc::clone(&function.func),
+            params: AggregateFunctionParams {
+                args,
+                distinct: params.distinct,
+                filter,
+                order_by,
+                null_treatment: params.null_treatment,
+            },
+        })
+    }
+
+    fn simplified(&mut self, expr: Expr, schema: &Arc<DFSchema>, span: Span) -> Option<Expr> {
+        match simplify(expr, schema) {
+            Ok(expr) => Some(expr),
+            Err(error) => {
+                self.errors.push(planner_error(&error, span, self.context.lines));
+                None
+            }
+        }
+    }
+
+    /// SELECT list and HAVING over keys, window and aggregates.
+    fn project(&mut self, view: &mut View, keys: &[(Column, Key)], parts: &Parts) -> Option<()> {
+        let input = Arc::new(DFSchema::try_from(view.input()).ok()?);
+        let schema = &parts.aggregate.schema;
+        let groups = parts.aggregate.group_expr.len();
+        let rename = |column: &Column| -> PlanResult<Column> {
+            let index = schema.index_of_column(column)?;
+            if index >= groups {
+                return Ok(Column::from_name(aggregate_name(index - groups)));
+            }
+            let column = Column::from(schema.qualified_field(index));
+            let key = keys.iter().find(|(key, _)| *key == column);
+            Ok(Column::from_name(key.map_or(&column.name, |(_, key)| key.field.name())))
+        };
+        let mut fields = Vec::with_capacity(parts.projection.len());
+        for (index, expr) in parts.projection.iter().enumerate() {
+            let span = self
+                .flat
+                .spans
+                .select
+                .get(index)
+                .copied()
+                .unwrap_or(self.flat.spans.whole);
+            let renamed = match renamed(bare(expr).clone(), &rename) {
+                Ok(renamed) => renamed,
+                Err(error) => {
+                    self.errors.push(planner_error(&error, span, self.context.lines));
+                    continue;
+                }
+            };
+            let renamed = self.simplified(renamed, &input, span)?;
+            let (_, field) = renamed.to_field(&input).ok()?;
+            let name = self.flat.outputs.get(index).map_or("", |(name, _)| name.as_str());
+            fields.push(Field::new(name, field.data_type().clone(), field.is_nullable()));
+            view.projection.push(renamed);
+        }
+        view.output = Arc::new(Schema::new(fields));
+        if let Some(having) = &parts.having {
+            let span = self.flat.spans.having.unwrap_or(self.flat.spans.whole);
+            let having = renamed(having.clone(), &rename).ok()?;
+            view.having = Some(self.simplified(having, &input, span)?);
+        }
+        Some(())
+    }
+}
+
+/// The bare column for a column, the canonical text for anything else.
+fn key_name(expr: &Expr) -> String {
+    match expr {
+        Expr::Column(column) => column.name.clone(),
+        other => canonical(other),
+    }
+}
+
+fn is_aggregate_name(name: &str) -> bool {
+    name.strip_prefix("agg_")
+        .is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+fn names_window(expr: &Expr) -> Option<String> {
+    let columns = expr.column_refs();
+    let window = columns
+        .iter()
+        .find(|column| WINDOW_COLUMNS.contains(&column.name.as_str()));
+    window.map(|column| column.name.clone())
+}
+
+/// Columns without their table: the same expression in two views is the same.
+fn unqualified(expr: Expr) -> Expr {
+    let rename = |column: &Column| Ok(Column::from_name(column.name.clone()));
+    renamed(expr.clone(), &rename).unwrap_or(expr)
+}
+
+fn renamed(expr: Expr, rename: &dyn Fn(&Column) -> PlanResult<Column>) -> PlanResult<Expr> {
+    let transformed = expr.transform(|expr| match expr {
+        Expr::Column(column) => Ok(Transformed::yes(Expr::Column(rename(&column)?))),
+        // A name given to a subexpression by type coercion; the column it names keeps its own.
+        Expr::Alias(alias) => Ok(Transformed::yes(*alias.expr)),
+        other => Ok(Transformed::no(other)),
+    })?;
+    Ok(transformed.data)
+}
+
+/// Text that is equal only for equal expressions: column names are quoted.
+pub(crate) fn canonical(expr: &Expr) -> String {
+    let quote = |column: &Column| Ok(Column::from_name(format!("\"{}\"", column.name.replace('"', "\"\""))));
+    match renamed(expr.clone(), &quote) {
+        Ok(quoted) => quoted.to_string(),
+        Err(_) => expr.to_string(),
+    }
+}
+
+/// Refuses aggregates whose partials do not add up, or that would hold every row.
+fn mergeable(function: &AggregateFunction, span: Span) -> Result<(), Diagnostic> {
+    let name = function.func.name();
+    let refuse = |message: String, help: &str| Err(Diagnostic::new(message, span).help(help));
+    match name {
+        "median" | "percentile_cont" => refuse(
+            format!("`{name}` would hold every value of a window"),
+            "use quantile(x, 0.5), which is within 1 %",
+        ),
+        "array_agg" | "string_agg" => refuse(
+            format!("`{name}` would hold every value of a window"),
+            "use count(DISTINCT x) or approx_distinct(x)",
+        ),
+        "first_value" | "last_value" | "nth_value" | "any_value" => refuse(
+            format!("`{name}` depends on the order in which partitions are read, so its partials do not add up"),
+            "use min, max or avg",
+        ),
+        "grouping" => refuse(
+            "`grouping` needs grouping sets, which are not supported".into(),
+            "remove it",
+        ),
+        _ if !function.params.order_by.is_empty() => refuse(
+            format!("`{name}` with an order depends on every row, so its partials do not add up"),
+            "remove ORDER BY",
+        ),
+        _ if function.params.null_treatment == Some(NullTreatment::RespectNulls) => {
+            refuse("RESPECT NULLS is not supported".into(), "aggregates skip NULL")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The share of a quantile, where the function is one.
+pub(crate) fn quantile_share(function: &AggregateFunction) -> Option<f64> {
+    match function.params.args.as_slice() {
+        [_, Expr::Literal(ScalarValue::Float64(Some(q)), _)] => Some(*q),
+        _ => None,
+    }
+}
+
+fn check_quantile(function: &AggregateFunction, span: Span) -> Result<(), Diagnostic> {
+    if function.func.name() != "quantile" {
+        return Ok(());
+    }
+    if function.params.distinct {
+        return Err(Diagnostic::new("quantile(DISTINCT …) is not supported", span).help("remove DISTINCT"));
+    }
+    match quantile_share(function) {
+        Some(q) if (0.0..=1.0).contains(&q) => Ok(()),
+        Some(q) => {
+            Err(Diagnostic::new(format!("{q} is not a share between 0 and 1"), span).help("write quantile(x, 0.99)"))
+        }
+        None => Err(Diagnostic::new("the share of a quantile is a constant", span).help("write quantile(x, 0.99)")),
+    }
+}
+
+/// Where the first call of a function stands in a query.
+fn function_span(query: &Query, name: &str, lines: &LineMap<'_>) -> Option<Span> {
+    use datafusion::sql::sqlparser::ast::{Spanned, visit_expressions};
+    let mut found = None;
+    let _ = visit_expressions(query, |expr| {
+        if let datafusion::sql::sqlparser::ast::Expr::Function(function) = expr
+            && found.is_none()
+            && same_function(&function.name.to_string(), name)
+        {
+            found = Some(lines.span(function.name.span()));
+        }
+        std::ops::ControlFlow::<()>::Continue(())
+    });
+    found
+}
+
+/// Whether a name in the text is another name of an aggregate.
+fn same_function(written: &str, name: &str) -> bool {
+    let written = written.to_ascii_lowercase();
+    written == name
+        || match name {
+            "var" => matches!(written.as_str(), "var_samp" | "var_sample" | "variance"),
+            "stddev" => written == "stddev_samp",
+            "avg" => written == "mean",
+            _ => false,
+        }
+}
+
+/// Why a query does not plan, at the smallest of its parts that does not plan by itself.
+fn blame(error: DataFusionError, flat: &Flat, source: &Source, context: &select::Context<'_>) -> Diagnostic {
+    let whole = planner_error(&error, flat.spans.whole, context.lines);
+    if whole.span != flat.spans.whole {
+        return whole;
+    }
+    let schema = windowed(source);
+    let fails = |edit: &dyn Fn(&mut Select)| {
+        let mut query = flat.query.clone();
+        let SetExpr::Select(select) = query.body.as_mut() else {
+            return None;
+        };
+        edit(select);
+        context.functions.plan(query, &source.name, &schema).err()
+    };
+    let only_window = |select: &mut Select| {
+        let window = |expr: &datafusion::sql::sqlparser::ast::Expr| matches!(expr, datafusion::sql::sqlparser::ast::Expr::Identifier(ident) if WINDOW_COLUMNS.contains(&ident.value.as_str()));
+        if let GroupByExpr::Expressions(exprs, _) = &mut select.group_by {
+            exprs.retain(window);
+        }
+        select.projection.clear();
+        select
+            .projection
+            .push(datafusion::sql::sqlparser::ast::SelectItem::UnnamedExpr(
+                datafusion::sql::sqlparser::ast::Expr::Identifier(WINDOW_COLUMNS[0].into()),
+            ));
+    };
+    if let Some(span) = flat.spans.filter
+        && let Some(error) = fails(&|select| {
+            select.having = None;
+            only_window(select);
+        })
+    {
+        return planner_error(&error, span, context.lines);
+    }
+    for (index, span) in flat.spans.select.iter().enumerate() {
+        let error = fails(&|select| {
+            select.having = None;
+            select.selection = None;
+            let item = select.projection.get(index).cloned();
+            select.projection = item.into_iter().collect();
+        });
+        if let Some(error) = error {
+            return planner_error(&error, *span, context.lines);
+        }
+    }
+    match flat.spans.having {
+        Some(span) => Diagnostic { span, ..whole },
+        None => whole,
+    }
+}
+
+/// DataFusion's error in the project's manner, at its own place if it has one.
+pub(crate) fn planner_error(error: &DataFusionError, fallback: Span, lines: &LineMap<'_>) -> Diagnostic {
+    if let Some(found) = error.diagnostic() {
+        let span = found.span.map_or(fallback, |span| {
+            let location = |at: datafusion::common::Location| {
+                datafusion::sql::sqlparser::tokenizer::Location::new(at.line, at.column)
+            };
+            Span::new(lines.offset(location(span.start)), lines.offset(location(span.end)))
+        });
+        let help = found.helps.first().map(|help| lower_first(&help.message));
+        let note = found.notes.first().map(|note| lower_first(&note.message));
+        return Diagnostic::new(lower_first(&found.message), span).help_opt(help.or(note));
+    }
+    let message = error.find_root().message().into_owned();
+    let first = message.lines().next().unwrap_or("the query cannot be planned");
+    Diagnostic::new(lower_first(first.trim_end_matches('.')), fallback)
+}
+
+/// A condition over `schema`, typed and simplified; it must be a truth value.
+pub(crate) fn condition(
+    expr: datafusion::sql::sqlparser::ast::Expr,
+    schema: &Arc<DFSchema>,
+    functions: &Functions,
+    span: Span,
+    lines: &LineMap<'_>,
+) -> Result<Expr, Diagnostic> {
+    let planned = functions
+        .expression(expr, schema)
+        .and_then(|expr| simplify(expr, schema));
+    let expr = planned.map_err(|error| planner_error(&error, span, lines))?;
+    match expr.get_type(schema) {
+        Ok(DataType::Boolean) => Ok(expr),
+        Ok(other) => Err(
+            Diagnostic::new(format!("a condition is true or false, not a {other}"), span)
+                .help("compare it with something: score > 1"),
+        ),
+        Err(error) => Err(planner_error(&error, span, lines)),
+    }
+}
