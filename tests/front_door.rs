@@ -1,6 +1,7 @@
 //! What a newcomer meets is true: every command, path, port and variable that the front door names exists.
 //!
 //! `compose-spec.schema.json` is the Compose specification's own schema, under the Apache License 2.0.
+#![allow(clippy::unwrap_used)]
 
 use std::{
     collections::{BTreeMap, BTreeSet},

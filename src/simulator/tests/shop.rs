@@ -1,4 +1,5 @@
 //! The shop as processes on the embedded broker: what a service says when it is well, and after each fault.
+#![allow(clippy::unwrap_used)]
 
 use std::{
     collections::BTreeMap,
