@@ -10,6 +10,7 @@ pub mod id;
 pub mod log;
 pub mod message;
 pub mod record;
+pub mod schema;
 pub mod stage;
 pub mod target;
 pub mod time;
@@ -21,3 +22,6 @@ pub use record::{Batch, Output, Outputs, Record, TimestampKind, TopicPartition};
 pub use stage::{Assignment, Clock, Committed, Progress, Stage, StageError, Start};
 pub use target::Target;
 pub use topic::Topics;
+
+#[cfg(test)]
+mod tests;

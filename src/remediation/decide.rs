@@ -599,7 +599,9 @@ impl Fleet {
                 case.tries = 0;
                 case.tried.clear();
                 // Counts stay, they name decisions; what was refused before may be said again.
-                case.refusals.values_mut().for_each(|refusal| refusal.at_ms = i64::MIN / 2);
+                case.refusals
+                    .values_mut()
+                    .for_each(|refusal| refusal.at_ms = i64::MIN / 2);
                 case.refused_by = None;
             });
             self.set_state(&key, IncidentState::Open, &format!("reset by {by}"), None, out);

@@ -4,14 +4,15 @@
 mod property;
 mod scenario;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::LazyLock};
 
 use protocol::{
-    CloudEvent, Target, cloudevent, id,
+    CloudEvent, Target, Topics, cloudevent, id,
     message::{
         Action, Anomaly, ApprovalRecord, Control, Decision, DecisionKind, Executor, Outcome, OutcomeStatus,
         TimeProgress,
     },
+    schema,
 };
 
 use crate::{Effect, Fleet, FleetConfig, Input, Message, Policy};
@@ -75,6 +76,7 @@ impl World {
             self.restart();
         }
         for effect in &out {
+            fits_its_schema(effect);
             match effect {
                 Effect::Action { data, .. } => {
                     self.actions.insert(data.target.target.name.clone(), data.clone());
@@ -219,6 +221,34 @@ impl World {
     pub fn withdraw(&mut self, scope: &str) -> Vec<Effect> {
         self.feed(Message::Control { scope, data: None })
     }
+}
+
+/// Invariant 19: every published event fits its JSON Schema.
+fn fits_its_schema(effect: &Effect) {
+    static SCHEMAS: LazyLock<BTreeMap<&'static str, jsonschema::Validator>> = LazyLock::new(|| {
+        let compile = |(file, text): &(&'static str, &str)| {
+            let schema = serde_json::from_str(text).unwrap();
+            (
+                *file,
+                jsonschema::options()
+                    .should_validate_formats(true)
+                    .build(&schema)
+                    .unwrap(),
+            )
+        };
+        schema::ALL.iter().map(compile).collect()
+    });
+    let Some(output) = effect.output(&Topics::new("homeostat.")) else {
+        return;
+    };
+    let kind = output.headers.iter().find(|(name, _)| name == "ce_type").unwrap();
+    let file = schema::schema_for(std::str::from_utf8(&kind.1).unwrap()).unwrap();
+    let value = serde_json::from_slice(&output.value.unwrap()).unwrap();
+    let errors: Vec<String> = SCHEMAS[file]
+        .iter_errors(&value)
+        .map(|error| error.to_string())
+        .collect();
+    assert!(errors.is_empty(), "{file}: {errors:?} in {value}");
 }
 
 pub(crate) fn key_of(service: &str) -> String {
