@@ -24,6 +24,8 @@ pub struct Capabilities {
     pub offset_metadata: bool,
     /// Groups share partitions out and rebalance.
     pub groups: bool,
+    /// Members may commit until they acknowledge a revoke, and who leaves is replaced at once.
+    pub commit_in_revoke: bool,
     /// Topics can be stamped with the broker's clock.
     pub log_append_time: bool,
     /// Offsets can be looked up by time.
@@ -40,19 +42,21 @@ impl Capabilities {
         aborted_hidden: true,
         offset_metadata: true,
         groups: true,
+        commit_in_revoke: true,
         log_append_time: true,
         time_index: true,
         unbounded_log: true,
     };
 
     /// Name and value of each, for the printed matrix.
-    pub fn list(&self) -> [(&'static str, bool); 8] {
+    pub fn list(&self) -> [(&'static str, bool); 9] {
         [
             ("transactions", self.transactions),
             ("fencing", self.fencing),
             ("aborted_hidden", self.aborted_hidden),
             ("offset_metadata", self.offset_metadata),
             ("groups", self.groups),
+            ("commit_in_revoke", self.commit_in_revoke),
             ("log_append_time", self.log_append_time),
             ("time_index", self.time_index),
             ("unbounded_log", self.unbounded_log),

@@ -61,6 +61,7 @@ impl Broker for Embedded {
             aborted_hidden: false,
             offset_metadata: true,
             groups: true,
+            commit_in_revoke: false,
             log_append_time: false,
             time_index: false,
             unbounded_log: false,

@@ -2,13 +2,16 @@
 //!
 //! [`run_stage`] drives a [`protocol::Stage`]: it owns polling, assignment, the transaction, crash points and the clock, and
 //! knows nothing of telemetry. [`Broker`] is what it needs of a log service: [`Memory`] is deterministic and single-process, for
-//! simulations.
+//! simulations; [`Kafka`] is the real one; [`Embedded`] is librdkafka's mock cluster in this process, for the demo. One contract
+//! suite (feature `contract`) runs over all of them.
 //!
 //! Fails with [`Error`], whose [`Class`] says what the caller does next.
 
 mod broker;
 mod clock;
 mod config;
+#[cfg(any(test, feature = "contract"))]
+pub mod contract;
 mod crash;
 mod embedded;
 mod error;
