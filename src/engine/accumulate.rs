@@ -11,6 +11,8 @@ mod numeric;
 mod other;
 mod quantile;
 mod rate;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

@@ -10,6 +10,8 @@ mod lane;
 mod metadata;
 mod plan;
 mod side;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -194,6 +194,13 @@ impl Sketch {
     /// The value of the rank-th smallest, from 0.
     fn at(&self, rank: u64, ln_gamma: f64) -> f64 {
         let (least, greatest) = self.range.unwrap_or((0.0, 0.0));
+        // The ends are known exactly.
+        if self.range.is_some() && rank == self.negative_infinities {
+            return least;
+        }
+        if self.range.is_some() && rank + 1 + self.positive_infinities + self.nans == self.count() {
+            return greatest;
+        }
         let estimate = |bucket: i32| (f64::from(bucket) * ln_gamma).exp() * (2.0 / (1.0 + GAMMA));
         let mut left = rank;
         let mut within = |count: u64| {
