@@ -349,7 +349,8 @@ fn wrong_data_is_rejected() {
         "decided_at": at, "verdict": "act", "gates": [], "mode": "auto", "propensity": 1.0, "score": 2.0, "evidence": [],
     });
     let mode = json!({"control": "mode", "service": "*", "action": "*", "mode": "auto", "by": "ada"});
-    let cases: [(&str, &Value, &[(&str, Value)]); 6] = [
+    type Wrong = (&'static str, Value);
+    let cases: [(&str, &Value, &[Wrong]); 6] = [
         (
             "anomaly.v1.json",
             &anomaly,
