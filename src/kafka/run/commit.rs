@@ -43,7 +43,9 @@ impl StageLoop<'_> {
         let has_output = !self.sent.is_empty();
         self.commit_now
             || elapsed_ms >= self.config.commit_interval_ms
-            || (has_output && (elapsed_ms >= self.config.output_interval_ms || self.stage.urgent()))
+            || (has_output && elapsed_ms >= self.config.output_interval_ms)
+            // A stage may hold what it has to say until `before_commit`, when the offset that it names is known.
+            || self.stage.urgent()
             || self.sent_bytes > self.config.transaction_bytes_max
     }
 
