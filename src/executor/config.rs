@@ -13,7 +13,7 @@ use figment::{
     providers::{Env, Format, Toml},
 };
 use protocol::Topics;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use crate::{
     Error,
@@ -27,7 +27,7 @@ pub const DEFAULTS: &str = include_str!("default.toml");
 const DAY_MS: i64 = 86_400_000;
 
 /// Everything an operator may set.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     pub id: String,
@@ -35,9 +35,9 @@ pub struct Config {
     pub in_flight_max: usize,
     pub drain_timeout_ms: u64,
     /// Executors of one group share the commands out; by default all of the fleet's do.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub group: Option<String>,
-    pub kafka: KafkaConfig,
+    pub kafka: kafka::KafkaConfig,
     pub topics: TopicsConfig,
     pub limits: LimitsConfig,
     pub ledger: LedgerConfig,
@@ -53,24 +53,18 @@ pub struct Config {
     pub command_log: log::Config,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct KafkaConfig {
-    pub bootstrap: String,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TopicsConfig {
     pub prefix: String,
     /// Empty: the prefix without its separator.
     pub tenant: String,
     /// The topic that policies write to by INTO; by default the fleet's `actions`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub actions: Option<String>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LimitsConfig {
     pub skew_margin_ms: i64,
@@ -78,22 +72,22 @@ pub struct LimitsConfig {
     pub control_timeout_ms: u64,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LedgerConfig {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub path: Option<PathBuf>,
     pub retention_days: u32,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LoggingConfig {
     pub filter: String,
     pub format: LogFormat,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     Text,

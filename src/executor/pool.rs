@@ -136,11 +136,19 @@ impl<K: Clone + Eq + Hash + Send + 'static, J: Send + 'static, R: Send + 'static
 }
 
 impl<K, J, R> Drop for Pool<K, J, R> {
-    /// Running jobs are left to themselves: the process is about to end.
+    /// Running jobs are left to themselves: the process is about to end. Idle threads are waited for.
     fn drop(&mut self) {
-        self.shared.lock().ending = true;
+        let mut state = self.shared.lock();
+        state.ending = true;
+        let idle = state.running == 0;
+        drop(state);
         self.shared.changed.notify_all();
-        self.threads.retain(|thread| !thread.is_finished());
+        if idle {
+            for thread in self.threads.drain(..) {
+                // One that panicked has been told of already.
+                let _ = thread.join();
+            }
+        }
     }
 }
 

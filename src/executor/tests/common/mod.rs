@@ -1,4 +1,5 @@
 //! Commands and services that keep count of what happens to them.
+#![allow(dead_code)] // Each test program uses its part.
 
 use std::{
     fs,
@@ -32,7 +33,7 @@ pub fn action(service: &str, number: u32) -> Action {
         action_id: id::action("homeostat", &target.key(), incident_id, 1, number),
         incident_id,
         decision_id: id::derived("decision", &[service]),
-        attempt: number,
+        attempt: number + 1,
         ladder: Ladder {
             step: 1,
             of: 1,

@@ -1,0 +1,486 @@
+//! The whole executor over the broker in memory: polling, order, back-pressure, control, redelivery, rebalances.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use common::{action, now_ms, output, wait_until};
+use executor::{
+    Error,
+    adapter::{
+        Adapter, Effect, Failure, Reconciled,
+        log::{Config, LogAdapter},
+    },
+    admission::Limits,
+    allow::{AdapterKind, Allow},
+    command::Command,
+    ledger::Ledger,
+    report::Identity,
+    run::{self, BrokerControl, BrokerReporter, Settings, Stop},
+    worker::{Cancellations, Worker},
+};
+use kafka::{
+    Broker, Class, Memory, SystemClock, TopicConfig,
+    memory::{Fault, Operation},
+};
+use protocol::{
+    CloudEvent, Output, TopicPartition, Topics,
+    cloudevent::ACTION_CANCELLED,
+    id,
+    message::{Action, ActionCancelled, Control, Executor, Outcome, OutcomeStatus},
+};
+
+const PARTITIONS: i32 = 3;
+
+/// A fleet's topics, and a file to which executors append what they carry out: the target that counts.
+struct Fleet {
+    directory: tempfile::TempDir,
+    broker: Memory,
+    topics: Topics,
+}
+
+impl Fleet {
+    fn new() -> Self {
+        let broker = Memory::new(Arc::new(SystemClock));
+        let topics = Topics::new("homeostat.");
+        let specs: Vec<TopicConfig> = topics
+            .all()
+            .iter()
+            .map(|spec| TopicConfig::from_spec(spec, 1, PARTITIONS))
+            .collect();
+        broker.ensure_topics(&specs).unwrap();
+        Self {
+            directory: tempfile::tempdir().unwrap(),
+            broker,
+            topics,
+        }
+    }
+
+    fn start(&self, id: &str, in_flight_max: usize) -> Running {
+        let file = self.effects_file();
+        start(&self.broker, self.directory.path(), id, in_flight_max, move |_| {
+            Box::new(LogAdapter::new(&Config { file: Some(file) }))
+        })
+    }
+
+    fn effects_file(&self) -> PathBuf {
+        self.directory.path().join("effects.jsonl")
+    }
+
+    fn send(&self, output: &Output) {
+        let partition = output.partition.unwrap_or_else(|| {
+            let hash = output
+                .key
+                .as_deref()
+                .unwrap_or_default()
+                .iter()
+                .map(|byte| i32::from(*byte))
+                .sum::<i32>();
+            if &*output.topic == self.topics.actions() {
+                hash % PARTITIONS
+            } else {
+                0
+            }
+        });
+        let headers: Vec<(&str, &[u8])> = output.headers.iter().map(|(name, value)| (&**name, &**value)).collect();
+        let partition = TopicPartition::new(output.topic.clone(), partition);
+        self.broker
+            .append(
+                &partition,
+                now_ms(),
+                output.key.as_deref(),
+                output.value.as_deref(),
+                &headers,
+            )
+            .unwrap();
+    }
+
+    fn command(&self, action: &Action, sequence: u64) {
+        self.send(&output(action, sequence));
+    }
+
+    fn control(&self, control: &Control) {
+        self.send(&Output {
+            topic: self.topics.control().into(),
+            partition: Some(0),
+            key: Some(control.scope().into_bytes()),
+            value: Some(serde_json::to_vec(control).unwrap()),
+            headers: vec![],
+        });
+    }
+
+    fn outcomes(&self) -> Vec<Outcome> {
+        let stored = self.broker.read_committed(&self.topics.outcomes());
+        stored
+            .iter()
+            .map(|record| serde_json::from_slice(record.value.as_deref().unwrap()).unwrap())
+            .collect()
+    }
+
+    fn last_words(&self) -> BTreeMap<uuid::Uuid, Vec<(OutcomeStatus, u16)>> {
+        let mut words = BTreeMap::<_, Vec<_>>::new();
+        for outcome in self.outcomes().into_iter().filter(|outcome| outcome.status.terminal()) {
+            words
+                .entry(outcome.action_id)
+                .or_default()
+                .push((outcome.status, outcome.code));
+        }
+        words
+    }
+
+    /// The ids carried out, in order.
+    fn effects(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.effects_file()).unwrap_or_default();
+        let id = |line: &str| {
+            serde_json::from_str::<serde_json::Value>(line).unwrap()["action_id"]
+                .as_str()
+                .unwrap()
+                .to_owned()
+        };
+        text.lines().map(id).collect()
+    }
+
+    fn all_committed(&self) -> bool {
+        (0..PARTITIONS).all(|partition| {
+            let partition = TopicPartition::new(self.topics.actions(), partition);
+            let end = self.broker.watermarks(&partition).unwrap().1;
+            self.broker
+                .committed("executors", &partition)
+                .is_some_and(|committed| committed.offset == end)
+        })
+    }
+}
+
+struct Running {
+    stop: Stop,
+    thread: Option<JoinHandle<Result<(), Error>>>,
+}
+
+impl Running {
+    fn stop(mut self) -> Result<(), Error> {
+        self.stop.request();
+        self.thread.take().unwrap().join().unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop.request();
+    }
+}
+
+fn start(
+    broker: &Memory,
+    directory: &Path,
+    id: &str,
+    in_flight_max: usize,
+    adapter: impl FnOnce(&Settings) -> Box<dyn Adapter>,
+) -> Running {
+    let stop = Stop::default();
+    let settings = Settings {
+        topics: Topics::new("homeostat."),
+        actions_topic: Topics::new("homeostat.").actions(),
+        group: "executors".into(),
+        client_id: id.into(),
+        threads: 4,
+        in_flight_max,
+        drain_timeout: Duration::from_secs(5),
+        age_ms_max: 600_000,
+        retention_ms: 1_000_000,
+    };
+    let shared: Arc<dyn Broker> = Arc::new(broker.clone());
+    let timeout = Duration::from_secs(1);
+    let control = BrokerControl::new(Arc::clone(&shared), &settings, timeout, stop.clone()).unwrap();
+    let reporter = BrokerReporter::new(shared.as_ref(), &settings, stop.clone()).unwrap();
+    let worker = Worker {
+        identity: Identity {
+            executor: Executor {
+                id: id.into(),
+                version: "0".into(),
+            },
+            topics: settings.topics.clone(),
+            tenant: "homeostat".into(),
+        },
+        limits: Limits {
+            skew_margin_ms: 0,
+            age_ms_max: 600_000,
+        },
+        allow: vec![Allow {
+            action: "restart".into(),
+            target: "*".into(),
+            adapter: AdapterKind::Log,
+            endpoint: None,
+            params: BTreeMap::new(),
+        }],
+        adapters: BTreeMap::from([((AdapterKind::Log, None), adapter(&settings))]),
+        ledger: Ledger::open(&directory.join(format!("{id}.redb")), uuid::Uuid::nil()).unwrap(),
+        control: Box::new(control),
+        cancelled: Cancellations::default(),
+        reporter: Box::new(reporter),
+        now_ms: Box::new(now_ms),
+    };
+    let thread = thread::spawn({
+        let stop = stop.clone();
+        move || run::run(shared.as_ref(), Arc::new(worker), &settings, &stop)
+    });
+    Running {
+        stop,
+        thread: Some(thread),
+    }
+}
+
+fn kill_switch(engaged: bool) -> Control {
+    Control::KillSwitch {
+        engaged,
+        by: "ops".into(),
+        reason: String::new(),
+    }
+}
+
+#[test]
+fn carries_out_reports_commits_and_goes_on_after_a_restart() {
+    let fleet = Fleet::new();
+    let running = fleet.start("one", 8);
+    let first = action("cart", 1);
+    fleet.command(&first, 1);
+    wait_until("the outcome", || fleet.last_words().len() == 1);
+    let said: Vec<OutcomeStatus> = fleet.outcomes().iter().map(|outcome| outcome.status).collect();
+    assert_eq!(
+        said,
+        [
+            OutcomeStatus::Accepted,
+            OutcomeStatus::Started,
+            OutcomeStatus::Succeeded
+        ]
+    );
+    wait_until("the commit", || fleet.all_committed());
+    running.stop().unwrap();
+
+    let second = action("cart", 2);
+    fleet.command(&second, 2);
+    let running = fleet.start("one", 8);
+    wait_until("the second outcome", || fleet.last_words().len() == 2);
+    running.stop().unwrap();
+    assert!(fleet.all_committed(), "draining commits");
+    assert_eq!(
+        fleet.effects(),
+        [first.action_id.to_string(), second.action_id.to_string()]
+    );
+    assert!(
+        fleet
+            .last_words()
+            .values()
+            .all(|words| *words == [(OutcomeStatus::Succeeded, 200)])
+    );
+}
+
+#[test]
+fn many_commands_keep_the_order_of_their_targets_within_bounds() {
+    let fleet = Fleet::new();
+    let mut expected = BTreeMap::<u32, Vec<String>>::new();
+    for number in 0..12 {
+        for service in 0..8 {
+            let action = action(&format!("service-{service}"), number);
+            fleet.command(&action, u64::from(number));
+            expected.entry(service).or_default().push(action.action_id.to_string());
+        }
+    }
+    let running = fleet.start("one", 5);
+    wait_until("all outcomes", || {
+        fleet.last_words().len() == 96 && fleet.all_committed()
+    });
+    running.stop().unwrap();
+    let effects = fleet.effects();
+    assert_eq!(effects.len(), 96);
+    for ids in expected.values() {
+        let seen: Vec<&String> = effects.iter().filter(|id| ids.contains(id)).collect();
+        assert_eq!(seen, ids.iter().collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn the_kill_switch_holds_from_the_moment_it_is_engaged() {
+    let fleet = Fleet::new();
+    fleet.control(&kill_switch(true));
+    let running = fleet.start("one", 8);
+    for round in 0..5u32 {
+        let (held, free) = (action("cart", round * 2), action("cart", round * 2 + 1));
+        fleet.control(&kill_switch(true));
+        fleet.command(&held, 1);
+        wait_until("the refusal", || fleet.last_words().contains_key(&held.action_id));
+        assert_eq!(fleet.last_words()[&held.action_id], [(OutcomeStatus::Rejected, 423)]);
+        fleet.control(&kill_switch(false));
+        fleet.command(&free, 1);
+        wait_until("the outcome", || fleet.last_words().contains_key(&free.action_id));
+        assert_eq!(fleet.last_words()[&free.action_id], [(OutcomeStatus::Succeeded, 200)]);
+    }
+    running.stop().unwrap();
+    assert_eq!(fleet.effects().len(), 5);
+}
+
+#[test]
+fn invariant_7_a_bad_record_is_a_dead_letter_and_stops_nothing() {
+    let fleet = Fleet::new();
+    let running = fleet.start("one", 8);
+    let (bad, good) = (action("cart", 1), action("cart", 2));
+    let mut poison = output(&bad, 1);
+    poison.value = Some(b"\xff not a command".to_vec());
+    fleet.send(&poison);
+    fleet.send(&Output {
+        headers: vec![],
+        ..poison.clone()
+    });
+    fleet.command(&good, 2);
+    wait_until("the outcome", || fleet.last_words().contains_key(&good.action_id));
+    assert_eq!(fleet.last_words()[&bad.action_id], [(OutcomeStatus::Rejected, 412)]);
+    wait_until("the commit", || fleet.all_committed());
+    running.stop().unwrap();
+    let letters = fleet.broker.read_committed(&fleet.topics.dead_letters());
+    assert_eq!(letters.len(), 2);
+    assert_eq!(letters[0].value, poison.value);
+    let header = |name: &str| {
+        letters[1]
+            .headers
+            .iter()
+            .find(|(header, _)| header == name)
+            .unwrap()
+            .1
+            .clone()
+    };
+    assert_eq!(header("topic"), b"homeostat.actions");
+    assert!(String::from_utf8(header("reason")).unwrap().contains("ce_"));
+}
+
+#[test]
+fn a_withdrawn_command_that_still_waits_is_not_started() {
+    let fleet = Fleet::new();
+    let (gate, opened) = (Arc::new(Mutex::new(())), Arc::new(Mutex::new(Vec::new())));
+    let closed = gate.lock().unwrap();
+    let adapter = Gated {
+        gate: Arc::clone(&gate),
+        acted: Arc::clone(&opened),
+    };
+    let running = start(&fleet.broker, fleet.directory.path(), "one", 8, |_| Box::new(adapter));
+    let (first, second) = (action("cart", 1), action("cart", 2));
+    fleet.command(&first, 1);
+    fleet.command(&second, 2);
+    let cancelled = ActionCancelled {
+        action_id: second.action_id,
+        incident_id: second.incident_id,
+        target_key: second.target.key.clone(),
+        at: now_ms(),
+        reason: "recovered by itself".into(),
+    };
+    let event_id = id::derived("cancelled", &[&second.action_id.to_string()]);
+    let event = CloudEvent::new(
+        event_id,
+        "homeostat",
+        "/x",
+        ACTION_CANCELLED,
+        &second.target.key,
+        now_ms(),
+    );
+    fleet.send(&event.output(fleet.topics.actions(), &cancelled));
+    wait_until("the first to start", || {
+        fleet
+            .outcomes()
+            .iter()
+            .any(|outcome| outcome.status == OutcomeStatus::Started)
+    });
+    // The cancellation stands behind the second command in the log; give the poll its time.
+    thread::sleep(Duration::from_millis(500));
+    drop(closed);
+    wait_until("both outcomes", || {
+        fleet.last_words().len() == 2 && fleet.all_committed()
+    });
+    assert_eq!(fleet.last_words()[&second.action_id], [(OutcomeStatus::Rejected, 409)]);
+    assert_eq!(*opened.lock().unwrap(), [first.action_id]);
+    running.stop().unwrap();
+}
+
+/// Waits at a gate before it acts.
+struct Gated {
+    gate: Arc<Mutex<()>>,
+    acted: Arc<Mutex<Vec<uuid::Uuid>>>,
+}
+
+impl Adapter for Gated {
+    fn knows(&self, _command: &Command) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn reconcile(&self, _command: &Command) -> Reconciled {
+        Reconciled::NotDone
+    }
+
+    fn act(&self, command: &Command) -> Result<Effect, Failure> {
+        drop(self.gate.lock());
+        self.acted.lock().unwrap().push(command.id());
+        Ok(Effect::new())
+    }
+}
+
+#[test]
+fn invariant_13_executors_that_come_and_go_act_once() {
+    let fleet = Fleet::new();
+    let mut running = Some(fleet.start("one", 4));
+    for number in 0..60u32 {
+        fleet.command(&action(&format!("service-{}", number % 6), number), u64::from(number));
+        match number {
+            15 => drop(std::mem::replace(&mut running, Some(fleet.start("two", 4)))),
+            30 => running.take().unwrap().stop().unwrap(),
+            40 => running = Some(fleet.start("three", 4)),
+            _ => {}
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    wait_until("all outcomes", || {
+        fleet.last_words().len() == 60 && fleet.all_committed()
+    });
+    let mut effects = fleet.effects();
+    assert_eq!(effects.len(), 60);
+    effects.sort();
+    effects.dedup();
+    assert_eq!(effects.len(), 60);
+    assert!(
+        fleet
+            .last_words()
+            .values()
+            .flatten()
+            .all(|word| *word == (OutcomeStatus::Succeeded, 200))
+    );
+}
+
+#[test]
+fn a_broker_that_fails_now_and_then_delays_and_doubles_nothing() {
+    let fleet = Fleet::new();
+    let mut calls = 0u32;
+    fleet.broker.inject(move |operation| {
+        calls += 1;
+        match (calls % 7, operation) {
+            (
+                0,
+                Operation::Commit | Operation::Send | Operation::Poll | Operation::Committed | Operation::Watermarks,
+            ) => Some(Fault::Before(Class::Retriable)),
+            (3, Operation::Send | Operation::Commit) => Some(Fault::After(Class::Retriable)),
+            _ => None,
+        }
+    });
+    let running = fleet.start("one", 8);
+    for number in 0..10 {
+        fleet.command(&action("cart", number), u64::from(number));
+    }
+    wait_until("all outcomes", || fleet.last_words().len() == 10);
+    fleet.broker.heal();
+    wait_until("the commit", || fleet.all_committed());
+    running.stop().unwrap();
+    assert_eq!(fleet.effects().len(), 10);
+}

@@ -1,0 +1,244 @@
+//! The program itself: a process of its own over the embedded broker, killed and stopped by signals.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::{
+    fs,
+    io::Read,
+    os::unix::process::ExitStatusExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use common::{Counted, EXECUTOR, action, output, wait_until};
+use executor::crash::CrashPoint;
+use kafka::{Broker, ConsumerConfig, Embedded, Polled, ProducerConfig, TopicConfig};
+use protocol::{
+    Batch, CloudEvent, TopicPartition, Topics,
+    message::{Outcome, OutcomeStatus},
+};
+
+struct Fleet {
+    directory: tempfile::TempDir,
+    broker: Embedded,
+    topics: Topics,
+    config: PathBuf,
+    cart: Counted,
+}
+
+impl Fleet {
+    fn new() -> Self {
+        let broker = Embedded::start().unwrap();
+        let topics = Topics::new("homeostat.");
+        let specs: Vec<TopicConfig> = topics
+            .all()
+            .iter()
+            .map(|spec| TopicConfig::from_spec(spec, 1, 2))
+            .collect();
+        broker.ensure_topics(&specs).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let cart = Counted::new(directory.path(), "cart");
+        let config = directory.path().join("executor.toml");
+        let service = &cart.service;
+        let text = format!(
+            "[ledger]\npath = {:?}\n[[allow]]\naction = \"restart\"\ntarget = \"cart\"\nadapter = \"process\"\n\
+             [[process.service]]\nname = \"cart\"\ncommand = {:?}\npid_file = {:?}\nsettle_ms = 50\n",
+            directory.path().join("ledger.redb"),
+            service.command,
+            service.pid_file
+        );
+        fs::write(&config, text).unwrap();
+        Self {
+            directory,
+            broker,
+            topics,
+            config,
+            cart,
+        }
+    }
+
+    fn start(&self, crash: Option<CrashPoint>) -> Program {
+        let mut command = Command::new(EXECUTOR);
+        command
+            .arg("--config")
+            .arg(&self.config)
+            .current_dir(self.directory.path())
+            .env("KAFKA_BOOTSTRAP", self.broker.bootstrap())
+            .stderr(Stdio::from(
+                fs::File::create(self.directory.path().join("stderr.log")).unwrap(),
+            ));
+        if let Some(point) = crash {
+            command.env("HOMEOSTAT_CRASH_POINT", point.as_str());
+        }
+        Program(command.spawn().unwrap())
+    }
+
+    fn send(&self, action: &protocol::message::Action, sequence: u64) {
+        let mut producer = self.broker.producer(&ProducerConfig::new("test")).unwrap();
+        producer.send(&output(action, sequence)).unwrap();
+        producer.flush().unwrap();
+    }
+
+    fn outcomes(&self) -> Vec<Outcome> {
+        let partition = TopicPartition::new(self.topics.outcomes(), 0);
+        let (start, end) = self.broker.watermarks(&partition).unwrap();
+        let mut consumer = self.broker.consumer(&ConsumerConfig::new("test", None)).unwrap();
+        consumer.assign(&[(partition, start)]).unwrap();
+        let (mut outcomes, mut batch) = (Vec::new(), Batch::default());
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while (outcomes.len() as i64) < end - start {
+            assert!(Instant::now() < deadline, "{} of {end} outcomes", outcomes.len());
+            if consumer.poll(Duration::from_millis(100), &mut batch).unwrap() == Polled::Records {
+                for record in batch.iter() {
+                    CloudEvent::read(&record).unwrap();
+                    outcomes.push(serde_json::from_slice::<Outcome>(record.value.unwrap()).unwrap());
+                }
+            }
+        }
+        outcomes
+    }
+
+    fn last_words(&self) -> Vec<Outcome> {
+        self.outcomes()
+            .into_iter()
+            .filter(|outcome| outcome.status.terminal())
+            .collect()
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.directory.path().join("stderr.log")).unwrap_or_default()
+    }
+}
+
+struct Program(Child);
+
+impl Program {
+    fn terminate(mut self) -> std::process::ExitStatus {
+        Command::new("kill").arg(self.0.id().to_string()).status().unwrap();
+        self.wait()
+    }
+
+    fn wait(&mut self) -> std::process::ExitStatus {
+        let mut status = None;
+        wait_until("the program's end", || {
+            status = self.0.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn restarts_a_service_and_drains_at_sigterm() {
+    let fleet = Fleet::new();
+    let mut by_hand = fleet.cart.start_by_hand();
+    let program = fleet.start(None);
+    let action = action("cart", 1);
+    fleet.send(&action, 1);
+    wait_until("the outcome", || !fleet.last_words().is_empty());
+    let outcome = fleet.last_words().remove(0);
+    assert_eq!(
+        (outcome.status, outcome.executor.id.as_str()),
+        (OutcomeStatus::Succeeded, "local"),
+        "{}",
+        fleet.log()
+    );
+    assert_eq!(outcome.effect["pid_before"], by_hand.id());
+    by_hand.wait().unwrap();
+    assert!(program.terminate().success(), "{}", fleet.log());
+    assert!(fleet.cart.runs(), "the service outlives the executor");
+    assert_eq!(fleet.cart.starts(), ["by hand", &action.action_id.to_string()]);
+    let left: Vec<String> = fs::read_dir(fleet.directory.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .filter(|name| {
+            !name.starts_with("cart") && !["executor.toml", "ledger.redb", "stderr.log"].contains(&name.as_str())
+        })
+        .collect();
+    assert!(left.is_empty(), "written to the working directory: {left:?}");
+}
+
+#[test]
+fn invariant_13_one_effect_through_a_kill_at_every_point_of_the_program() {
+    for point in CrashPoint::ALL {
+        let fleet = Fleet::new();
+        let mut by_hand = fleet.cart.start_by_hand();
+        let action = action("cart", 1);
+        let mut killed = fleet.start(Some(point));
+        // Its first read position is committed before the command comes, so that the successor starts there.
+        wait_until("its assignment", || fleet.log().contains("reading commands"));
+        fleet.send(&action, 1);
+        assert_eq!(killed.wait().signal(), Some(9), "{point:?}: {}", fleet.log());
+        let program = fleet.start(None);
+        wait_until("the last word", || !fleet.last_words().is_empty());
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(
+            fleet.cart.starts(),
+            ["by hand", &action.action_id.to_string()],
+            "{point:?}: {}",
+            fleet.log()
+        );
+        let words = fleet.last_words();
+        assert!(words.iter().all(|outcome| *outcome == words[0]), "{point:?}: {words:?}");
+        assert_eq!(words[0].status, OutcomeStatus::Succeeded, "{point:?}");
+        assert!(program.terminate().success(), "{point:?}: {}", fleet.log());
+        let _ = by_hand.wait();
+    }
+}
+
+fn refused(config: &str, environment: &[(&str, &str)]) -> String {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("executor.toml");
+    fs::write(&path, config).unwrap();
+    run(&path, environment)
+}
+
+fn run(config: &Path, environment: &[(&str, &str)]) -> String {
+    let mut child = Command::new(EXECUTOR)
+        .arg("--config")
+        .arg(config)
+        .envs(environment.iter().copied())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(2), "{said}");
+    said
+}
+
+#[test]
+fn a_wrong_configuration_is_one_clear_error_and_exit_code_2() {
+    assert!(refused("[limits]\nage_max = 1\n", &[]).contains("did you mean \"age_max_ms\"?"));
+    assert!(refused("[kafka]\nbotstrap = \"x\"\n", &[]).contains("did you mean \"bootstrap\"?"));
+    assert!(refused("", &[("HOMEOSTAT_EXECUTOR__LIMITS__AGE", "1")]).contains("age_max_ms"));
+    assert!(refused("[log]\nfilter = \"a=b=c\"\n", &[]).contains("log.filter"));
+    assert!(refused("[kafka.settings]\n\"no.such\" = \"1\"\n", &[]).contains("no.such"));
+    assert!(run(Path::new("/nowhere.toml"), &[]).contains("/nowhere.toml"));
+}
+
+#[test]
+fn checks_and_shows_its_configuration() {
+    let output = Command::new(EXECUTOR).arg("--print-defaults").output().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("executor.toml");
+    fs::write(&path, &output.stdout).unwrap();
+    let check = Command::new(EXECUTOR)
+        .arg("--check")
+        .arg("--config")
+        .arg(&path)
+        .output()
+        .unwrap();
+    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stderr));
+    let help = Command::new(EXECUTOR).arg("--help").output().unwrap();
+    assert!(String::from_utf8_lossy(&help.stdout).contains("Example:"));
+}
