@@ -347,6 +347,11 @@ impl Bytes {
         index.checked_sub(1).map_or(0, |previous| self.ends[previous] as usize)
     }
 
+    /// Bytes of strings `from..to`.
+    fn size(&self, from: usize, to: usize) -> usize {
+        self.start(to) - self.start(from)
+    }
+
     /// Empty strings up to `count`.
     fn pad(&mut self, count: usize) {
         self.ends.resize(count, self.bytes.len() as i32);
@@ -476,6 +481,8 @@ pub(crate) struct Map {
     value_nulls: Nulls,
 }
 
+/// Bytes of one record's maps that may be copied into further rows of it.
+pub(crate) const REPEAT_BYTES_MAX: usize = 256 << 20;
 /// Entries of a row up to which a key is looked for by walking them.
 const WALK_MAX: usize = 32;
 
@@ -490,6 +497,9 @@ impl Map {
     }
 
     pub fn entry(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<(), Fault> {
+        if let Some(value) = value {
+            std::str::from_utf8(value).map_err(|_| Fault::at("a string is not UTF-8", value))?;
+        }
         let from = self.row_start(self.ends.len());
         let index = self.keys.ends.len();
         if index - from < WALK_MAX && (from..index).any(|known| self.keys.get(known) == key) {
@@ -498,10 +508,7 @@ impl Map {
         std::str::from_utf8(key).map_err(|_| Fault::at("a key is not UTF-8", key))?;
         self.keys.push(key)?;
         match value {
-            Some(value) => {
-                std::str::from_utf8(value).map_err(|_| Fault::at("a string is not UTF-8", value))?;
-                self.values.push(value)
-            }
+            Some(value) => self.values.push(value),
             None => {
                 self.value_nulls.add(index, index + 1);
                 self.values.push(&[])
@@ -517,13 +524,19 @@ impl Map {
         self.ends.push(self.keys.ends.len() as i32);
     }
 
-    /// The last row again, up to `rows`.
-    pub fn repeat(&mut self, rows: usize) -> Result<(), Fault> {
+    /// The last row again, up to `rows`. What is copied is taken from `budget`: a few bytes of a record must not become
+    /// gigabytes.
+    pub fn repeat(&mut self, rows: usize, budget: &mut usize) -> Result<(), Fault> {
         let length = self.ends.len();
         let Some(last) = length.checked_sub(1) else {
             return Ok(());
         };
         let (from, to) = (self.row_start(last), self.row_start(length));
+        let row_bytes = self.keys.size(from, to) + self.values.size(from, to) + (to - from) * 8;
+        *budget = row_bytes
+            .checked_mul(rows.saturating_sub(length))
+            .and_then(|bytes| budget.checked_sub(bytes))
+            .ok_or_else(|| Fault::new("a map of it would be repeated in too many rows"))?;
         let null_values: Vec<_> = (from..to).map(|index| self.value_is_null(index)).collect();
         for _ in length..rows {
             let start = self.keys.ends.len();

@@ -11,6 +11,8 @@ mod logs;
 mod message;
 mod metrics;
 mod spans;
+#[cfg(test)]
+mod tests;
 mod transcode;
 
 pub(crate) use logs::Logs;
@@ -57,6 +59,7 @@ fn decode_request<S: Signal>(
     mut row: usize,
     element: fn(&mut S, &[u8], usize) -> Result<usize, Fault>,
 ) -> Result<usize, Fault> {
+    signal.context().resource.begin_record();
     let mut reader = Reader::new(request);
     while let Some(field) = reader.tag()? {
         match field {
@@ -78,7 +81,7 @@ fn decode_resource_block<S: Signal>(
     let mut row = from;
     while let Some(field) = reader.tag()? {
         match field {
-            resource_block::RESOURCE => resource.add(reader.bytes()?),
+            resource_block::RESOURCE => resource.add(reader.bytes()?)?,
             resource_block::SCOPE_BLOCK => row = decode_scope_block(signal, reader.bytes()?, row, element)?,
             other => reader.skip_other(other, &resource_block::KNOWN)?,
         }
@@ -116,7 +119,7 @@ fn decode_scope_block<S: Signal>(
     let mut row = from;
     while let Some(field) = reader.tag()? {
         match field {
-            scope_block::SCOPE => scope.add(reader.bytes()?),
+            scope_block::SCOPE => scope.add(reader.bytes()?)?,
             scope_block::ELEMENT => row = element(signal, reader.bytes()?, row)?,
             other => reader.skip_other(other, &scope_block::KNOWN)?,
         }
@@ -134,7 +137,7 @@ fn scope_name(scope: &[u8]) -> Result<&[u8], Fault> {
     let mut name: &[u8] = &[];
     while let Some(field) = reader.tag()? {
         match field {
-            scope::NAME => name = reader.bytes()?,
+            scope::NAME => name = reader.string(name)?,
             other => reader.skip_other(other, &scope::KNOWN)?,
         }
     }

@@ -1,12 +1,15 @@
 //! What a record has beside its value, and the METADATA columns that read it.
 
+#[cfg(test)]
+mod tests;
+
 use arrow::{
     array::ArrayRef,
     datatypes::{DataType, SchemaRef, TimeUnit},
 };
 
 use crate::{
-    column::AnyColumn,
+    column::{AnyColumn, Map, REPEAT_BYTES_MAX},
     error::{Error, Fault},
     schema::METADATA,
     time,
@@ -203,7 +206,7 @@ fn fill_bytes(
     Ok(())
 }
 
-fn fill_headers(map: &mut crate::column::Map, from: usize, to: usize, record: &RecordMeta<'_>) -> Result<(), Fault> {
+fn fill_headers(map: &mut Map, from: usize, to: usize, record: &RecordMeta<'_>) -> Result<(), Fault> {
     let mut headers = Vec::new();
     record
         .headers
@@ -214,7 +217,8 @@ fn fill_headers(map: &mut crate::column::Map, from: usize, to: usize, record: &R
         map.entry(name.as_bytes(), Some(String::from_utf8_lossy(value).as_bytes()))?;
     }
     map.close();
-    map.repeat(to)
+    let mut budget = REPEAT_BYTES_MAX;
+    map.repeat(to, &mut budget)
 }
 
 fn from_ms(ms: i64, unit: TimeUnit) -> i64 {

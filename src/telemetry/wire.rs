@@ -54,6 +54,11 @@ impl<'a> Reader<'a> {
         Self { rest: message }
     }
 
+    #[cfg(test)]
+    pub fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
     /// The next field's tag; `None` at the end of the message.
     #[inline(always)]
     pub fn tag(&mut self) -> Result<Option<u32>, Fault> {
@@ -140,6 +145,16 @@ impl<'a> Reader<'a> {
         Ok(bytes)
     }
 
+    /// The bytes of a singular string, in place of those that came before. Its UTF-8 is checked by whoever keeps it; what
+    /// is replaced is checked here, since nobody keeps it.
+    #[inline(always)]
+    pub fn string(&mut self, before: &[u8]) -> Result<&'a [u8], Fault> {
+        if !before.is_empty() {
+            std::str::from_utf8(before).map_err(|_| Fault::at("a string is not UTF-8", before))?;
+        }
+        self.bytes()
+    }
+
     /// `sint32`: zigzag.
     pub fn sint32(&mut self) -> Result<i32, Fault> {
         let value = self.varint()? as u32;
@@ -204,6 +219,15 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Does a message consist of whole fields?
+fn check_fields(message: &[u8]) -> Result<(), Fault> {
+    let mut reader = Reader::new(message);
+    while let Some(tag) = reader.tag()? {
+        reader.skip(tag, 0)?;
+    }
+    Ok(())
+}
+
 /// Packed `fixed64` or `double`: eight bytes each.
 pub(crate) fn packed_fixed64(packed: &[u8]) -> Result<impl Iterator<Item = u64>, Fault> {
     let (values, rest) = packed.as_chunks::<8>();
@@ -233,20 +257,29 @@ pub(crate) enum Merged<'a> {
 
 impl<'a> Merged<'a> {
     #[inline(always)]
-    pub fn add(&mut self, piece: &'a [u8]) {
+    pub fn add(&mut self, piece: &'a [u8]) -> Result<(), Fault> {
         match self {
-            Self::Absent => *self = Self::One(piece),
+            Self::Absent => {
+                *self = Self::One(piece);
+                Ok(())
+            }
             _ => self.add_further(piece),
         }
     }
 
+    /// Pieces must be whole messages: else what one leaves unfinished the next might finish.
     #[cold]
-    fn add_further(&mut self, piece: &'a [u8]) {
+    fn add_further(&mut self, piece: &'a [u8]) -> Result<(), Fault> {
+        check_fields(piece)?;
         match self {
             Self::Several(all) => all.extend_from_slice(piece),
-            Self::One(first) => *self = Self::Several([*first, piece].concat()),
+            Self::One(first) => {
+                check_fields(first)?;
+                *self = Self::Several([*first, piece].concat());
+            }
             Self::Absent => *self = Self::One(piece),
         }
+        Ok(())
     }
 
     #[inline(always)]

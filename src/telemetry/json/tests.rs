@@ -390,3 +390,54 @@ fn writers_alternate() {
         );
     }
 }
+
+mod heartbeat {
+    use super::*;
+    use crate::schema;
+
+    fn rows(texts: &[&str]) -> Vec<Result<usize, String>> {
+        let mut decoder = Decoder::new(Format::Heartbeat, schema(Format::Heartbeat), &[]).unwrap();
+        texts.iter().map(|text| push(&mut decoder, text)).collect()
+    }
+
+    #[test]
+    fn event_time_is_the_logs_not_the_producers() {
+        let mut decoder = Decoder::new(Format::Heartbeat, schema(Format::Heartbeat), &[]).unwrap();
+        let record = RecordMeta {
+            append_ms: 42,
+            ..RecordMeta::new(1, 2)
+        };
+        let texts = [
+            r#"{"service":"cart","instance":"cart-1","time":"2100-01-01T00:00:00Z"}"#,
+            r#"{"time":1700000000123,"service":"cart"}"#,
+        ];
+        for text in texts {
+            assert_eq!(decoder.push(text.as_bytes(), &record), Ok(1));
+        }
+        let rows = decoder.finish();
+        let times = |column: usize| {
+            rows.batch
+                .column(column)
+                .as_primitive::<TimestampMillisecondType>()
+                .values()
+                .to_vec()
+        };
+        assert_eq!(times(2), [4_102_444_800_000, 1_700_000_000_123]);
+        assert_eq!(times(3), [42, 42]);
+        assert!(rows.batch.column(1).is_null(1));
+    }
+
+    #[test]
+    fn who_sent_it_must_be_said() {
+        let results = rows(&[
+            r#"{"instance":"a"}"#,
+            r#"{"service":5}"#,
+            r#"{"service":"a","time":"yesterday"}"#,
+        ]);
+        assert!(results.iter().all(Result::is_err), "{results:?}");
+        let only_time = Schema::new(vec![Field::new("event_time", crate::timestamp_ms(), true)]);
+        let mut decoder = Decoder::new(Format::Heartbeat, Arc::new(only_time), &[]).unwrap();
+        assert!(push(&mut decoder, "{}").is_err());
+        assert_eq!(push(&mut decoder, r#"{"service":"a"}"#), Ok(1));
+    }
+}

@@ -1,7 +1,7 @@
 //! `AnyValue` as text, the way the Collector's `AsString` has it: strings as they are, numbers in JSON's notation, bytes in
 //! base64, lists and maps as JSON. A value without an arm is NULL.
 
-use std::io::Write;
+use std::{io::Write, mem};
 
 use super::{
     base64,
@@ -56,39 +56,65 @@ fn parse(value: &[u8]) -> Result<AnyValue<'_>, Fault> {
     let mut reader = Reader::new(value);
     let mut any = AnyValue::Empty;
     while let Some(field) = reader.tag()? {
-        match field {
-            any_value::STRING => any = AnyValue::String(reader.bytes()?),
-            any_value::BOOL => any = AnyValue::Bool(reader.varint()? != 0),
-            any_value::INT => any = AnyValue::Int(reader.varint()? as i64),
-            any_value::DOUBLE => any = AnyValue::Double(reader.double()?),
+        let next = match field {
+            any_value::STRING => AnyValue::String(reader.bytes()?),
+            any_value::BOOL => AnyValue::Bool(reader.varint()? != 0),
+            any_value::INT => AnyValue::Int(reader.varint()? as i64),
+            any_value::DOUBLE => AnyValue::Double(reader.double()?),
             any_value::ARRAY => {
-                let mut pieces = if let AnyValue::Array(known) = any {
-                    known
-                } else {
-                    Merged::default()
-                };
-                pieces.add(reader.bytes()?);
-                any = AnyValue::Array(pieces);
+                let mut pieces = any.take_array();
+                pieces.add(reader.bytes()?)?;
+                AnyValue::Array(pieces)
             }
             any_value::MAP => {
-                let mut pieces = if let AnyValue::Map(known) = any {
-                    known
-                } else {
-                    Merged::default()
-                };
-                pieces.add(reader.bytes()?);
-                any = AnyValue::Map(pieces);
+                let mut pieces = any.take_map();
+                pieces.add(reader.bytes()?)?;
+                AnyValue::Map(pieces)
             }
-            any_value::RAW_BYTES => any = AnyValue::Bytes(reader.bytes()?),
+            any_value::RAW_BYTES => AnyValue::Bytes(reader.bytes()?),
             // An index into a table that only profiles have.
             any_value::STRINDEX => {
                 reader.varint()?;
-                any = AnyValue::Empty;
+                AnyValue::Empty
             }
-            other => reader.skip_other(other, &any_value::KNOWN)?,
+            other => {
+                reader.skip_other(other, &any_value::KNOWN)?;
+                continue;
+            }
+        };
+        // The last value counts, but those before it must be right, too.
+        match mem::replace(&mut any, next) {
+            AnyValue::Empty => {}
+            replaced => write_json(&replaced, &mut Vec::new(), 0)?,
         }
     }
     Ok(any)
+}
+
+impl<'a> AnyValue<'a> {
+    /// The pieces so far, if this is a list.
+    fn take_array(&mut self) -> Merged<'a> {
+        match self {
+            Self::Array(pieces) => {
+                let pieces = mem::take(pieces);
+                *self = Self::Empty;
+                pieces
+            }
+            _ => Merged::default(),
+        }
+    }
+
+    /// The pieces so far, if this is a map.
+    fn take_map(&mut self) -> Merged<'a> {
+        match self {
+            Self::Map(pieces) => {
+                let pieces = mem::take(pieces);
+                *self = Self::Empty;
+                pieces
+            }
+            _ => Merged::default(),
+        }
+    }
 }
 
 fn write_json(any: &AnyValue<'_>, out: &mut Vec<u8>, depth: usize) -> Result<(), Fault> {
@@ -152,8 +178,8 @@ fn write_entry(key_value: &[u8], out: &mut Vec<u8>, depth: usize) -> Result<(), 
     let mut value = Merged::default();
     while let Some(field) = reader.tag()? {
         match field {
-            key_value::KEY => key = reader.bytes()?,
-            key_value::VALUE => value.add(reader.bytes()?),
+            key_value::KEY => key = reader.string(key)?,
+            key_value::VALUE => value.add(reader.bytes()?)?,
             other => reader.skip_other(other, &key_value::KNOWN)?,
         }
     }

@@ -4,7 +4,7 @@ use arrow::datatypes::DataType;
 
 use super::{any_value, message::key_value};
 use crate::{
-    column::{AnySlot, Column, Dictionary, Map, Slot},
+    column::{AnySlot, Column, Dictionary, Map, REPEAT_BYTES_MAX, Slot},
     error::Fault,
     schema,
     wire::{Merged, Reader},
@@ -17,6 +17,7 @@ pub(crate) struct Attributes {
     map: Slot<Map>,
     wanted: bool,
     scratch: Vec<u8>,
+    repeat_budget: usize,
 }
 
 struct Entry {
@@ -56,6 +57,11 @@ impl Attributes {
         entries.chain([&mut self.map as &mut dyn AnySlot])
     }
 
+    /// To be called before the first row of a record.
+    pub fn begin_record(&mut self) {
+        self.repeat_budget = REPEAT_BYTES_MAX;
+    }
+
     /// Opens `row`; its entries follow.
     #[inline(always)]
     pub fn begin(&mut self, row: usize) {
@@ -72,8 +78,8 @@ impl Attributes {
         let mut value = Merged::default();
         while let Some(field) = reader.tag()? {
             match field {
-                key_value::KEY => key = reader.bytes()?,
-                key_value::VALUE => value.add(reader.bytes()?),
+                key_value::KEY => key = reader.string(key)?,
+                key_value::VALUE => value.add(reader.bytes()?)?,
                 other => reader.skip_other(other, &key_value::KNOWN)?,
             }
         }
@@ -117,7 +123,9 @@ impl Attributes {
                 column.repeat(to);
             }
         }
-        self.map.get().map_or(Ok(()), |map| map.repeat(to))
+        self.map
+            .get()
+            .map_or(Ok(()), |map| map.repeat(to, &mut self.repeat_budget))
     }
 
     /// Takes back what was put for rows from `row` on.

@@ -60,8 +60,8 @@ impl Logs {
             match field {
                 log_record::TIME => time = reader.fixed64()?,
                 log_record::SEVERITY_NUMBER => severity_number = reader.varint()? as i32,
-                log_record::SEVERITY_TEXT => severity_text = reader.bytes()?,
-                log_record::BODY => body.add(reader.bytes()?),
+                log_record::SEVERITY_TEXT => severity_text = reader.string(severity_text)?,
+                log_record::BODY => body.add(reader.bytes()?)?,
                 log_record::ATTRIBUTE => {
                     let attribute = reader.bytes()?;
                     if attributes_wanted {
@@ -72,7 +72,7 @@ impl Logs {
                 log_record::TRACE_ID => trace_id = reader.bytes()?,
                 log_record::SPAN_ID => span_id = reader.bytes()?,
                 log_record::OBSERVED_TIME => observed = reader.fixed64()?,
-                log_record::EVENT_NAME => event_name = reader.bytes()?,
+                log_record::EVENT_NAME => event_name = reader.string(event_name)?,
                 other => reader.skip_other(other, &log_record::KNOWN)?,
             }
         }

@@ -9,7 +9,7 @@ use super::{
         buckets, exponential_point, gauge_or_summary, histogram, histogram_point, metric, number_point, sum,
         summary_point, value_at_quantile,
     },
-    time_ms,
+    time_ms, truncate,
 };
 use crate::{
     column::{AnySlot, Booleans, Dictionary, Lists, Primitive, Slot},
@@ -140,15 +140,15 @@ impl Metrics {
         while let Some(field) = reader.tag()? {
             let kind = match field {
                 metric::NAME => {
-                    name = reader.bytes()?;
+                    name = reader.string(name)?;
                     continue;
                 }
                 metric::DESCRIPTION => {
-                    description = reader.bytes()?;
+                    description = reader.string(description)?;
                     continue;
                 }
                 metric::UNIT => {
-                    unit = reader.bytes()?;
+                    unit = reader.string(unit)?;
                     continue;
                 }
                 metric::GAUGE => Kind::Gauge,
@@ -162,27 +162,36 @@ impl Metrics {
                 }
             };
             let mut pieces = match data.take() {
+                None => Merged::default(),
                 Some((known, pieces)) if known == kind => pieces,
-                _ => Merged::default(),
+                Some((other, pieces)) => self.replaced(other, &pieces, from)?,
             };
-            pieces.add(reader.bytes()?);
+            pieces.add(reader.bytes()?)?;
             data = Some((kind, pieces));
         }
-        let Some((kind, data)) = data else {
-            return Ok(from);
+        let (to, kind_name) = match data {
+            Some((kind, data)) => (self.data(kind, data.get().unwrap_or_default(), from)?, kind.name()),
+            None => (from, Default::default()),
         };
-        let to = self.data(kind, data.get().unwrap_or_default(), from)?;
         for (slot, string) in [
             (&mut self.metric_name, name),
             (&mut self.description, description),
             (&mut self.unit, unit),
-            (&mut self.kind, kind.name()),
+            (&mut self.kind, kind_name),
         ] {
             if let Some(column) = slot.get() {
                 column.fill_unless_empty(from, to, string)?;
             }
         }
         Ok(to)
+    }
+
+    /// Data that another kind replaces: it must be right, but is no rows.
+    #[cold]
+    fn replaced<'a>(&mut self, kind: Kind, data: &Merged<'_>, row: usize) -> Result<Merged<'a>, Fault> {
+        self.data(kind, data.get().unwrap_or_default(), row)?;
+        truncate(self, row);
+        Ok(Merged::default())
     }
 
     fn data(&mut self, kind: Kind, data: &[u8], from: usize) -> Result<usize, Fault> {
@@ -379,8 +388,8 @@ impl Metrics {
                 exponential_point::SUM => sum = Some(reader.double()?),
                 exponential_point::SCALE => scale = reader.sint32()?,
                 exponential_point::ZERO_COUNT => zero_count = reader.fixed64()?,
-                exponential_point::POSITIVE => positive.add(reader.bytes()?),
-                exponential_point::NEGATIVE => negative.add(reader.bytes()?),
+                exponential_point::POSITIVE => positive.add(reader.bytes()?)?,
+                exponential_point::NEGATIVE => negative.add(reader.bytes()?)?,
                 exponential_point::FLAGS => flags = reader.varint()? as u32,
                 exponential_point::MIN => min = Some(reader.double()?),
                 exponential_point::MAX => max = Some(reader.double()?),
@@ -389,6 +398,8 @@ impl Metrics {
             }
         }
         if flags & NO_RECORDED_VALUE != 0 {
+            read_buckets(&positive, &mut self.scratch.counts)?;
+            read_buckets(&negative, &mut self.scratch.counts)?;
             return Ok(self.no_row(row));
         }
         set_count(&mut self.count, row, count)?;
@@ -485,25 +496,33 @@ impl Metrics {
 
 impl BucketColumns {
     fn set(&mut self, row: usize, buckets: &Merged<'_>, scratch: &mut Vec<u64>) -> Result<(), Fault> {
-        let Some(buckets) = buckets.get() else {
+        let Some(offset) = read_buckets(buckets, scratch)? else {
             return Ok(());
         };
-        scratch.clear();
-        let mut offset = 0;
-        let mut reader = Reader::new(buckets);
-        while let Some(field) = reader.tag()? {
-            match field {
-                buckets::OFFSET => offset = reader.sint32()?,
-                buckets::COUNTS => packed_varint(reader.bytes()?, scratch)?,
-                buckets::COUNT => scratch.push(reader.varint()?),
-                other => reader.skip_other(other, &buckets::KNOWN)?,
-            }
-        }
         if let Some(column) = self.offset.get() {
             column.set(row, offset);
         }
         set_list(&mut self.counts, row, scratch)
     }
+}
+
+/// Offset and counts of one side of an exponential histogram, if it is there.
+fn read_buckets(buckets: &Merged<'_>, counts: &mut Vec<u64>) -> Result<Option<i32>, Fault> {
+    let Some(buckets) = buckets.get() else {
+        return Ok(None);
+    };
+    counts.clear();
+    let mut offset = 0;
+    let mut reader = Reader::new(buckets);
+    while let Some(field) = reader.tag()? {
+        match field {
+            buckets::OFFSET => offset = reader.sint32()?,
+            buckets::COUNTS => packed_varint(reader.bytes()?, counts)?,
+            buckets::COUNT => counts.push(reader.varint()?),
+            other => reader.skip_other(other, &buckets::KNOWN)?,
+        }
+    }
+    Ok(Some(offset))
 }
 
 fn set_count(slot: &mut Slot<Primitive<i64>>, row: usize, count: u64) -> Result<(), Fault> {

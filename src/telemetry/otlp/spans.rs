@@ -70,7 +70,7 @@ impl Spans {
                 span::TRACE_ID => trace_id = reader.bytes()?,
                 span::SPAN_ID => span_id = reader.bytes()?,
                 span::PARENT_SPAN_ID => parent_span_id = reader.bytes()?,
-                span::NAME => name = reader.bytes()?,
+                span::NAME => name = reader.string(name)?,
                 span::KIND => kind = reader.varint()? as i32,
                 span::START_TIME => start = reader.fixed64()?,
                 span::END_TIME => end = reader.fixed64()?,
@@ -80,7 +80,7 @@ impl Spans {
                         self.context.attributes.add(attribute, row)?;
                     }
                 }
-                span::STATUS => status.add(reader.bytes()?),
+                span::STATUS => status.add(reader.bytes()?)?,
                 span::FLAGS => flags = reader.fixed32()?,
                 other => reader.skip_other(other, &span::KNOWN)?,
             }
@@ -127,7 +127,7 @@ impl Spans {
         let (mut code, mut message): (i32, &[u8]) = (0, &[]);
         while let Some(field) = reader.tag()? {
             match field {
-                status::MESSAGE => message = reader.bytes()?,
+                status::MESSAGE => message = reader.string(message)?,
                 status::CODE => code = reader.varint()? as i32,
                 other => reader.skip_other(other, &status::KNOWN)?,
             }

@@ -28,7 +28,7 @@ struct Field {
 }
 
 #[derive(Clone, Copy)]
-enum Kind {
+pub(super) enum Kind {
     Message(&'static Message),
     Messages(&'static Message),
     String,
@@ -482,6 +482,14 @@ impl Transcoder {
 }
 
 impl Message {
+    #[cfg(test)]
+    pub(super) fn kind_of(&self, number: u32) -> Option<Kind> {
+        self.fields
+            .iter()
+            .find(|field| field.number == number)
+            .map(|field| field.kind)
+    }
+
     fn find(&self, key: RawString<'_>) -> Option<&'static Field> {
         if !key.escaped {
             return self.fields.iter().find(|field| field.key.as_bytes() == key.raw);
