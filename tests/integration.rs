@@ -1,1 +1,5 @@
+mod contract;
+mod demo;
 mod front_door;
+mod programs;
+mod starter;

@@ -225,7 +225,9 @@ impl World {
     }
 
     fn transactional(&self, id: &str) -> Box<dyn Producer> {
-        let config = ProducerConfig::transactional(self.name("producer"), self.name(id));
+        let mut config = ProducerConfig::transactional(self.name("producer"), self.name(id));
+        // A slow machine is no broken promise.
+        config.transaction_timeout_ms = 60_000;
         self.broker.producer(&config).unwrap()
     }
 

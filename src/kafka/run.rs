@@ -107,7 +107,10 @@ pub fn run_stage(
     let wait = Duration::from_millis(config.tick_interval_ms.max(1) as u64);
     let mut stage_loop = StageLoop::new(broker, stage, config, observer)?;
     while !shutdown.is_requested() {
-        stage_loop.turn(wait)?;
+        if let Err(error) = stage_loop.turn(wait) {
+            stage_loop.give_up();
+            return Err(error);
+        }
     }
     stage_loop.drain()
 }
@@ -280,6 +283,13 @@ impl<'o> StageLoop<'o> {
             Err(error) if error.class() == Class::Stop => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// Ends without a commit. An open transaction would hold back every reader of its topics until it timed out.
+    fn give_up(&mut self) {
+        self.abort_open();
+        self.forget_everything();
+        self.consumer.close();
     }
 
     fn attempt(&mut self, wait: Duration) -> Result<Turn, Error> {

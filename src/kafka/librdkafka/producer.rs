@@ -157,10 +157,15 @@ impl Producer for KafkaProducer {
 
     fn commit(&mut self) -> Result<(), Error> {
         self.settle(CALL_TIMEOUT)?;
-        self.check_delivered()?;
+        let delivered = self.check_delivered();
+        if let Err(Error::Rejected { .. }) = delivered {
+            return delivered;
+        }
+        // A failed transaction purges what is queued: the commit, which fails for certain then, names the reason.
         self.producer
             .commit_transaction(CALL_TIMEOUT)
             .map_err(|error| classify("commit", &error))
+            .and(delivered)
     }
 
     fn abort(&mut self) -> Result<(), Error> {
