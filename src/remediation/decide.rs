@@ -31,9 +31,8 @@ impl Fleet {
             return;
         };
         let Some(case) = &episode.case else { return };
-        let settled_ms = case.opened_ms.saturating_add(ms(self.config.settle));
         let busy = case.pending.as_ref().is_some_and(|pending| !self.agreed(pending));
-        if busy || case.state == IncidentState::Escalated || self.now_ms() < settled_ms {
+        if busy || case.state == IncidentState::Escalated {
             return;
         }
         let Some(policy) = self.policy(key) else {
@@ -304,6 +303,7 @@ impl Fleet {
         self.send(key, policy, action, decision_id, out);
         let reason = format!("sent {}", next.kind);
         self.set_state(key, IncidentState::Acting, &reason, Some(deadline_ms), out);
+        self.hear_early(action_id, key, out);
     }
 
     fn send(&mut self, key: &EpisodeKey, policy: &Policy, action: Action, decision_id: Uuid, out: &mut Vec<Effect>) {
@@ -398,7 +398,7 @@ impl Fleet {
                 policy: policy.name.clone(),
                 detector: policy.detector.clone(),
                 pipeline: policy.pipeline.clone(),
-                score: episode.latest.score,
+                score: case.opened_by.score,
                 evidence: case.evidence.clone(),
                 gates,
             },
@@ -445,7 +445,7 @@ impl Fleet {
             action_id,
             action: policy.map(|policy| self.body(&policy, &next.kind)),
             propensity: 1.0,
-            score: episode.latest.score,
+            score: case.opened_by.score,
             evidence: case.evidence.clone(),
         };
         let mut event = self.event(cloudevent::DECISION, decision_id, key, episode, case.id);

@@ -265,10 +265,11 @@ impl Fleet {
         let tenant = &self.config.tenant;
         let source = format!("/homeostat/{tenant}/{}", key.pipeline);
         let subject = episode.target.key();
-        let mut event = CloudEvent::new(id, tenant, &source, kind, &subject, episode.latest.end_ms);
+        let cause = episode.case.as_ref().map_or(episode.latest, |case| case.opened_by);
+        let mut event = CloudEvent::new(id, tenant, &source, kind, &subject, cause.end_ms);
         event.recorded_time_ms = Some(self.now_ms());
         event.correlation_id = Some(incident);
-        event.causation_id = Some(episode.latest.event);
+        event.causation_id = Some(cause.event);
         event.traceparent = Some(id::traceparent(incident, id));
         event
     }

@@ -5,12 +5,18 @@ use protocol::{
     message::{ApprovalRecord, IncidentState, Outcome, OutcomeStatus, Verdict, VerdictRecord},
 };
 
+use uuid::Uuid;
+
 use crate::{
     Choice, Effect, Fleet,
     config::ms,
     signal::event_wake,
-    state::{EpisodeKey, Phase, StateKey, Watch, group},
+    state::{Early, EpisodeKey, Phase, Report, StateKey, Watch, group},
 };
+
+/// Commands of which early reports are kept, and how many of each.
+const EARLY_MAX: usize = 1024;
+const EARLY_REPORTS_MAX: usize = 4;
 
 /// What follows a verdict while the signal still stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,28 +54,66 @@ impl Fleet {
     }
 
     pub(crate) fn on_outcome(&mut self, event: &CloudEvent, data: &Outcome, out: &mut Vec<Effect>) {
-        let Some(key) = self.index.actions.get(&data.action_id).cloned() else {
-            if data.status.terminal() {
-                self.release(&event.subject, data);
+        let report = Report {
+            status: data.status,
+            code: data.code,
+            error: data.error.clone(),
+        };
+        match self.index.actions.get(&data.action_id).cloned() {
+            Some(key) => self.on_report(&key, &report, out),
+            None if self.release(&event.subject, data) => {}
+            None => self.keep_early(data.action_id, report),
+        }
+    }
+
+    /// A report on a command that is not known. Where `outcomes` is read ahead of `anomalies`, it is only early.
+    fn keep_early(&mut self, action_id: Uuid, report: Report) {
+        if self.state.early.len() >= EARLY_MAX && !self.state.early.contains_key(&action_id) {
+            let oldest = self.state.early.iter().min_by_key(|(_, early)| early.at_ms);
+            if let Some(oldest) = oldest.map(|(id, _)| *id) {
+                self.state.early.remove(&oldest);
+                self.dirty.insert(StateKey::Early(oldest));
             }
+        }
+        let at_ms = self.now_ms();
+        let early = self.state.early.entry(action_id).or_insert(Early {
+            at_ms,
+            reports: Vec::new(),
+        });
+        if early.reports.len() < EARLY_REPORTS_MAX && !early.reports.contains(&report) {
+            early.reports.push(report);
+            self.dirty.insert(StateKey::Early(action_id));
+        }
+    }
+
+    /// Hears what was reported on a command before it was published here.
+    pub(crate) fn hear_early(&mut self, action_id: Uuid, key: &EpisodeKey, out: &mut Vec<Effect>) {
+        let Some(early) = self.state.early.remove(&action_id) else {
             return;
         };
-        let Some(phase) = self.phase(&key) else { return };
+        self.dirty.insert(StateKey::Early(action_id));
+        for report in early.reports {
+            self.on_report(key, &report, out);
+        }
+    }
+
+    fn on_report(&mut self, key: &EpisodeKey, report: &Report, out: &mut Vec<Effect>) {
+        let Some(phase) = self.phase(key) else { return };
         let open = matches!(phase, Phase::Requested | Phase::Accepted | Phase::Started | Phase::Lost);
         if !open {
             return;
         }
-        match data.status {
-            OutcomeStatus::Accepted if phase == Phase::Requested => self.set_phase(&key, Phase::Accepted),
-            OutcomeStatus::Started if matches!(phase, Phase::Requested | Phase::Accepted) => self.on_started(&key),
+        match report.status {
+            OutcomeStatus::Accepted if phase == Phase::Requested => self.set_phase(key, Phase::Accepted),
+            OutcomeStatus::Started if matches!(phase, Phase::Requested | Phase::Accepted) => self.on_started(key),
             OutcomeStatus::Accepted | OutcomeStatus::Started => {}
-            OutcomeStatus::Succeeded => self.watch(&key, false, out),
-            OutcomeStatus::Unknown => self.watch(&key, true, out),
-            OutcomeStatus::Failed => self.on_failed(&key, data, out),
-            OutcomeStatus::Rejected => self.on_rejected(&key, data, out),
+            OutcomeStatus::Succeeded => self.watch(key, false, out),
+            OutcomeStatus::Unknown => self.watch(key, true, out),
+            OutcomeStatus::Failed => self.on_failed(key, report, out),
+            OutcomeStatus::Rejected => self.on_rejected(key, report, out),
             OutcomeStatus::Expired => {
                 let reason = "the executor found the command expired";
-                self.settle_verdict(&key, Verdict::Inconclusive, reason, Then::Escalate, out);
+                self.settle_verdict(key, Verdict::Inconclusive, reason, Then::Escalate, out);
             }
         }
     }
@@ -97,12 +141,14 @@ impl Fleet {
         });
     }
 
-    /// An outcome of an action that is settled here already: its executor is done, so the target is free.
-    fn release(&mut self, target: &str, data: &Outcome) {
+    /// A report on a cancelled command: when it is final the target is free. Whether it was one.
+    fn release(&mut self, target: &str, data: &Outcome) -> bool {
         let locked = self.state.targets.get(target).and_then(|state| state.lock.as_ref());
-        if locked.is_some_and(|lock| lock.action_id == data.action_id) {
+        let cancelled = locked.is_some_and(|lock| lock.action_id == data.action_id);
+        if cancelled && data.status.terminal() {
             self.edit_target(target, |state| state.lock = None);
         }
+        cancelled
     }
 
     /// The effect is watched from a while after the executor's report.
@@ -132,8 +178,8 @@ impl Fleet {
         self.set_state(key, IncidentState::Verifying, reason, Some(from_ms), out);
     }
 
-    fn on_failed(&mut self, key: &EpisodeKey, data: &Outcome, out: &mut Vec<Effect>) {
-        let said = data.error.as_deref().unwrap_or("no reason given");
+    fn on_failed(&mut self, key: &EpisodeKey, report: &Report, out: &mut Vec<Effect>) {
+        let said = report.error.as_deref().unwrap_or("no reason given");
         let Some(episode) = self.state.episodes.get(key) else {
             return;
         };
@@ -147,10 +193,10 @@ impl Fleet {
     }
 
     /// The executor refused: nothing was done. What follows depends on why.
-    fn on_rejected(&mut self, key: &EpisodeKey, data: &Outcome, out: &mut Vec<Effect>) {
-        let said = data.error.as_deref().unwrap_or("no reason given");
-        let reason = format!("the executor rejected it ({}): {said}", data.code);
-        let then = match data.code {
+    fn on_rejected(&mut self, key: &EpisodeKey, report: &Report, out: &mut Vec<Effect>) {
+        let said = report.error.as_deref().unwrap_or("no reason given");
+        let reason = format!("the executor rejected it ({}): {said}", report.code);
+        let then = match report.code {
             404 => Then::Close,
             // Already healed, paused, or over the executor's own budget: the signal and time will tell.
             409 | 423 | 429 => Then::GoOn,
@@ -331,7 +377,7 @@ impl Fleet {
     }
 
     /// Frees the target unless the lock was given its own end: a cancelled command may still be started by accident.
-    fn free(&mut self, target: &str, action_id: uuid::Uuid) {
+    fn free(&mut self, target: &str, action_id: Uuid) {
         self.edit_target(target, |state| {
             let lock = state.lock.as_ref();
             if lock.is_some_and(|lock| lock.action_id == action_id && lock.until_ms.is_none()) {
@@ -400,6 +446,10 @@ impl Fleet {
             _ => return,
         };
         let by = data.by.clone().unwrap_or_default();
+        if by.is_empty() {
+            out.push(Effect::Unusable(format!("answer {} does not say by whom", event.id)));
+            return;
+        }
         let key = self.index.actions.get(&data.action_id).cloned();
         let asked = key
             .as_ref()
@@ -413,10 +463,6 @@ impl Fleet {
         };
         if asked.approval_id != data.approval_id || asked.payload_sha256 != data.payload_sha256 {
             return self.say_too_late(event, data, "the answer is to another proposal", out);
-        }
-        if by.is_empty() {
-            out.push(Effect::Unusable(format!("answer {} does not say by whom", event.id)));
-            return;
         }
         if !granted {
             let why = data.reason.as_deref().unwrap_or("no reason given");

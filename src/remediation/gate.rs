@@ -70,13 +70,14 @@ fn unless(refused: bool, retry: Retry) -> Result<(), Retry> {
 type Ask = fn(&Fleet, &Proposal<'_>) -> Answer;
 
 /// Name and question, in order.
-const GATES: [(&str, Ask); 14] = [
+const GATES: [(&str, Ask); 15] = [
     ("control", control),
     ("protected", protected),
     ("telemetry", telemetry),
     ("fleet_wide", fleet_wide),
     ("startup_grace", startup_grace),
     ("maintenance", maintenance),
+    ("hold_down", hold_down),
     ("episode", episode),
     ("flapping", flapping),
     ("in_flight", in_flight),
@@ -307,12 +308,25 @@ fn maintenance(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
     )
 }
 
+/// Failures with one cause show within seconds of each other: a first one waits for the others.
+fn hold_down(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
+    let ends_ms = proposal.case.opened_ms.saturating_add(ms(fleet.config.settle));
+    answer(
+        unless(fleet.now_ms() < ends_ms, Retry::At(ends_ms)),
+        [
+            ("ends_ms", json!(ends_ms)),
+            ("settle_s", json!(fleet.config.settle.as_secs_f64())),
+        ],
+    )
+}
+
 fn episode(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
     let firing = fleet.firing(proposal.policy, proposal.episode);
     answer(
         unless(!firing, Retry::Later),
         [
-            ("windows_meeting", json!(proposal.episode.meeting.len())),
+            ("score_now", json!(proposal.episode.latest.score)),
+            ("windows_meeting_now", json!(proposal.episode.meeting.len())),
             ("for_k", json!(proposal.policy.for_k)),
             ("for_n", json!(proposal.policy.for_n)),
         ],
@@ -329,7 +343,7 @@ fn flapping(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
     let calm_at_ms = refused.then(|| counted[counted.len() - max].saturating_add(within_ms));
     answer(
         calm_at_ms.map_or(Ok(()), |at_ms| Err(Retry::At(at_ms))),
-        [("flips", json!(counted.len())), ("flips_max", json!(max))],
+        [("flips_now", json!(counted.len())), ("flips_max", json!(max))],
     )
 }
 
@@ -424,7 +438,7 @@ fn breaker(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
     let refused = proposal.impact > Impact::None && max > 0 && failures >= max;
     answer(
         unless(refused, Retry::Never),
-        [("failures", json!(failures)), ("failures_max", json!(max))],
+        [("failures_now", json!(failures)), ("failures_max", json!(max))],
     )
 }
 

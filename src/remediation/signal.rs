@@ -135,6 +135,7 @@ impl Fleet {
         let case = Case {
             id: case_id,
             opened_ms: now_ms,
+            opened_by: episode.latest,
             state: IncidentState::Open,
             reason: format!("{} of {} windows met WHEN", episode.meeting.len(), policy.for_n.max(1)),
             step: 1,
@@ -147,7 +148,7 @@ impl Fleet {
             refused_by: None,
             shadowed: None,
             said: 0,
-            wake_ms: Some(now_ms.saturating_add(ms(self.config.settle))),
+            wake_ms: None,
             pending: None,
         };
         let target = episode.target.key();

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use protocol::{
     Target,
-    message::{Action, Control, IncidentState},
+    message::{Action, Control, IncidentState, OutcomeStatus},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
@@ -156,6 +156,9 @@ impl Episode {
 pub(crate) struct Case {
     pub id: Uuid,
     pub opened_ms: i64,
+    /// The window that opened it: what decisions rest on and name, whenever they are taken, so that they do not depend on
+    /// how many more windows had been read by then.
+    pub opened_by: Window,
     pub state: IncidentState,
     pub reason: String,
     /// Step of the ladder, from 1, and attempt, from 1: both are part of the action's id and never repeat together.
@@ -287,6 +290,21 @@ pub(crate) struct LastAction {
     pub incident: Uuid,
 }
 
+/// What an executor said of a command that was not known yet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Early {
+    pub at_ms: i64,
+    pub reports: Vec<Report>,
+}
+
+/// What counts of an executor's report.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Report {
+    pub status: OutcomeStatus,
+    pub code: u16,
+    pub error: Option<String>,
+}
+
 /// How often a detector's alarms led to an action that healed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Precision {
@@ -306,6 +324,7 @@ pub(crate) enum StateKey {
     Target(String),
     Budget(String),
     Precision(String),
+    Early(Uuid),
 }
 
 impl StateKey {
@@ -328,6 +347,7 @@ impl StateKey {
             Self::Target(key) => format!("decide/target/{key}"),
             Self::Budget(policy) => format!("decide/budget/{policy}"),
             Self::Precision(detector) => format!("decide/precision/{detector}"),
+            Self::Early(action) => format!("decide/early/{action}"),
         };
         text.into_bytes()
     }
@@ -356,6 +376,7 @@ impl StateKey {
             "target" => Self::Target(owned),
             "budget" => Self::Budget(owned),
             "precision" => Self::Precision(owned),
+            "early" => Self::Early(rest.parse().ok()?),
             _ => return None,
         })
     }
@@ -373,6 +394,7 @@ pub(crate) struct State {
     pub targets: BTreeMap<String, TargetState>,
     pub budgets: BTreeMap<String, History>,
     pub precision: BTreeMap<String, Precision>,
+    pub early: BTreeMap<Uuid, Early>,
 }
 
 /// What follows from the state, kept beside it so that no question costs a scan.
@@ -471,6 +493,7 @@ impl Fleet {
             }
             StateKey::Budget(policy) => put(&mut state.budgets, policy, read(key, value)?),
             StateKey::Precision(detector) => put(&mut state.precision, detector, read(key, value)?),
+            StateKey::Early(action) => put(&mut state.early, action, read(key, value)?),
             StateKey::Episode(episode_key) => {
                 let episode: Option<Episode> = read(key, value)?;
                 if let Some(old) = self.state.episodes.remove(&episode_key) {
@@ -523,6 +546,7 @@ impl Fleet {
             StateKey::Target(target) => write(state.targets.get(target)),
             StateKey::Budget(policy) => write(state.budgets.get(policy)),
             StateKey::Precision(detector) => write(state.precision.get(detector)),
+            StateKey::Early(action) => write(state.early.get(action)),
         }
     }
 }

@@ -353,3 +353,46 @@ fn refusals_are_bounded() {
         "{decisions} decisions for 3600 anomalies of 6 targets in 10 minutes"
     );
 }
+
+/// Reports that were read before the command they are about count when it is published.
+#[test]
+fn early_outcomes_are_kept() {
+    let (config, policies) = fleet();
+    let auto = Control::Mode {
+        service: "*".into(),
+        action: "*".into(),
+        mode: Mode::Auto,
+        by: "someone".into(),
+        reason: String::new(),
+    };
+    let run = |early: Option<&World>| {
+        let mut world = World::new(config.clone(), policies.clone());
+        world.population.values_mut().for_each(|count| *count = 6);
+        world.control(&auto);
+        (0..30).for_each(|_| drop(world.second()));
+        if let Some(known) = early {
+            world.actions.clone_from(&known.actions);
+            world.outcome("a", OutcomeStatus::Succeeded, 200);
+        }
+        world.window("silent", "a", 1.0, &["quiet"], &[]);
+        (0..5).for_each(|_| drop(world.second()));
+        if early.is_none() {
+            world.outcome("a", OutcomeStatus::Succeeded, 200);
+        }
+        world
+    };
+    let (first, second) = (run(None), run(Some(&run(None))));
+    let states = |world: &World| {
+        let incidents = world.said.iter().filter_map(|effect| match effect {
+            Effect::Incident { data, .. } => Some((data.state, data.reason.clone())),
+            _ => None,
+        });
+        incidents.collect::<Vec<_>>()
+    };
+    assert_eq!(states(&first), states(&second));
+    assert!(
+        states(&first)
+            .iter()
+            .any(|(state, _)| *state == protocol::message::IncidentState::Verifying)
+    );
+}
