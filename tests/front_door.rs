@@ -6,18 +6,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::{Path, PathBuf},
     process::Command,
 };
 
 use serde_json::Value;
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("tests is a folder of the workspace")
-        .to_owned()
-}
+use crate::programs::{program, root};
 
 fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
@@ -25,22 +19,6 @@ fn read(path: &str) -> String {
 
 fn compose() -> Value {
     serde_yaml_ng::from_str(&read("docker-compose.yml")).expect("docker-compose.yml is YAML")
-}
-
-/// A program of this workspace, as `cargo build --workspace --bins` leaves it beside the tests.
-fn program(name: &str) -> Command {
-    let tests = std::env::current_exe().expect("a test program has a path");
-    let path = tests
-        .parent()
-        .and_then(Path::parent)
-        .expect("tests lie in a folder below the programs")
-        .join(name);
-    assert!(
-        path.is_file(),
-        "{} is missing: run `make test`, or cargo build --workspace --bins first",
-        path.display()
-    );
-    Command::new(path)
 }
 
 fn help(name: &str, arguments: &[&str]) -> String {
