@@ -8,7 +8,7 @@ use std::{
 };
 
 use figment::{
-    Figment,
+    Figment, Source,
     error::Kind,
     providers::{Env, Format, Toml},
 };
@@ -246,19 +246,14 @@ impl Config {
 
 /// The first error with its place, and the nearest key where one is unknown.
 fn explain(error: &figment::Error, file: Option<&Path>) -> Error {
-    let source = error.metadata.as_ref().map(|metadata| match &metadata.source {
-        Some(source) => source.to_string(),
-        None => metadata.name.to_string(),
-    });
-    let in_file = source
-        .as_deref()
-        .zip(file)
-        .is_some_and(|(source, file)| source.contains(&*file.to_string_lossy()));
-    let line = file.filter(|_| in_file).and_then(|file| line_of(file, error));
-    let mut place = source.unwrap_or_default();
-    if let Some(line) = line {
-        place = format!("{place}, line {line}");
-    }
+    let metadata = error.metadata.as_ref();
+    let place = match metadata.map(|metadata| &metadata.source) {
+        Some(Some(Source::File(_))) => file.map_or_else(String::new, |file| match line_of(file, error) {
+            Some(line) => format!("{}, line {line}", file.display()),
+            None => file.display().to_string(),
+        }),
+        _ => metadata.map(|metadata| metadata.name.to_string()).unwrap_or_default(),
+    };
     let path = error.path.join(".");
     let at = if path.is_empty() {
         String::new()

@@ -1,6 +1,6 @@
 //! The executor's program: configuration, logs, signals; everything else is in the library.
 
-use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io::IsTerminal, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use clap::Parser;
@@ -20,7 +20,7 @@ use executor::{
     run::{self, BrokerControl, BrokerReporter, Settings, Stop},
     worker::{AdapterKey, Cancellations, Worker},
 };
-use kafka::{Broker, Kafka};
+use kafka::{Broker, ConsumerConfig, Kafka};
 use tracing_subscriber::EnvFilter;
 use uuid::Uuid;
 
@@ -77,6 +77,10 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
     let config = Config::load(cli.config.as_deref())?;
     let adapters = adapters(&config)?;
     let broker: Arc<dyn Broker> = Arc::new(Kafka::new(&config.kafka)?);
+    // Settings of the client library are checked when a client is made, which needs no connection.
+    broker
+        .consumer(&ConsumerConfig::new("homeostat-executor-check", None))?
+        .close();
     let filter = EnvFilter::try_new(&config.log.filter)
         .map_err(|error| Error::Config(format!("log.filter = {:?}: {error}", config.log.filter)))?;
     let ledger_path = config.ledger_path().ok_or_else(|| {
@@ -162,6 +166,7 @@ fn settings(config: &Config) -> Settings {
 fn start_log(format: LogFormat, filter: EnvFilter) {
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => log.init(),

@@ -43,7 +43,8 @@ impl Fleet {
         let config = directory.path().join("executor.toml");
         let service = &cart.service;
         let text = format!(
-            "[ledger]\npath = {:?}\n[[allow]]\naction = \"restart\"\ntarget = \"cart\"\nadapter = \"process\"\n\
+            "[kafka.settings]\n\"session.timeout.ms\" = \"2000\"\n\"heartbeat.interval.ms\" = \"500\"\n\
+             [ledger]\npath = {:?}\n[[allow]]\naction = \"restart\"\ntarget = \"cart\"\nadapter = \"process\"\n\
              [[process.service]]\nname = \"cart\"\ncommand = {:?}\npid_file = {:?}\nsettle_ms = 50\n",
             directory.path().join("ledger.redb"),
             service.command,
@@ -169,30 +170,32 @@ fn restarts_a_service_and_drains_at_sigterm() {
 
 #[test]
 fn invariant_13_one_effect_through_a_kill_at_every_point_of_the_program() {
-    for point in CrashPoint::ALL {
-        let fleet = Fleet::new();
-        let mut by_hand = fleet.cart.start_by_hand();
-        let action = action("cart", 1);
-        let mut killed = fleet.start(Some(point));
-        // Its first read position is committed before the command comes, so that the successor starts there.
-        wait_until("its assignment", || fleet.log().contains("reading commands"));
-        fleet.send(&action, 1);
-        assert_eq!(killed.wait().signal(), Some(9), "{point:?}: {}", fleet.log());
-        let program = fleet.start(None);
-        wait_until("the last word", || !fleet.last_words().is_empty());
-        std::thread::sleep(Duration::from_millis(300));
-        assert_eq!(
-            fleet.cart.starts(),
-            ["by hand", &action.action_id.to_string()],
-            "{point:?}: {}",
-            fleet.log()
-        );
-        let words = fleet.last_words();
-        assert!(words.iter().all(|outcome| *outcome == words[0]), "{point:?}: {words:?}");
-        assert_eq!(words[0].status, OutcomeStatus::Succeeded, "{point:?}");
-        assert!(program.terminate().success(), "{point:?}: {}", fleet.log());
-        let _ = by_hand.wait();
-    }
+    std::thread::scope(|scope| {
+        for point in CrashPoint::ALL {
+            scope.spawn(move || one_effect_through_a_kill_at(point));
+        }
+    });
+}
+
+fn one_effect_through_a_kill_at(point: CrashPoint) {
+    let fleet = Fleet::new();
+    let mut by_hand = fleet.cart.start_by_hand();
+    let action = action("cart", 1);
+    let mut killed = fleet.start(Some(point));
+    // Its first position is committed before the command comes, so that the successor starts there.
+    wait_until("its assignment", || fleet.log().contains("reading commands"));
+    fleet.send(&action, 1);
+    assert_eq!(killed.wait().signal(), Some(9), "{point:?}: {}", fleet.log());
+    let program = fleet.start(None);
+    wait_until("the last word", || !fleet.last_words().is_empty());
+    std::thread::sleep(Duration::from_millis(300));
+    let expected = ["by hand", &action.action_id.to_string()];
+    assert_eq!(fleet.cart.starts(), expected, "{point:?}: {}", fleet.log());
+    let words = fleet.last_words();
+    assert!(words.iter().all(|outcome| *outcome == words[0]), "{point:?}: {words:?}");
+    assert_eq!(words[0].status, OutcomeStatus::Succeeded, "{point:?}");
+    assert!(program.terminate().success(), "{point:?}: {}", fleet.log());
+    let _ = by_hand.wait();
 }
 
 fn refused(config: &str, environment: &[(&str, &str)]) -> String {
@@ -210,9 +213,12 @@ fn run(config: &Path, environment: &[(&str, &str)]) -> String {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
+    let mut stderr = child.stderr.take().unwrap();
+    let mut program = Program(child);
+    let code = program.wait().code();
     let mut said = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(2), "{said}");
+    stderr.read_to_string(&mut said).unwrap();
+    assert_eq!(code, Some(2), "{said}");
     said
 }
 
