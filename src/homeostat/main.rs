@@ -1,1 +1,76 @@
-fn main() {}
+//! `homeostat`: exit code 0 is fine, 1 a finding, 2 could not run.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use homeostat::{
+    commands::{control, demo, run, schemas, status, validate},
+    error::{Found, NotHealed, Refused},
+};
+
+/// librdkafka allocates in one thread and frees in another, which glibc's allocator pays for with lock waits: this one
+/// serves the C library too.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// The stream processor that keeps services healthy.
+#[derive(Parser)]
+#[command(name = "homeostat", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Run(run::Run),
+    Demo(demo::Demo),
+    Validate(validate::Validate),
+    Explain(validate::Explain),
+    Status(status::Status),
+    Incidents(status::Incidents),
+    Approve(control::Approve),
+    Deny(control::Deny),
+    Pause(control::Pause),
+    Resume(control::Resume),
+    Mode(control::SetMode),
+    Maintenance(control::Maintenance),
+    Schemas(schemas::Schemas),
+    /// Prints every configuration key with its default.
+    Config,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Run(command) => command.run(),
+        Command::Demo(command) => command.run(),
+        Command::Validate(command) => command.run(),
+        Command::Explain(command) => command.run(),
+        Command::Status(command) => command.run(),
+        Command::Incidents(command) => command.run(),
+        Command::Approve(command) => command.run(),
+        Command::Deny(command) => command.run(),
+        Command::Pause(command) => command.run(),
+        Command::Resume(command) => command.run(),
+        Command::Mode(command) => command.run(),
+        Command::Maintenance(command) => command.run(),
+        Command::Schemas(command) => command.run(),
+        Command::Config => {
+            print!("{}", homeostat::config::DEFAULTS);
+            Ok(())
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<NotHealed>() => ExitCode::from(1),
+        Err(error) if error.is::<Found>() => ExitCode::from(2),
+        Err(error) if error.is::<Refused>() => {
+            eprintln!("error: {error}");
+            ExitCode::from(2)
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}

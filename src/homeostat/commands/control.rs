@@ -1,0 +1,244 @@
+//! The operator's word: everything that changes what the fleet does enters through `control` or `approvals`.
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use anyhow::Context;
+use kafka::{Broker, ProducerConfig};
+use protocol::{
+    CloudEvent, Topics, cloudevent, id,
+    message::{self, ApprovalRecord, Control, Mode},
+};
+
+use crate::{config, error::Refused, topic_reader};
+
+/// Where the fleet is.
+#[derive(clap::Args, Debug, Clone)]
+pub struct Fleet {
+    /// Configuration file; defaults when it is left out
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+}
+
+impl Fleet {
+    /// A client of the fleet's broker, and the fleet's topics.
+    pub fn open(&self) -> anyhow::Result<(Box<dyn Broker>, Topics, config::Config)> {
+        let config = config::load(self.config.as_deref())?;
+        let broker = kafka::Kafka::new(&config.kafka)?;
+        let topics = config.topics();
+        Ok((Box::new(broker), topics, config))
+    }
+}
+
+/// Who speaks, and why.
+#[derive(clap::Args, Debug, Clone)]
+pub struct Author {
+    /// Who says so
+    #[arg(long, env = "USER", default_value = "operator")]
+    by: String,
+    /// Why
+    #[arg(long, default_value = "")]
+    reason: String,
+}
+
+/// Stops every new action in the fleet at once.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Example: homeostat pause --reason 'database maintenance'")]
+pub struct Pause {
+    #[command(flatten)]
+    fleet: Fleet,
+    #[command(flatten)]
+    author: Author,
+}
+
+/// Releases the kill switch.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Example: homeostat resume")]
+pub struct Resume {
+    #[command(flatten)]
+    fleet: Fleet,
+    #[command(flatten)]
+    author: Author,
+}
+
+/// Sets how far policies may go for a service and action.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Example: homeostat mode auto --service cart --action restart")]
+pub struct SetMode {
+    /// off, shadow, approve or auto
+    #[arg(value_parser = parse_mode)]
+    mode: Mode,
+    /// A service's name; * for all
+    #[arg(long, default_value = "*")]
+    service: String,
+    /// An action's name; * for all
+    #[arg(long, default_value = "*")]
+    action: String,
+    #[command(flatten)]
+    fleet: Fleet,
+    #[command(flatten)]
+    author: Author,
+}
+
+/// Declares a maintenance window: nothing starts on the service while it lasts.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Example: homeostat maintenance --service cart --for 30m")]
+pub struct Maintenance {
+    /// A service's name; * for all
+    #[arg(long, default_value = "*")]
+    service: String,
+    /// How long, from now
+    #[arg(long = "for", value_parser = humantime::parse_duration)]
+    duration: Duration,
+    #[command(flatten)]
+    fleet: Fleet,
+    #[command(flatten)]
+    author: Author,
+}
+
+/// Grants what a policy asked for.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Example: homeostat approve 5f0c…  (`homeostat status` lists what waits)")]
+pub struct Approve {
+    /// Approval id or action id, or the beginning of one
+    id: String,
+    #[command(flatten)]
+    fleet: Fleet,
+    #[command(flatten)]
+    author: Author,
+}
+
+/// Refuses what a policy asked for.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Example: homeostat deny 5f0c… --reason 'deploy under way'")]
+pub struct Deny {
+    /// Approval id or action id, or the beginning of one
+    id: String,
+    #[command(flatten)]
+    fleet: Fleet,
+    #[command(flatten)]
+    author: Author,
+}
+
+fn parse_mode(text: &str) -> Result<Mode, String> {
+    serde_json::from_value(text.into()).map_err(|_| "one of off, shadow, approve, auto".to_owned())
+}
+
+/// Publishes one control record, which replaces an earlier one of its scope.
+pub fn publish(broker: &dyn Broker, topics: &Topics, control: &Control, now_ms: i64) -> anyhow::Result<()> {
+    let scope = control.scope();
+    let mint = id::derived("control", &[&scope, &now_ms.to_string()]);
+    let source = format!("/homeostat/{}/operator", topics.tenant());
+    let event = CloudEvent::new(mint, topics.tenant(), &source, cloudevent::CONTROL, &scope, now_ms);
+    send(broker, &event.output(topics.control(), control))
+}
+
+fn send(broker: &dyn Broker, output: &protocol::Output) -> anyhow::Result<()> {
+    let mut producer = broker.producer(&ProducerConfig::new("homeostat-cli"))?;
+    producer.send(output)?;
+    producer.flush().with_context(|| format!("writing to {}", output.topic))
+}
+
+/// The wall clock: commands run at the edge.
+pub fn now_ms() -> i64 {
+    kafka::Clock::now_ms(&kafka::SystemClock)
+}
+
+fn say(fleet: &Fleet, control: &Control, said: &str) -> anyhow::Result<()> {
+    let (broker, topics, _) = fleet.open()?;
+    publish(&*broker, &topics, control, now_ms())?;
+    println!("{said}");
+    Ok(())
+}
+
+impl Pause {
+    pub fn run(&self) -> anyhow::Result<()> {
+        let Author { by, reason } = self.author.clone();
+        say(&self.fleet, &Control::KillSwitch { engaged: true, by, reason }, "paused: nothing new starts")
+    }
+}
+
+impl Resume {
+    pub fn run(&self) -> anyhow::Result<()> {
+        let Author { by, reason } = self.author.clone();
+        say(&self.fleet, &Control::KillSwitch { engaged: false, by, reason }, "resumed")
+    }
+}
+
+impl SetMode {
+    pub fn run(&self) -> anyhow::Result<()> {
+        let Author { by, reason } = self.author.clone();
+        let (service, action) = (self.service.clone(), self.action.clone());
+        let said = format!("mode of {action} on {service} is at most {:?}", self.mode).to_lowercase();
+        say(&self.fleet, &Control::Mode { service, action, mode: self.mode, by, reason }, &said)
+    }
+}
+
+impl Maintenance {
+    pub fn run(&self) -> anyhow::Result<()> {
+        let Author { by, reason } = self.author.clone();
+        let from = now_ms();
+        let to = from + self.duration.as_millis() as i64;
+        let said = format!("maintenance of {} until {}", self.service, protocol::time::to_rfc3339(to));
+        say(&self.fleet, &Control::Maintenance { service: self.service.clone(), from, to, by, reason }, &said)
+    }
+}
+
+impl Approve {
+    pub fn run(&self) -> anyhow::Result<()> {
+        answer(&self.fleet, &self.id, &self.author, cloudevent::APPROVAL_GRANTED, "granted")
+    }
+}
+
+impl Deny {
+    pub fn run(&self) -> anyhow::Result<()> {
+        answer(&self.fleet, &self.id, &self.author, cloudevent::APPROVAL_DENIED, "denied")
+    }
+}
+
+/// Requests for approval that nobody has answered and that have not expired, oldest first.
+pub fn waiting(broker: &dyn Broker, topics: &Topics, now_ms: i64) -> anyhow::Result<Vec<ApprovalRecord>> {
+    let mut requests: BTreeMap<uuid::Uuid, ApprovalRecord> = BTreeMap::new();
+    topic_reader::read(broker, &topics.approvals(), |record| {
+        let (Some(kind), Some(value)) = (CloudEvent::kind_of(&record), record.value) else { return };
+        let Ok(approval) = message::read::<ApprovalRecord>("approval", value) else { return };
+        if kind == cloudevent::APPROVAL_REQUESTED {
+            requests.insert(approval.approval_id, approval);
+        } else {
+            requests.remove(&approval.approval_id);
+        }
+    })?;
+    let mut waiting: Vec<_> = requests.into_values().filter(|request| request.expires_at > now_ms).collect();
+    waiting.sort_by_key(|request| request.requested_at);
+    Ok(waiting)
+}
+
+fn answer(fleet: &Fleet, id: &str, author: &Author, kind: &str, said: &str) -> anyhow::Result<()> {
+    let (broker, topics, _) = fleet.open()?;
+    let waiting = waiting(&*broker, &topics, now_ms())?;
+    let named = |request: &&ApprovalRecord| {
+        request.approval_id.to_string().starts_with(id) || request.action_id.to_string().starts_with(id)
+    };
+    let mut found = waiting.iter().filter(named);
+    let request = match (found.next(), found.next()) {
+        (Some(request), None) => request,
+        (None, _) => {
+            return Err(Refused::new(format!("nothing that waits for approval has an id beginning with {id:?}"))
+                .help("`homeostat status` lists what waits; an expired or answered request waits no more")
+                .into());
+        }
+        (Some(_), Some(_)) => {
+            return Err(Refused::new(format!("several requests begin with {id:?}")).help("give more of the id").into());
+        }
+    };
+    let mut answer = request.clone();
+    answer.by = Some(author.by.clone());
+    answer.reason = Some(author.reason.clone()).filter(|reason| !reason.is_empty());
+    let mint = id::derived("answer", &[kind, &request.approval_id.to_string(), &author.by]);
+    let source = format!("/homeostat/{}/operator", topics.tenant());
+    let mut event = CloudEvent::new(mint, topics.tenant(), &source, kind, &request.target_key, now_ms());
+    event.correlation_id = Some(request.incident_id);
+    event.causation_id = Some(request.approval_id);
+    send(&*broker, &event.output(topics.approvals(), &answer))?;
+    println!("{said}: action {} on {}", request.action_id, request.target_key);
+    Ok(())
+}

@@ -1,0 +1,63 @@
+//! `homeostat run`: the processor on a real Kafka.
+
+use std::{io::IsTerminal, path::PathBuf, sync::Arc};
+
+use kafka::{Broker, CrashPoint, Shutdown, Switches};
+use tracing::info;
+
+use crate::{
+    config, pipelines,
+    processor::{Processor, StageName, require_exactly_once},
+};
+
+/// Runs the pipelines of a folder until SIGTERM or Ctrl-C, then drains.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Example: KAFKA_BOOTSTRAP=127.0.0.1:9092 homeostat run --pipelines pipelines\n\n\
+                        Run as many of it as you like, on as many machines: they share the work.")]
+pub struct Run {
+    /// Folder with NAME/pipeline.sql; all of them are applied
+    #[arg(long, default_value = "pipelines")]
+    pipelines: PathBuf,
+    /// Configuration file; defaults when it is left out
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Only these stages, to scale one alone
+    #[arg(long, value_enum, value_delimiter = ',')]
+    stages: Vec<StageName>,
+    /// Address of /metrics, /healthz and /readyz; overrides http.listen
+    #[arg(long)]
+    listen: Option<std::net::SocketAddr>,
+}
+
+impl Run {
+    pub fn run(&self) -> anyhow::Result<()> {
+        let config = config::load(self.config.as_deref())?;
+        crate::log::start(&config.log)?;
+        let files = pipelines::find(&self.pipelines)?;
+        let pipelines = pipelines::compile_all(&files, std::io::stderr().is_terminal())?;
+        let broker: Arc<dyn Broker> = Arc::new(kafka::Kafka::new(&config.kafka)?);
+        require_exactly_once(&*broker)?;
+        let shutdown = Shutdown::new();
+        crate::signals::request_on_signal(shutdown.clone())?;
+        let names: Vec<&str> = pipelines.iter().map(|pipeline| pipeline.name.as_str()).collect();
+        info!(pipelines = names.join(","), bootstrap = config.kafka.bootstrap, "starting");
+        let stages = if self.stages.is_empty() { StageName::ALL.to_vec() } else { self.stages.clone() };
+        let (crash, switches) = test_faults()?;
+        let observer = Arc::new(());
+        let processor = Processor { broker, pipelines, config, observer, shutdown, crash, switches };
+        let ended = processor.run(&stages);
+        info!("drained");
+        ended
+    }
+}
+
+/// Where tests make the loop die, or take its safety away; nobody else sets these variables.
+fn test_faults() -> Result<(Option<CrashPoint>, Switches), kafka::Error> {
+    let crash = std::env::var(kafka::CRASH_POINT).ok().map(|text| CrashPoint::parse(&text)).transpose()?;
+    let set = |name: &str| std::env::var_os(name).is_some();
+    let switches = Switches {
+        skip_send_offsets: set("HOMEOSTAT_TEST_SKIP_SEND_OFFSETS"),
+        skip_fencing: set("HOMEOSTAT_TEST_SKIP_FENCING"),
+    };
+    Ok((crash, switches))
+}

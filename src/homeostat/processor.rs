@@ -1,0 +1,190 @@
+//! The processor: topics made sure of, one thread per stage instance, an ordered end.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use engine::spec::{Format, Pipeline};
+use kafka::{Broker, CrashPoint, LoopConfig, Observer, Shutdown, Switches, TopicConfig};
+use protocol::{Stage, Topics};
+use tracing::{error, info, warn};
+
+use crate::{
+    config::Config,
+    error::Refused,
+    stages::{aggregate, decide, detect},
+};
+
+/// A stage of the walk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum StageName {
+    Aggregate,
+    Detect,
+    Decide,
+}
+
+impl StageName {
+    pub const ALL: [Self; 3] = [Self::Aggregate, Self::Detect, Self::Decide];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Aggregate => "aggregate",
+            Self::Detect => "detect",
+            Self::Decide => "decide",
+        }
+    }
+}
+
+/// Everything the stages of one process share.
+pub struct Processor {
+    pub broker: Arc<dyn Broker>,
+    pub pipelines: Arc<[Pipeline]>,
+    pub config: Config,
+    pub observer: Arc<dyn Observer>,
+    pub shutdown: Shutdown,
+    /// For tests only: where to die.
+    pub crash: Option<CrashPoint>,
+    /// For tests only: safety taken away.
+    pub switches: Switches,
+}
+
+impl Processor {
+    pub fn topics(&self) -> Topics {
+        self.config.topics()
+    }
+
+    /// Runs the stages until a shutdown is requested, or one of them cannot go on.
+    pub fn run(&self, stages: &[StageName]) -> anyhow::Result<()> {
+        self.ensure_topics()?;
+        let failed = Mutex::new(None);
+        thread::scope(|scope| {
+            for name in stages {
+                for instance in 0..self.instances(*name) {
+                    let failed = &failed;
+                    scope.spawn(move || {
+                        let ended = self.run_stage(*name);
+                        if let Err(problem) = ended {
+                            error!(stage = name.as_str(), instance, error = format!("{problem:#}"), "stage ended");
+                            failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(problem);
+                            self.shutdown.request();
+                        }
+                    });
+                }
+            }
+        });
+        match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(problem) => Err(problem),
+            None => Ok(()),
+        }
+    }
+
+    fn instances(&self, name: StageName) -> usize {
+        match name {
+            StageName::Aggregate => self.config.stages.aggregate,
+            StageName::Detect => self.config.stages.detect,
+            StageName::Decide => self.config.stages.decide,
+        }
+    }
+
+    fn run_stage(&self, name: StageName) -> anyhow::Result<()> {
+        let stage = self.stage(name)?;
+        let group = format!("{}{}", self.config.topics.prefix, name.as_str());
+        let mut config = LoopConfig::new(group);
+        config.commit_interval_ms = self.config.stages.commit_interval.as_millis() as i64;
+        config.crash = self.crash.clone();
+        config.switches = self.switches;
+        Ok(kafka::run_stage(Arc::clone(&self.broker), stage, config, &*self.observer, &self.shutdown)?)
+    }
+
+    /// Builds a stage: pure, so that simulation and backtest build the same.
+    pub fn stage(&self, name: StageName) -> anyhow::Result<Box<dyn Stage>> {
+        let pipelines = Arc::clone(&self.pipelines);
+        Ok(match name {
+            StageName::Aggregate => Box::new(aggregate::stage(pipelines, self.topics(), self.config.topics.panes_partitions)?),
+            StageName::Detect => {
+                let options = detect::Options {
+                    state_interval_ms: self.config.detect.state_interval.as_millis() as i64,
+                    entity_ttl_ms: self.config.detect.entity_ttl.as_millis() as i64,
+                };
+                Box::new(detect::Detect::new(pipelines, self.topics(), options)?)
+            }
+            StageName::Decide => Box::new(decide::Decide::new(
+                &pipelines,
+                self.topics(),
+                self.config.decide.clone(),
+                self.config.topics.panes_partitions,
+            )),
+        })
+    }
+
+    fn ensure_topics(&self) -> anyhow::Result<()> {
+        let topics = self.topics();
+        let counts = (self.config.topics.panes_partitions, self.config.topics.actions_partitions);
+        let replication = Some(self.config.topics.replication_factor).filter(|factor| *factor > 0);
+        let mut wanted: Vec<TopicConfig> =
+            topics.all().iter().map(|spec| TopicConfig::from_spec(spec, counts.0, counts.1)).collect();
+        for named in self.named_topics(&topics) {
+            if wanted.iter().all(|topic| topic.name != named) {
+                wanted.push(TopicConfig::new(named, 1));
+            }
+        }
+        wanted.iter_mut().for_each(|topic| topic.replication = replication);
+        retry(&self.shutdown, || self.broker.ensure_topics(&wanted))?;
+        self.look_at_sources();
+        Ok(())
+    }
+
+    /// Topics that pipelines name for commands and late rows, under the fleet's prefix.
+    fn named_topics(&self, topics: &Topics) -> Vec<String> {
+        let policies = self.pipelines.iter().flat_map(|pipeline| &pipeline.policies).map(|policy| policy.into.clone());
+        let views = self.pipelines.iter().flat_map(|pipeline| &pipeline.views);
+        let late = views.filter_map(|view| view.window.late_topic.clone());
+        policies.chain(late).map(|name| format!("{}{name}", topics.prefix())).collect()
+    }
+
+    /// Says at startup what an operator would otherwise have to find out.
+    fn look_at_sources(&self) {
+        for source in self.pipelines.iter().flat_map(|pipeline| &pipeline.sources) {
+            match self.broker.partition_count(&source.topic) {
+                Ok(Some(partitions)) => info!(source = source.name, topic = source.topic, partitions, "source"),
+                Ok(None) => warn!(source = source.name, topic = source.topic, "topic of source does not exist yet; waiting for it"),
+                Err(error) => warn!(source = source.name, topic = source.topic, %error, "topic of source cannot be looked at"),
+            }
+            if source.format == Format::Heartbeat {
+                let clock = match self.broker.log_append_time(&source.topic) {
+                    Ok(true) => "broker append time",
+                    Ok(false) => "receive time, since the topic does not use LogAppendTime",
+                    Err(_) => continue,
+                };
+                info!(source = source.name, topic = source.topic, event_time = clock, "heartbeats");
+            }
+        }
+    }
+}
+
+/// A broker that is away is waited for until a shutdown is requested; whatever else is wrong is said at once.
+pub fn retry(shutdown: &Shutdown, mut attempt: impl FnMut() -> Result<(), kafka::Error>) -> Result<(), kafka::Error> {
+    let mut wait = Duration::from_millis(200);
+    loop {
+        match attempt() {
+            Err(error) if error.class() == kafka::Class::Retriable && !shutdown.is_requested() => {
+                warn!(%error, "broker does not answer; trying again");
+                thread::sleep(wait);
+                wait = (wait * 2).min(Duration::from_secs(5));
+            }
+            done => return done,
+        }
+    }
+}
+
+/// `run` needs what exactly-once needs.
+pub fn require_exactly_once(broker: &dyn Broker) -> Result<(), Refused> {
+    let capabilities = broker.capabilities();
+    if capabilities.transactions && capabilities.fencing && capabilities.aborted_hidden && capabilities.unbounded_log {
+        return Ok(());
+    }
+    Err(Refused::new(format!("the {} broker is at-least-once and keeps a bounded log: `run` needs a real Kafka", broker.name()))
+        .help("set KAFKA_BOOTSTRAP, or kafka.bootstrap in the configuration; `homeostat demo` runs on the embedded broker"))
+}
