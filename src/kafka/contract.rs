@@ -9,6 +9,8 @@ mod group;
 mod stage;
 mod transaction;
 
+pub use stage::Counter;
+
 use std::{
     any::Any,
     fmt,

@@ -1,6 +1,11 @@
 //! Named places at which a test kills the process, to show that nothing is lost or doubled there.
 
-use std::{fs::OpenOptions, io::Write, path::PathBuf, process::Command};
+use std::{
+    fs::OpenOptions,
+    io::Write,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use crate::Error;
 
@@ -45,6 +50,8 @@ impl Point {
 pub enum Death {
     /// Write a line to the file (stage, point, records in the open transaction), then SIGKILL this process.
     Kill { mark_file: PathBuf },
+    /// Write the same line, then SIGSTOP this process: it goes on from here when somebody continues it, as a zombie.
+    Stop { mark_file: PathBuf },
     /// Return [`Error::Crashed`] at once: a simulation drops the loop.
     Return,
 }
@@ -60,7 +67,7 @@ pub struct CrashPoint {
 }
 
 impl CrashPoint {
-    /// Reads `stage:point:nth:mark_file`.
+    /// Reads `stage:point:nth:mark_file`, or `stage:point:nth:stop:mark_file` to be stopped instead of killed.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let invalid = || {
             Error::Config(format!(
@@ -74,13 +81,19 @@ impl CrashPoint {
         else {
             return Err(invalid());
         };
+        let death = match mark_file.strip_prefix("stop:") {
+            Some(mark_file) => Death::Stop {
+                mark_file: mark_file.into(),
+            },
+            None => Death::Kill {
+                mark_file: mark_file.into(),
+            },
+        };
         Ok(Self {
             stage: stage.to_owned(),
             point: Point::ALL.into_iter().find(|p| p.name() == point).ok_or_else(invalid)?,
             nth: nth.parse().ok().filter(|n| *n > 0).ok_or_else(invalid)?,
-            death: Death::Kill {
-                mark_file: PathBuf::from(mark_file),
-            },
+            death,
         })
     }
 
@@ -98,34 +111,38 @@ impl CrashPoint {
         match &self.death {
             Death::Return => Err(Error::Crashed(point.name())),
             Death::Kill { mark_file } => {
-                let line = format!("{stage} {} {records}\n", point.name());
-                let marked = OpenOptions::new()
-                    .create(true)
-                    .append(true)
-                    .open(mark_file)
-                    .and_then(|mut file| file.write_all(line.as_bytes()).and_then(|()| file.sync_all()));
-                if let Err(error) = marked {
-                    return Err(Error::Config(format!(
-                        "crash point cannot write {}: {error}",
-                        mark_file.display()
-                    )));
+                mark(mark_file, stage, point, records)?;
+                signal_self("-KILL")?;
+                loop {
+                    std::thread::park();
                 }
-                kill_self()
+            }
+            Death::Stop { mark_file } => {
+                mark(mark_file, stage, point, records)?;
+                signal_self("-STOP")
             }
         }
     }
 }
 
-/// SIGKILL, by the system's own `kill`: nothing in this process gets to clean up.
-fn kill_self() -> Result<(), Error> {
+fn mark(file: &Path, stage: &str, point: Point, records: usize) -> Result<(), Error> {
+    let line = format!("{stage} {} {records}\n", point.name());
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(file)
+        .and_then(|mut file| file.write_all(line.as_bytes()).and_then(|()| file.sync_all()))
+        .map_err(|error| Error::Config(format!("crash point cannot write {}: {error}", file.display())))
+}
+
+/// By the system's own `kill`: nothing in this process gets to clean up.
+fn signal_self(signal: &str) -> Result<(), Error> {
     let pid = std::process::id().to_string();
-    let status = Command::new("kill").args(["-9", &pid]).status();
-    if let Err(error) = status {
-        return Err(Error::Config(format!("crash point cannot run kill: {error}")));
-    }
-    loop {
-        std::thread::park();
-    }
+    Command::new("kill")
+        .args([signal, &pid])
+        .status()
+        .map(|_| ())
+        .map_err(|error| Error::Config(format!("crash point cannot run kill: {error}")))
 }
 
 #[cfg(test)]
@@ -140,6 +157,13 @@ mod tests {
             point.death,
             Death::Kill {
                 mark_file: "/tmp/a:b".into()
+            }
+        );
+        let stopped = CrashPoint::parse("detect:after_produce:1:stop:/tmp/m").unwrap();
+        assert_eq!(
+            stopped.death,
+            Death::Stop {
+                mark_file: "/tmp/m".into()
             }
         );
         for bad in [

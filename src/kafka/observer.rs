@@ -22,7 +22,7 @@ pub struct Commit<'a> {
     pub commit_s: f64,
     /// Records still to be read, by partition.
     pub lag: &'a [(TopicPartition, i64)],
-    /// The stage had work or output in it; otherwise only positions moved.
+    /// Wall clock of the loop, milliseconds since the Unix epoch.
     pub now_ms: i64,
 }
 

@@ -16,7 +16,7 @@ pub(super) const CASES: &[Entry] = &[(
 )];
 
 /// Says a running number for every record of a key, and keeps the numbers as state.
-struct Counter {
+pub struct Counter {
     input: String,
     output: Arc<str>,
     state: Arc<str>,
@@ -28,6 +28,17 @@ struct Counted {
     counts: BTreeMap<Vec<u8>, u64>,
     dirty: BTreeMap<Vec<u8>, u64>,
     next: i64,
+}
+
+impl Counter {
+    pub fn new(input: &str, output: &str, state: &str) -> Self {
+        Self {
+            input: input.to_owned(),
+            output: output.into(),
+            state: state.into(),
+            partitions: BTreeMap::new(),
+        }
+    }
 }
 
 impl Stage for Counter {
@@ -118,12 +129,7 @@ fn counts(world: &World) {
     };
     patiently(|| world.broker.ensure_topics(std::slice::from_ref(&compacted)));
     let start = || {
-        let stage = Counter {
-            input: input.clone(),
-            output: result.as_str().into(),
-            state: state.as_str().into(),
-            partitions: BTreeMap::new(),
-        };
+        let stage = Counter::new(&input, &result, &state);
         let shutdown = Shutdown::new();
         let mut config = LoopConfig::new(world.name("group"));
         config.session_timeout_ms = 6_000;

@@ -99,6 +99,8 @@ pub(crate) struct KafkaConsumer {
     pending: Option<Polled>,
     events: Vec<PartitionEvent>,
     out_of_range: VecDeque<TopicPartition>,
+    /// An error met when there were records to hand out first.
+    postponed: Option<Error>,
     all_attached: bool,
 }
 
@@ -115,6 +117,7 @@ impl KafkaConsumer {
             pending: None,
             events: Vec::new(),
             out_of_range: VecDeque::new(),
+            postponed: None,
             all_attached: true,
         })
     }
@@ -137,7 +140,13 @@ impl KafkaConsumer {
                 }
                 Some(Err(error)) => error,
             };
-            self.heed(&polled)?;
+            if let Err(error) = self.heed(&polled) {
+                if batch.is_empty() {
+                    return Err(error);
+                }
+                self.postponed = Some(error);
+                return Ok(());
+            }
         }
         Ok(())
     }
@@ -311,6 +320,9 @@ impl Consumer for KafkaConsumer {
 
     fn poll(&mut self, timeout: Duration, batch: &mut Batch) -> Result<Polled, Error> {
         batch.clear();
+        if let Some(error) = self.postponed.take() {
+            return Err(error);
+        }
         let deadline = Instant::now() + timeout;
         loop {
             self.serve(batch)?;
