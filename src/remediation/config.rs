@@ -19,6 +19,9 @@ pub struct FleetConfig {
     /// An incident waits so long before it is first considered, so that failures with one cause are seen together.
     #[serde(with = "readable")]
     pub settle: Duration,
+    /// The same, for a service that calls others: theirs may be the cause, and show later.
+    #[serde(with = "readable")]
+    pub settle_callers: Duration,
     /// How long after an executor's success the effect is first judged.
     #[serde(with = "readable")]
     pub verify_after: Duration,
@@ -72,6 +75,16 @@ pub struct FleetConfig {
     /// A refused incident is considered again after this, or sooner when it is known when the gate may open.
     #[serde(with = "readable")]
     pub reconsider: Duration,
+    /// Who calls whom, beside what is learned: services by their caller.
+    pub calls: BTreeMap<String, Vec<String>>,
+    /// A learned call that was not seen for so long is forgotten.
+    #[serde(with = "readable")]
+    pub calls_forget: Duration,
+    /// Detectors, as `pipeline.detector` with `*`, that alarm about a service that serves but cannot keep up. While one
+    /// does, what would take capacity away is refused.
+    pub overload_detectors: Vec<String>,
+    /// Kinds of action that take capacity away while they run.
+    pub overload_refuses: Vec<String>,
     /// Episodes held at once; further ones are refused and counted.
     pub episodes_max: usize,
     /// What is known of each kind of action, beside what is built in.
@@ -87,6 +100,7 @@ impl Default for FleetConfig {
             default_mode: Mode::Shadow,
             startup_grace: minutes(5),
             settle: Duration::from_secs(10),
+            settle_callers: Duration::from_secs(30),
             verify_after: Duration::from_secs(30),
             verify_for: minutes(3),
             worse_ratio: 1.25,
@@ -119,6 +133,12 @@ impl Default for FleetConfig {
             precision_min: 0.9,
             refusal_interval: minutes(1),
             reconsider: Duration::from_secs(2),
+            calls: BTreeMap::new(),
+            calls_forget: minutes(24 * 60),
+            overload_detectors: Vec::new(),
+            overload_refuses: ["restart", "restart_instance", "delete_pod", "scale_down", "cordon"]
+                .map(String::from)
+                .to_vec(),
             episodes_max: 100_000,
             actions: BTreeMap::new(),
         }

@@ -32,6 +32,8 @@ pub enum Message<'a> {
     },
     /// From `control`; `None` withdraws.
     Control { scope: &'a str, data: Option<&'a Control> },
+    /// A service was seen to call others; learned from spans.
+    Calls { caller: &'a str, callees: &'a [String] },
     /// A record that says nothing to the fleet but that time has passed.
     Other,
 }

@@ -77,9 +77,10 @@ impl Fleet {
             Message::Outcome { event, data } => self.on_outcome(event, data, out),
             Message::Approval { event, data } => self.on_approval(event, data, out),
             Message::Control { scope, data } => self.on_control(scope, data, out),
+            Message::Calls { caller, callees } => self.on_calls(caller, callees),
             Message::Other => {}
         }
-        self.note_storms();
+        self.note_storms(out);
         for effect in &out[first..] {
             self.counters.count(effect);
         }

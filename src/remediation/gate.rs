@@ -70,7 +70,7 @@ fn unless(refused: bool, retry: Retry) -> Result<(), Retry> {
 type Ask = fn(&Fleet, &Proposal<'_>) -> Answer;
 
 /// Name and question, in order.
-const GATES: [(&str, Ask); 15] = [
+const GATES: [(&str, Ask); 17] = [
     ("control", control),
     ("protected", protected),
     ("telemetry", telemetry),
@@ -80,6 +80,8 @@ const GATES: [(&str, Ask); 15] = [
     ("hold_down", hold_down),
     ("episode", episode),
     ("flapping", flapping),
+    ("dependency", dependency),
+    ("overload", overload),
     ("in_flight", in_flight),
     ("cooldown", cooldown),
     ("limit", limit),
@@ -159,51 +161,15 @@ impl Fleet {
         let precision = self.state.precision.get(&group)?;
         (precision.judged >= JUDGED_MIN).then(|| f64::from(precision.healed) / f64::from(precision.judged))
     }
-
-    /// Groups that are too sick right now, each with its counts. The fleet as a whole is the empty name.
-    fn storm(&self, group: &str) -> Option<Sickness> {
-        let (sick, population) = if group.is_empty() {
-            let groups = self.state.peaks.keys();
-            let largest = groups.filter_map(|group| self.population(group)).max();
-            (self.index.sick_targets.len() as u64, largest)
-        } else {
-            let sick = self.index.sick.get(group).map_or(0, BTreeMap::len) as u64;
-            (sick, self.population(group))
-        };
-        Some(Sickness {
-            sick,
-            // A detector that has just started has seen fewer than are sick already.
-            population: population?.max(sick),
-            peak: self.state.peaks.get(group).map_or(0, |peak| peak.count),
-        })
-    }
-
-    fn stormy(&self, sickness: &Sickness) -> bool {
-        let config = &self.config;
-        let share = sickness.sick as f64 / sickness.population.max(1) as f64;
-        let group = sickness.population.max(sickness.peak);
-        let too_large_a_share = group >= u64::from(config.min_group) && share > config.fleet_sick_share;
-        too_large_a_share || sickness.sick > u64::from(config.fleet_sick_max)
-    }
-
-    /// Remembers for every group that is too sick that it is so now.
-    pub(crate) fn note_storms(&mut self) {
-        let groups: Vec<String> = self.index.sick.keys().cloned().chain([String::new()]).collect();
-        for group in groups {
-            let stormy = self.storm(&group).is_some_and(|sickness| self.stormy(&sickness));
-            if stormy {
-                let now_ms = self.now_ms();
-                self.state.clock.storms.insert(group, now_ms);
-                self.dirty.insert(crate::state::StateKey::Clock);
-            }
-        }
-    }
 }
 
-struct Sickness {
-    sick: u64,
-    population: u64,
-    peak: u64,
+/// How sick a group is.
+pub(crate) struct Sickness {
+    /// Sick roots.
+    pub sick: u64,
+    pub population: u64,
+    /// The largest population of the last hour.
+    pub peak: u64,
 }
 
 fn control(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
@@ -259,11 +225,11 @@ fn fleet_wide(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
     let cooldown_ms = ms(fleet.config.storm_cooldown);
     let calm_at_ms = [group.as_str(), ""]
         .into_iter()
-        .filter_map(|group| fleet.state.clock.storms.get(group))
+        .filter_map(|group| Some(fleet.state.clock.storms.get(group)?.last_ms))
         .max()
-        .map(|storm_ms| storm_ms.saturating_add(cooldown_ms))
+        .map(|last_ms| last_ms.saturating_add(cooldown_ms))
         .filter(|calm_at_ms| fleet.now_ms() < *calm_at_ms);
-    let (peers, all) = (fleet.storm(&group), fleet.storm(""));
+    let (peers, all) = (fleet.sickness(&group), fleet.sickness(""));
     let stormy = |sickness: &Option<Sickness>| match sickness {
         Some(sickness) => fleet.stormy(sickness),
         // Nobody has said how many there are: no share can be told.
@@ -310,13 +276,41 @@ fn maintenance(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
 
 /// Failures with one cause show within seconds of each other: a first one waits for the others.
 fn hold_down(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
-    let ends_ms = proposal.case.opened_ms.saturating_add(ms(fleet.config.settle));
+    let config = &fleet.config;
+    let calls = !proposal.policy.latched && fleet.callees(&proposal.episode.target.name).next().is_some();
+    let settle = if calls {
+        config.settle.max(config.settle_callers)
+    } else {
+        config.settle
+    };
+    let ends_ms = proposal.case.opened_ms.saturating_add(ms(settle));
     answer(
         unless(fleet.now_ms() < ends_ms, Retry::At(ends_ms)),
-        [
-            ("ends_ms", json!(ends_ms)),
-            ("settle_s", json!(fleet.config.settle.as_secs_f64())),
-        ],
+        [("ends_ms", json!(ends_ms)), ("settle_s", json!(settle.as_secs_f64()))],
+    )
+}
+
+/// A symptom of another service's failure is healed there.
+fn dependency(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
+    let symptom = !proposal.policy.latched && proposal.impact > Impact::None;
+    let root = fleet.explained_by(&proposal.episode.target.name).filter(|_| symptom);
+    answer(unless(root.is_some(), Retry::Later), [("root_now", json!(root))])
+}
+
+/// Overloaded is not dead: who serves as well as it can is not stopped.
+fn overload(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
+    let config = &fleet.config;
+    let takes = config.overload_refuses.iter().any(|kind| kind == proposal.kind);
+    let key = proposal.episode.target.key();
+    let silent = fleet.index.sick_targets.get(&key).is_some_and(|sick| sick.own > 0);
+    let saturated = fleet.index.sick.iter().find(|(group, sick)| {
+        let named = config.overload_detectors.iter().any(|pattern| glob(pattern, group));
+        named && sick.values().any(|sick| sick.name == proposal.episode.target.name)
+    });
+    let saturated = saturated.map(|(group, _)| group);
+    answer(
+        unless(takes && !silent && saturated.is_some(), Retry::Later),
+        [("saturated_now", json!(saturated)), ("silent_now", json!(silent))],
     )
 }
 
@@ -334,10 +328,11 @@ fn episode(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
 }
 
 fn flapping(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
-    let (config, flips) = (&fleet.config, &proposal.target.flips);
+    let config = &fleet.config;
+    let flips = proposal.target.flips.get(&proposal.key.name()).into_iter().flatten();
     let within_ms = ms(config.flips_within);
     let from_ms = fleet.now_ms().saturating_sub(within_ms);
-    let counted: Vec<i64> = flips.iter().copied().filter(|at_ms| *at_ms > from_ms).collect();
+    let counted: Vec<i64> = flips.copied().filter(|at_ms| *at_ms > from_ms).collect();
     let max = config.flips_max as usize;
     let refused = proposal.impact > Impact::None && max > 0 && counted.len() >= max;
     let calm_at_ms = refused.then(|| counted[counted.len() - max].saturating_add(within_ms));

@@ -19,10 +19,12 @@ mod error;
 mod fleet;
 mod follow;
 mod gate;
+mod graph;
 mod observe;
 mod policy;
 mod signal;
 mod state;
+mod storm;
 
 pub use config::{ActionClass, FleetConfig, Impact, Limit};
 pub use effect::{Effect, Input, Message};

@@ -107,6 +107,7 @@ impl Fleet {
         let episode = Episode {
             detector: policy.detector.clone(),
             target,
+            latched: policy.latched,
             meeting: Vec::new(),
             latest: window,
             telemetry_healthy: true,
@@ -153,7 +154,7 @@ impl Fleet {
         };
         let target = episode.target.key();
         self.edit(key, |episode| episode.case = Some(case));
-        self.flip(&target);
+        self.flip(key, &target);
         self.say_incident(key, out);
         out.push(Effect::Note(Note::IncidentOpened {
             target: key.entity.clone(),
@@ -269,9 +270,9 @@ impl Fleet {
             return;
         };
         if by_itself {
-            self.flip(&target);
+            self.flip(key, &target);
         } else {
-            self.edit_target(&target, |state| state.flips.clear());
+            self.edit_target(&target, |state| drop(state.flips.remove(&key.name())));
         }
         // Learning goes on when the last incident at the entity ends.
         let others = self.index.cases.range((target.clone(), EpisodeKey::default())..);
@@ -286,15 +287,17 @@ impl Fleet {
     }
 
     /// A service changed between sick and healthy, and no action of ours did it.
-    fn flip(&mut self, target: &str) {
+    fn flip(&mut self, key: &EpisodeKey, target: &str) {
         let now_ms = self.now_ms();
         let from_ms = now_ms.saturating_sub(ms(self.config.flips_within));
         let keep = self.config.flips_max as usize + 1;
         self.edit_target(target, |state| {
-            state.flips.retain(|&at_ms| at_ms > from_ms);
-            state.flips.push(now_ms);
-            let excess = state.flips.len().saturating_sub(keep);
-            state.flips.drain(..excess);
+            state.flips.entry(key.name()).or_default().push(now_ms);
+            state.flips.retain(|_, times| {
+                times.retain(|&at_ms| at_ms > from_ms);
+                times.drain(..times.len().saturating_sub(keep));
+                !times.is_empty()
+            });
         });
     }
 

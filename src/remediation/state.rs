@@ -14,6 +14,8 @@ use uuid::Uuid;
 use crate::{
     Error, Fleet, FleetConfig,
     config::{Limit, ms},
+    graph::Calls,
+    storm::Storm,
 };
 
 /// Times of what was done, for limits. Shadow decisions are kept apart: they use up no budget.
@@ -84,8 +86,9 @@ pub(crate) struct Clock {
     /// The last fencing token handed out: one counter for the fleet is monotonic for every target.
     pub sequence: u64,
     pub acted: History,
-    /// When a group was last too sick, by group; the fleet as a whole is the empty name.
-    pub storms: BTreeMap<String, i64>,
+    /// Groups that were too sick lately; the fleet as a whole is the empty name.
+    pub storms: BTreeMap<String, Storm>,
+    pub storms_seen: u64,
 }
 
 /// What a `panes` partition last said of time.
@@ -110,6 +113,13 @@ pub(crate) struct EpisodeKey {
     pub entity: String,
 }
 
+impl EpisodeKey {
+    /// Names the episode among those of its service.
+    pub(crate) fn name(&self) -> String {
+        format!("{}.{}/{}", self.pipeline, self.policy, self.entity)
+    }
+}
+
 /// One window in which WHEN was met, or the last one of any kind.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Window {
@@ -125,6 +135,8 @@ pub(crate) struct Episode {
     pub detector: String,
     /// The service that an action would touch.
     pub target: Target,
+    /// The alarm is of a detector that speaks only at its begin and end: of silence, which is always the target's own.
+    pub latched: bool,
     /// Windows that met WHEN, among the last n, in order of event time.
     pub meeting: Vec<Window>,
     pub latest: Window,
@@ -241,8 +253,9 @@ pub(crate) struct TargetState {
     /// Failed verdicts in a row.
     pub failures: u32,
     pub failed_ms: i64,
-    /// Changes between sick and healthy that no action caused.
-    pub flips: Vec<i64>,
+    /// Changes between sick and healthy that no action caused, by policy and entity.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub flips: BTreeMap<String, Vec<i64>>,
 }
 
 impl TargetState {
@@ -264,10 +277,8 @@ impl TargetState {
             .map(|last| last.at_ms);
         let acted_ms = last.max().map(|at_ms| at_ms.saturating_add(Self::REMEMBERED_MS));
         let failed_ms = (self.failures > 0).then(|| self.failed_ms.saturating_add(ms(config.breaker_forget)));
-        let flips_ms = self
-            .flips
-            .last()
-            .map(|at_ms| at_ms.saturating_add(ms(config.flips_within)));
+        let flip = self.flips.values().filter_map(|times| times.last()).max();
+        let flips_ms = flip.map(|at_ms| at_ms.saturating_add(ms(config.flips_within)));
         let limits_ms = self.acted.forget_ms(&config.limits_service);
         [Some(lock_ms), acted_ms, failed_ms, flips_ms, limits_ms]
             .into_iter()
@@ -325,6 +336,7 @@ pub(crate) enum StateKey {
     Budget(String),
     Precision(String),
     Early(Uuid),
+    Calls(String),
 }
 
 impl StateKey {
@@ -348,6 +360,7 @@ impl StateKey {
             Self::Budget(policy) => format!("decide/budget/{policy}"),
             Self::Precision(detector) => format!("decide/precision/{detector}"),
             Self::Early(action) => format!("decide/early/{action}"),
+            Self::Calls(caller) => format!("decide/calls/{caller}"),
         };
         text.into_bytes()
     }
@@ -377,6 +390,7 @@ impl StateKey {
             "budget" => Self::Budget(owned),
             "precision" => Self::Precision(owned),
             "early" => Self::Early(rest.parse().ok()?),
+            "calls" => Self::Calls(owned),
             _ => return None,
         })
     }
@@ -395,6 +409,7 @@ pub(crate) struct State {
     pub budgets: BTreeMap<String, History>,
     pub precision: BTreeMap<String, Precision>,
     pub early: BTreeMap<Uuid, Early>,
+    pub calls: BTreeMap<String, Calls>,
 }
 
 /// What follows from the state, kept beside it so that no question costs a scan.
@@ -404,15 +419,46 @@ pub(crate) struct Index {
     pub wakes: BTreeSet<(i64, EpisodeKey)>,
     /// When, by the watermark, an episode is looked at again.
     pub event_wakes: BTreeSet<(i64, EpisodeKey)>,
-    /// Sick entities by group, each with the number of its sick episodes.
-    pub sick: BTreeMap<String, BTreeMap<String, u32>>,
-    /// Sick services by key, over all groups, with the number of their sick episodes.
-    pub sick_targets: BTreeMap<String, u32>,
+    /// Sick entities by group.
+    pub sick: BTreeMap<String, BTreeMap<String, Sick>>,
+    /// Sick services by key, over all groups.
+    pub sick_targets: BTreeMap<String, Sick>,
     pub actions: BTreeMap<Uuid, EpisodeKey>,
     /// Open incidents by the service they would act on.
     pub cases: BTreeSet<(String, EpisodeKey)>,
     /// When a service can be forgotten.
     pub forgets: BTreeSet<(i64, String)>,
+}
+
+/// What makes an entity or a service sick.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Sick {
+    /// The service's name.
+    pub name: String,
+    /// Sick episodes, and how many of them are of alarms that no other service can explain.
+    pub episodes: u32,
+    pub own: u32,
+}
+
+impl Sick {
+    fn add(sick: &mut BTreeMap<String, Sick>, key: String, episode: &Episode) {
+        let entry = sick.entry(key).or_insert_with(|| Sick {
+            name: episode.target.name.clone(),
+            episodes: 0,
+            own: 0,
+        });
+        entry.episodes += 1;
+        entry.own += u32::from(episode.latched);
+    }
+
+    fn remove(sick: &mut BTreeMap<String, Sick>, key: &str, episode: &Episode) {
+        let Some(entry) = sick.get_mut(key) else { return };
+        entry.episodes -= 1;
+        entry.own -= u32::from(episode.latched);
+        if entry.episodes == 0 {
+            sick.remove(key);
+        }
+    }
 }
 
 impl Index {
@@ -422,8 +468,8 @@ impl Index {
         }
         if episode.sick() {
             let group = self.sick.entry(group(&key.pipeline, &episode.detector)).or_default();
-            *group.entry(key.entity.clone()).or_default() += 1;
-            *self.sick_targets.entry(episode.target.key()).or_default() += 1;
+            Sick::add(group, key.entity.clone(), episode);
+            Sick::add(&mut self.sick_targets, episode.target.key(), episode);
         }
         let Some(case) = &episode.case else { return };
         self.cases.insert((episode.target.key(), key.clone()));
@@ -442,12 +488,12 @@ impl Index {
         if episode.sick() {
             let name = group(&key.pipeline, &episode.detector);
             if let Some(group) = self.sick.get_mut(&name) {
-                decrement(group, &key.entity);
+                Sick::remove(group, &key.entity, episode);
                 if group.is_empty() {
                     self.sick.remove(&name);
                 }
             }
-            decrement(&mut self.sick_targets, &episode.target.key());
+            Sick::remove(&mut self.sick_targets, &episode.target.key(), episode);
         }
         let Some(case) = &episode.case else { return };
         self.cases.remove(&(episode.target.key(), key.clone()));
@@ -456,15 +502,6 @@ impl Index {
         }
         if let Some(pending) = &case.pending {
             self.actions.remove(&pending.action.action_id);
-        }
-    }
-}
-
-fn decrement(counts: &mut BTreeMap<String, u32>, key: &str) {
-    if let Some(count) = counts.get_mut(key) {
-        *count -= 1;
-        if *count == 0 {
-            counts.remove(key);
         }
     }
 }
@@ -494,6 +531,7 @@ impl Fleet {
             StateKey::Budget(policy) => put(&mut state.budgets, policy, read(key, value)?),
             StateKey::Precision(detector) => put(&mut state.precision, detector, read(key, value)?),
             StateKey::Early(action) => put(&mut state.early, action, read(key, value)?),
+            StateKey::Calls(caller) => put(&mut state.calls, caller, read(key, value)?),
             StateKey::Episode(episode_key) => {
                 let episode: Option<Episode> = read(key, value)?;
                 if let Some(old) = self.state.episodes.remove(&episode_key) {
@@ -547,6 +585,7 @@ impl Fleet {
             StateKey::Budget(policy) => write(state.budgets.get(policy)),
             StateKey::Precision(detector) => write(state.precision.get(detector)),
             StateKey::Early(action) => write(state.early.get(action)),
+            StateKey::Calls(caller) => write(state.calls.get(caller)),
         }
     }
 }

@@ -256,7 +256,12 @@ pub(crate) fn key_of(service: &str) -> String {
 }
 
 pub(crate) fn name_of(key: &str) -> String {
-    Target::from_key(key).unwrap().name
+    let target = Target::from_key(key).unwrap();
+    if target.scope == "fleet" {
+        "the fleet".into()
+    } else {
+        target.name
+    }
 }
 
 /// One effect in a few words, as scenarios write it.

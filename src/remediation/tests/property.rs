@@ -280,7 +280,7 @@ impl Witness {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// I2, I3, I4, I8, I9 and the storm rule, with a restore after every record; and the same history twice gives the same
     /// effects, byte for byte.

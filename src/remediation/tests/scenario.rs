@@ -6,7 +6,7 @@ use std::{fmt::Write, fs, path::Path, time::Duration};
 use protocol::message::{Control, Mode, OutcomeStatus};
 
 use super::World;
-use crate::{Choice, Effect, FleetConfig, Limit, Policy};
+use crate::{Choice, Effect, FleetConfig, Limit, Message, Policy};
 
 #[test]
 fn scenarios() {
@@ -200,6 +200,13 @@ fn act(world: &mut World, command: &[&str]) -> Option<Vec<Effect>> {
             let count = count.parse().ok()?;
             world.population.values_mut().for_each(|value| *value = count);
             world.second()
+        }
+        ["calls", caller, callees] => {
+            let callees: Vec<String> = callees.split(',').map(str::to_owned).collect();
+            world.feed(Message::Calls {
+                caller,
+                callees: &callees,
+            })
         }
         ["watermark", state] => {
             world.flowing = *state == "flows";
