@@ -84,7 +84,7 @@ impl Fleet {
                 .iter()
                 .map(|byte| i32::from(*byte))
                 .sum::<i32>();
-            if &*output.topic == self.topics.actions() {
+            if *output.topic == self.topics.actions() {
                 hash % PARTITIONS
             } else {
                 0
@@ -435,7 +435,7 @@ fn invariant_13_executors_that_come_and_go_act_once() {
     for number in 0..60u32 {
         fleet.command(&action(&format!("service-{}", number % 6), number), u64::from(number));
         match number {
-            15 => drop(std::mem::replace(&mut running, Some(fleet.start("two", 4)))),
+            15 => drop(running.replace(fleet.start("two", 4))),
             30 => running.take().unwrap().stop().unwrap(),
             40 => running = Some(fleet.start("three", 4)),
             _ => {}
