@@ -4,13 +4,16 @@ use std::sync::Arc;
 
 use crate::parameter::{Parameter, nearest};
 use crate::{Detector, Error, Value};
-use crate::{isolation_forest, robust_zscore, silence, static_threshold};
+use crate::{
+    ar, auto, bocpd, cusum, ewma, fuzzy_art, holt_winters, isolation_forest, markov_surprise, page_hinkley,
+    range_novelty, relative_entropy, robust_zscore, silence, static_threshold, transition_novelty,
+};
 
 type Build = fn(&[(String, Value)], usize) -> Result<Arc<dyn Detector>, Error>;
 
 struct Entry {
     name: &'static str,
-    parameters: &'static [Parameter],
+    parameters: &'static [&'static [Parameter]],
     build: Build,
 }
 
@@ -18,13 +21,30 @@ macro_rules! entries {
     ($($detector:ident),* $(,)?) => {
         &[$(Entry {
             name: $detector::NAME,
-            parameters: $detector::PARAMETERS,
+            parameters: $detector::ALL_PARAMETERS,
             build: $detector::build,
         }),*]
     };
 }
 
-const CATALOG: &[Entry] = entries![isolation_forest, robust_zscore, silence, static_threshold];
+const CATALOG: &[Entry] = entries![
+    ar,
+    auto,
+    bocpd,
+    cusum,
+    ewma,
+    fuzzy_art,
+    holt_winters,
+    isolation_forest,
+    markov_surprise,
+    page_hinkley,
+    range_novelty,
+    relative_entropy,
+    robust_zscore,
+    silence,
+    static_threshold,
+    transition_novelty,
+];
 
 /// A detector over `features`, or what is wrong with its name or options.
 pub fn build(name: &str, options: &[(String, Value)], features: &[String]) -> Result<Arc<dyn Detector>, Error> {
@@ -44,9 +64,9 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 }
 
 /// The parameters of a detector.
-pub fn parameters(name: &str) -> Option<&'static [Parameter]> {
+pub fn parameters(name: &str) -> Option<impl Iterator<Item = &'static Parameter>> {
     CATALOG
         .iter()
         .find(|entry| entry.name == name)
-        .map(|entry| entry.parameters)
+        .map(|entry| entry.parameters.iter().copied().flatten())
 }

@@ -41,6 +41,10 @@ impl<'a> Writer<'a> {
             self.f32(*value);
         }
     }
+
+    pub(crate) fn bytes(&mut self, values: &[u8]) {
+        self.bytes.extend_from_slice(values);
+    }
 }
 
 pub(crate) struct Reader<'a> {
@@ -94,6 +98,11 @@ impl<'a> Reader<'a> {
         for value in values {
             *value = self.f32()?;
         }
+        Ok(())
+    }
+
+    pub(crate) fn bytes(&mut self, values: &mut [u8]) -> Result<(), Error> {
+        values.copy_from_slice(self.take(values.len())?);
         Ok(())
     }
 

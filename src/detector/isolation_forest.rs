@@ -19,6 +19,7 @@ use crate::parameter::{Kind, Options, Parameter};
 use crate::random::Random;
 use crate::{Detector, Error, Row, Score, State, Value};
 
+pub(crate) const ALL_PARAMETERS: &[&[Parameter]] = &[PARAMETERS];
 pub(crate) const NAME: &str = "isolation_forest";
 const TAG: u8 = 4;
 const REFIT_ROWS: u64 = 2048;
@@ -88,7 +89,7 @@ pub(crate) fn build(options: &[(String, Value)], features: usize) -> Result<Arc<
             given: features,
         });
     }
-    let options = Options::check(NAME, &[PARAMETERS], options)?;
+    let options = Options::check(NAME, ALL_PARAMETERS, options)?;
     let config = Config {
         trees: options.count("n_estimators"),
         samples: options.count("max_samples"),

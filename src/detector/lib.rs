@@ -6,15 +6,31 @@
 //! [`build`] is the door: a name and options in, a validated [`Detector`] out. One file per detector, its paper cited there.
 //! NULL and infinities are "not known" (but a `static_threshold` takes an infinity at its word): such a value is neither scored nor learned.
 
+mod ar;
+mod auto;
+mod bocpd;
+mod calibration;
 mod catalog;
+mod cells;
 mod codec;
+mod cusum;
+mod evidence;
+mod ewma;
+mod fuzzy_art;
+mod holt_winters;
 mod isolation_forest;
+mod markov_surprise;
+mod novelty;
+mod page_hinkley;
 mod parameter;
 mod random;
+mod range_novelty;
+mod relative_entropy;
 mod robust_zscore;
 mod series;
 mod silence;
 mod static_threshold;
+mod transition_novelty;
 
 pub use catalog::{build, names, parameters};
 pub use parameter::{Kind, Parameter};
@@ -31,6 +47,11 @@ pub(crate) fn known(value: Option<&f64>) -> Option<f64> {
         .copied()
         .filter(|value| value.is_finite())
         .map(|value| value.clamp(-VALUE_MAX, VALUE_MAX))
+}
+
+/// As [`bounded`], but what is not known stays so.
+pub(crate) fn bounded_or_nan(evidence: f64) -> f64 {
+    evidence.clamp(0.0, SCORE_MAX)
 }
 
 /// A score that keeps the promise of [`Score::score`].
@@ -66,6 +87,14 @@ pub struct Score {
     pub expected: Vec<f64>,
     pub lower: Vec<f64>,
     pub upper: Vec<f64>,
+    /// How bad an alarm is, 0 to 1; 0 below the alarm level.
+    pub grade: f64,
+    /// How much the detector knows of the entity, 0 to 1.
+    pub confidence: f64,
+    /// When the present departure from the usual began: half the alarm level, without a break.
+    pub since_ms: Option<i64>,
+    /// The series has settled on a new level and the detector has accepted it. Said once, on the row of acceptance.
+    pub level_shift: bool,
 }
 
 impl Score {
@@ -78,6 +107,10 @@ impl Score {
     pub(crate) fn reset(&mut self, features: usize) {
         self.score = 0.0;
         self.p_value = f64::NAN;
+        self.grade = 0.0;
+        self.confidence = 0.0;
+        self.since_ms = None;
+        self.level_shift = false;
         self.contributions.clear();
         self.contributions.resize(features, 0.0);
         for values in [&mut self.expected, &mut self.lower, &mut self.upper] {

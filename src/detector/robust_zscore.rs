@@ -5,11 +5,13 @@
 
 use std::sync::Arc;
 
+use crate::calibration::PROMISE;
 use crate::codec::{Reader, Writer};
 use crate::parameter::{Kind, Options, Parameter};
 use crate::series::{PerFeature, Reading, Series};
 use crate::{Detector, Error, Value};
 
+pub(crate) const ALL_PARAMETERS: &[&[Parameter]] = &[PARAMETERS, PROMISE];
 pub(crate) const NAME: &str = "robust_zscore";
 
 pub(crate) const PARAMETERS: &[Parameter] = &[
@@ -44,7 +46,7 @@ pub(crate) struct Config {
 
 pub(crate) fn build(options: &[(String, Value)], features: usize) -> Result<Arc<dyn Detector>, Error> {
     let given_warmup = options.iter().any(|(name, _)| name == "warmup");
-    let options = Options::check(NAME, &[PARAMETERS], options)?;
+    let options = Options::check(NAME, ALL_PARAMETERS, options)?;
     let window = options.count("window");
     let warmup = options.count("warmup");
     if given_warmup && warmup > window {
@@ -59,7 +61,7 @@ pub(crate) fn build(options: &[(String, Value)], features: usize) -> Result<Arc<
         window,
         warmup: warmup.min(window),
     };
-    PerFeature::<RobustZscore>::detector(config, features)
+    PerFeature::<RobustZscore>::detector(config, &options, features)
 }
 
 struct RobustZscore {

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use crate::calibration::{Calibration, Promise};
 use crate::codec::{Reader, Writer};
+use crate::parameter::Options;
 use crate::{Detector, Error, Row, Score, State};
 
 /// What a series detector says of one value.
@@ -10,6 +12,8 @@ use crate::{Detector, Error, Row, Score, State};
 pub(crate) struct Reading {
     /// Finite, ≥ 0, 1.0 is the alarm level.
     pub score: f64,
+    /// What calibration ranks: the score before anything was held back. NaN while warming up.
+    pub evidence: f64,
     pub expected: f64,
     pub lower: f64,
     pub upper: f64,
@@ -18,6 +22,7 @@ pub(crate) struct Reading {
 impl Reading {
     pub(crate) const QUIET: Self = Self {
         score: 0.0,
+        evidence: f64::NAN,
         expected: f64::NAN,
         lower: f64::NAN,
         upper: f64::NAN,
@@ -25,8 +30,10 @@ impl Reading {
 
     /// A band of `width` around `expected`; the score is the distance in widths.
     pub(crate) fn band(value: f64, expected: f64, width: f64) -> Self {
+        let score = (value - expected).abs() / width;
         Self {
-            score: (value - expected).abs() / width,
+            score,
+            evidence: score,
             expected,
             lower: expected - width,
             upper: expected + width,
@@ -55,20 +62,22 @@ pub(crate) trait Series: Send + Sized + 'static {
 
 pub(crate) struct PerFeature<S: Series> {
     config: Arc<S::Config>,
+    promise: Promise,
     features: usize,
 }
 
 impl<S: Series> PerFeature<S> {
-    pub(crate) fn detector(config: S::Config, features: usize) -> Result<Arc<dyn Detector>, Error> {
-        if features == 0 {
+    pub(crate) fn detector(config: S::Config, options: &Options, features: usize) -> Result<Arc<dyn Detector>, Error> {
+        if features == 0 || features > usize::from(u16::MAX) {
             return Err(Error::Features {
                 detector: S::NAME,
-                expected: "one or more",
-                given: 0,
+                expected: "1 to 65535",
+                given: features,
             });
         }
         Ok(Arc::new(Self {
             config: Arc::new(config),
+            promise: Promise::read(options)?,
             features,
         }))
     }
@@ -80,12 +89,14 @@ impl<S: Series> Detector for PerFeature<S> {
     }
 
     fn state_size_max(&self) -> usize {
-        4 + self.features * S::size_max(&self.config)
+        4 + Calibration::BYTES + self.features * S::size_max(&self.config)
     }
 
     fn fresh(&self, entity: u64) -> Box<dyn State> {
         Box::new(Bank::<S> {
             config: Arc::clone(&self.config),
+            promise: self.promise,
+            calibration: Calibration::new(),
             series: (0..self.features)
                 .map(|index| S::fresh(&self.config, entity ^ (index as u64).rotate_left(32)))
                 .collect(),
@@ -95,12 +106,15 @@ impl<S: Series> Detector for PerFeature<S> {
     fn restore(&self, _entity: u64, bytes: &[u8]) -> Result<Box<dyn State>, Error> {
         let mut reader = Reader::new(bytes);
         let version = reader.header(S::TAG, S::VERSION, self.features)?;
+        let calibration = Calibration::read(&mut reader)?;
         let series = (0..self.features)
             .map(|_| S::read(&self.config, version, &mut reader))
             .collect::<Result<_, _>>()?;
         reader.finish()?;
         Ok(Box::new(Bank::<S> {
             config: Arc::clone(&self.config),
+            promise: self.promise,
+            calibration,
             series,
         }))
     }
@@ -108,28 +122,34 @@ impl<S: Series> Detector for PerFeature<S> {
 
 struct Bank<S: Series> {
     config: Arc<S::Config>,
+    promise: Promise,
+    calibration: Calibration,
     series: Box<[S]>,
 }
 
 impl<S: Series> State for Bank<S> {
     fn score(&mut self, row: Row<'_>, out: &mut Score) {
         out.reset(self.series.len());
+        let mut evidence = f64::NAN;
         for (index, series) in self.series.iter_mut().enumerate() {
             let Some(value) = crate::known(row.features.get(index)) else {
                 continue;
             };
             let reading = series.step(&self.config, row.time_ms, value, row.learn);
+            evidence = evidence.max(crate::bounded_or_nan(reading.evidence));
             out.contributions[index] = crate::bounded(reading.score);
             out.expected[index] = reading.expected;
             out.lower[index] = reading.lower;
             out.upper[index] = reading.upper;
         }
         out.share_by_square();
+        self.calibration.finish(self.promise, row, evidence, out);
     }
 
     fn snapshot(&self, out: &mut Vec<u8>) {
         let mut writer = Writer::new(out);
         writer.header(S::TAG, S::VERSION, self.series.len());
+        self.calibration.write(&mut writer);
         for series in &self.series {
             series.write(&self.config, &mut writer);
         }

@@ -13,6 +13,7 @@ use crate::codec::{Reader, Writer};
 use crate::parameter::{Kind, Options, Parameter};
 use crate::{Detector, Error, Row, SCORE_MAX, Score, State, Value};
 
+pub(crate) const ALL_PARAMETERS: &[&[Parameter]] = &[PARAMETERS];
 pub(crate) const NAME: &str = "silence";
 const TAG: u8 = 2;
 const DAY_MS: i64 = 86_400_000;
@@ -71,7 +72,7 @@ pub(crate) fn build(options: &[(String, Value)], features: usize) -> Result<Arc<
             given: features,
         });
     }
-    let options = Options::check(NAME, &[PARAMETERS], options)?;
+    let options = Options::check(NAME, ALL_PARAMETERS, options)?;
     let (min_ms, max_ms) = (options.required("min_timeout"), options.required("max_timeout"));
     if min_ms > max_ms {
         return Err(Error::OutOfRange {
@@ -171,7 +172,7 @@ impl Gaps {
             return;
         }
         self.last_seen_ms = Some(seen_ms);
-        let gap_ms = (seen_ms - last_ms) as f64;
+        let gap_ms = seen_ms.saturating_sub(last_ms) as f64;
         // An outage is not a habit: a gap far beyond the threshold is not learned whole.
         if !learn || gap_ms > 4.0 * self.timeout_ms() {
             return;

@@ -7,6 +7,7 @@ use crate::codec::{Reader, Writer};
 use crate::parameter::{Kind, Options, Parameter};
 use crate::{Detector, Error, Row, SCORE_MAX, Score, State, Value};
 
+pub(crate) const ALL_PARAMETERS: &[&[Parameter]] = &[PARAMETERS];
 pub(crate) const NAME: &str = "static_threshold";
 const TAG: u8 = 1;
 const ANY: Kind = Kind::Number {
@@ -43,7 +44,7 @@ struct StaticThreshold {
 }
 
 pub(crate) fn build(options: &[(String, Value)], features: usize) -> Result<Arc<dyn Detector>, Error> {
-    let options = Options::check(NAME, &[PARAMETERS], options)?;
+    let options = Options::check(NAME, ALL_PARAMETERS, options)?;
     let bounds = Bounds {
         lower: options.number("lower"),
         upper: options.number("upper"),

@@ -14,6 +14,15 @@ fn all() -> Vec<(&'static str, Arc<dyn Detector>)> {
                 "static_threshold" => &[("lower", -2.0), ("upper", 5.0)],
                 "isolation_forest" => &[("n_estimators", 10.0), ("warmup", 16.0), ("max_samples", 32.0)],
                 "robust_zscore" => &[("window", 32.0), ("warmup", 8.0)],
+                "ewma" | "cusum" | "bocpd" | "ar" => &[("warmup", 8.0)],
+                "holt_winters" => &[("warmup", 8.0), ("seasonality", 5.0)],
+                "page_hinkley" => &[("min_instances", 8.0)],
+                "auto" => &[("warmup", 10.0), ("hold", 6.0)],
+                _ if detector::parameters(name)
+                    .is_some_and(|mut known| known.any(|parameter| parameter.name == "warmup")) =>
+                {
+                    &[("warmup", 10.0)]
+                }
                 _ => &[],
             };
             let options: Vec<(String, Value)> = short

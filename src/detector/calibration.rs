@@ -1,0 +1,271 @@
+//! From evidence to a promise: p-values, and an alarm level that keeps a stated rate of false alarms.
+//!
+//! A streaming histogram of the entity's own evidence, eight bins an octave, forgetting by halves. Where it is too thin to
+//! rank a row (fewer than [`TAIL_ROWS`] rows beyond), an exponential tail fitted to the excesses over that point takes over: the Pickands–Balkema–de Haan
+//! limit with shape 0 (Siffer, Fouque, Termier and Largouët, Anomaly detection in streams with extreme value theory, KDD 2017).
+//! A row is ranked before it is learned.
+
+use crate::codec::{Reader, Writer};
+use crate::parameter::{Kind, Options, Parameter};
+use crate::{Error, Row, SCORE_MAX, Score};
+
+const BINS: usize = 128;
+/// Evidence below it is bin 0.
+const LOWEST_LOG2: i32 = -10;
+const ROWS_MAX: u32 = 60_000;
+const TAIL_ROWS: u32 = 24;
+/// Below so many rows there is no tail to fit.
+const ROWS_MIN: u32 = 200;
+const P_MIN: f64 = 1e-12;
+
+/// Either parameter turns the score into ln p / ln α: 1.0 exactly where p reaches the promised rate.
+pub(crate) const PROMISE: &[Parameter] = &[
+    Parameter {
+        name: "contamination",
+        kind: Kind::NumberOr {
+            min: 1e-6,
+            max: 0.5,
+            word: "auto",
+        },
+        default: "auto",
+        expected: "a number from 0.000001 to 0.5, or 'auto'",
+        help: "share of normal rows that may alarm; 'auto' keeps the detector's own alarm level",
+    },
+    Parameter {
+        name: "false_alarms_per_day",
+        kind: Kind::Number { min: 1e-4, max: 1e4 },
+        default: "",
+        expected: "a number from 0.0001 to 10000",
+        help: "normal rows of one entity that may alarm in a day",
+    },
+];
+
+/// What the operator asked for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Promise {
+    None,
+    Rate(f64),
+    PerDay(f64),
+}
+
+impl Promise {
+    pub(crate) fn read(options: &Options) -> Result<Self, Error> {
+        match (options.number("contamination"), options.number("false_alarms_per_day")) {
+            (Some(_), Some(per_day)) => Err(Error::OutOfRange {
+                name: "false_alarms_per_day".into(),
+                value: per_day.to_string(),
+                expected: "left out where contamination is given",
+            }),
+            (Some(rate), None) => Ok(Self::Rate(rate)),
+            (None, Some(per_day)) => Ok(Self::PerDay(per_day)),
+            (None, None) => Ok(Self::None),
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Calibration {
+    counts: [u16; BINS],
+    total: u32,
+    last_ms: i64,
+    step_ms: f32,
+    since_ms: i64,
+}
+
+impl Calibration {
+    pub(crate) const BYTES: usize = 2 * BINS + 4 + 8 + 4 + 8;
+
+    pub(crate) fn new() -> Self {
+        Self {
+            counts: [0; BINS],
+            total: 0,
+            last_ms: i64::MIN,
+            step_ms: 0.0,
+            since_ms: i64::MIN,
+        }
+    }
+
+    /// Fills what follows from evidence and history: p-value, promised score, grade, confidence, since when.
+    pub(crate) fn finish(&mut self, promise: Promise, row: Row<'_>, evidence: f64, out: &mut Score) {
+        self.step(row.time_ms);
+        if evidence.is_nan() {
+            return;
+        }
+        out.p_value = self.p_value(evidence);
+        if let Some(rate) = self.rate(promise) {
+            let score = if self.total < ROWS_MIN {
+                0.0
+            } else {
+                (out.p_value.ln() / rate.ln()).clamp(0.0, SCORE_MAX)
+            };
+            out.share(score);
+        }
+        self.since_ms = match self.since_ms {
+            _ if out.score < 0.5 && evidence < 0.5 => i64::MIN,
+            i64::MIN => row.time_ms,
+            since_ms => since_ms,
+        };
+        out.since_ms = Some(self.since_ms).filter(|since_ms| *since_ms != i64::MIN);
+        out.grade = if out.score < 1.0 { 0.0 } else { 1.0 - 0.5 / out.score };
+        out.confidence = f64::from(self.total) / f64::from(self.total + 500);
+        if row.learn {
+            self.learn(evidence);
+        }
+    }
+
+    /// Share of this entity's rows with at least so much evidence.
+    fn p_value(&self, evidence: f64) -> f64 {
+        let bin = bin(evidence);
+        if bin == 0 || self.total == 0 {
+            return 1.0;
+        }
+        let total = f64::from(self.total);
+        let beyond: u32 = self.counts[bin + 1..].iter().map(|count| u32::from(*count)).sum();
+        let own = u32::from(self.counts[bin]);
+        if beyond >= TAIL_ROWS || self.total < ROWS_MIN {
+            // Where within its bin the row lies says how much of the bin is beyond it.
+            let share = (edge(bin + 1) - evidence) / (edge(bin + 1) - edge(bin));
+            let rows = f64::from(beyond) + f64::from(own) * share.clamp(0.0, 1.0);
+            return ((rows + 1.0) / (total + 1.0)).min(1.0);
+        }
+        self.tail(evidence, total).clamp(P_MIN, 1.0)
+    }
+
+    /// Exponential tail over the lowest edge with at least [`TAIL_ROWS`] rows beyond it.
+    fn tail(&self, evidence: f64, total: f64) -> f64 {
+        let mut rows = 0;
+        let mut sum = 0.0;
+        let mut threshold = edge(1);
+        for at in (1..BINS).rev() {
+            let count = u32::from(self.counts[at]);
+            rows += count;
+            sum += f64::from(count) * (edge(at) + edge(at + 1)) / 2.0;
+            if rows >= 2 * TAIL_ROWS {
+                threshold = edge(at);
+                break;
+            }
+        }
+        if rows == 0 {
+            return 1.0 / (total + 1.0);
+        }
+        let excess = (sum / f64::from(rows) - threshold).max(0.01 * threshold);
+        let from = (f64::from(rows) + 1.0) / (total + 1.0);
+        if evidence <= threshold {
+            return from;
+        }
+        from * (-(evidence - threshold) / excess).exp()
+    }
+
+    fn learn(&mut self, evidence: f64) {
+        if self.total >= ROWS_MAX {
+            self.total = 0;
+            for count in &mut self.counts {
+                *count /= 2;
+                self.total += u32::from(*count);
+            }
+        }
+        self.counts[bin(evidence)] += 1;
+        self.total += 1;
+    }
+
+    fn step(&mut self, time_ms: i64) {
+        if self.last_ms != i64::MIN && time_ms > self.last_ms {
+            let step_ms = time_ms.saturating_sub(self.last_ms) as f32;
+            // A long gap says nothing about the usual step.
+            let step_ms = if self.step_ms > 0.0 {
+                step_ms.min(4.0 * self.step_ms)
+            } else {
+                step_ms
+            };
+            let weight = if self.step_ms > 0.0 { 0.05 } else { 1.0 };
+            self.step_ms += weight * (step_ms - self.step_ms);
+        }
+        self.last_ms = self.last_ms.max(time_ms);
+    }
+
+    fn rate(&self, promise: Promise) -> Option<f64> {
+        match promise {
+            Promise::None => None,
+            Promise::Rate(rate) => Some(rate),
+            Promise::PerDay(per_day) => {
+                let rows_per_day = 86_400_000.0 / f64::from(self.step_ms.max(1.0));
+                Some((per_day / rows_per_day).clamp(1e-9, 0.5))
+            }
+        }
+    }
+
+    pub(crate) fn write(&self, writer: &mut Writer<'_>) {
+        for count in self.counts {
+            writer.u16(count);
+        }
+        writer.i64(self.last_ms);
+        writer.f32(self.step_ms);
+        writer.i64(self.since_ms);
+    }
+
+    pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Self, Error> {
+        let mut calibration = Self::new();
+        for count in &mut calibration.counts {
+            *count = reader.u16()?;
+        }
+        calibration.total = calibration.counts.iter().map(|count| u32::from(*count)).sum();
+        calibration.last_ms = reader.i64()?;
+        calibration.step_ms = reader.f32()?;
+        calibration.since_ms = reader.i64()?;
+        if calibration.total > ROWS_MAX || !(calibration.step_ms >= 0.0 && calibration.step_ms.is_finite()) {
+            return Err(Error::State("a histogram is not one".into()));
+        }
+        Ok(calibration)
+    }
+}
+
+/// Eight bins an octave, straight from exponent and mantissa.
+fn bin(evidence: f64) -> usize {
+    let bits = (evidence as f32).to_bits() >> 20;
+    let lowest = ((127 + LOWEST_LOG2) as u32) << 3;
+    (bits.saturating_sub(lowest) as usize).min(BINS - 1)
+}
+
+/// Least evidence of a bin.
+fn edge(bin: usize) -> f64 {
+    let octave = (bin / 8) as i32 + LOWEST_LOG2;
+    2f64.powi(octave) * (1.0 + (bin % 8) as f64 / 8.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bins_are_between_their_edges() {
+        for at in 1..BINS - 1 {
+            for evidence in [edge(at), (edge(at) + edge(at + 1)) / 2.0] {
+                assert_eq!(bin(evidence), at);
+            }
+        }
+        assert_eq!(bin(0.0), 0);
+        assert_eq!(bin(1e300), BINS - 1);
+    }
+
+    #[test]
+    fn p_values_of_exponential_evidence_are_uniform() {
+        let mut random = crate::random::Random::new(5);
+        let mut calibration = Calibration::new();
+        let mut below = [0u32; 3];
+        let rows = 400_000;
+        for row in 0..rows {
+            let evidence = -(1.0 - random.unit()).ln() * 0.2;
+            if row >= 50_000 {
+                for (count, level) in below.iter_mut().zip([1e-2, 1e-3, 1e-4]) {
+                    *count += u32::from(calibration.p_value(evidence) <= level);
+                }
+            }
+            calibration.learn(evidence);
+        }
+        let nominal = [3500.0, 350.0, 35.0];
+        for (count, expected) in below.iter().zip(nominal) {
+            let ratio = f64::from(*count) / expected;
+            assert!((0.6..1.6).contains(&ratio), "{below:?}");
+        }
+    }
+}
