@@ -7,7 +7,6 @@ use protocol::cloudevent;
 
 use crate::{
     fleet::{Fleet, Published},
-    kafka_under_test,
     workload::{self, BEGIN_MS, CONFIG, PIPELINE},
 };
 
@@ -33,7 +32,7 @@ pub fn alarms(found: &[Published]) -> usize {
 
 #[test]
 fn two_processes_share_four_partitions_and_count_every_window_exactly() -> anyhow::Result<()> {
-    let fleet = Fleet::new(kafka_under_test(), "exact", PIPELINE, CONFIG)?;
+    let fleet = Fleet::new("exact", PIPELINE, CONFIG)?;
     fleet.create("app", 4, false)?;
     let rows = workload::rows(6, 120, 20, 4);
     let expected = workload::windows(&rows);
@@ -58,9 +57,8 @@ fn two_processes_share_four_partitions_and_count_every_window_exactly() -> anyho
 fn poison_future_idle_and_late_rows_leave_windows_right_and_nothing_stops() -> anyhow::Result<()> {
     let pipeline = PIPELINE
         .replace("IDLE TIMEOUT INTERVAL '10' MINUTE", "IDLE TIMEOUT INTERVAL '3' SECOND")
-        .replace("MAX FUTURE SKEW INTERVAL '36500' DAY", "MAX FUTURE SKEW INTERVAL '1000' DAY")
         .replace("FEATURE VIEW load AS", "FEATURE VIEW load ALLOW LATENESS INTERVAL '10' SECOND AS");
-    let fleet = Fleet::new(kafka_under_test(), "dirty", &pipeline, CONFIG)?;
+    let fleet = Fleet::new("dirty", &pipeline, CONFIG)?;
     fleet.create("app", 4, false)?;
     let row = |second: i64, ms: i64| {
         let ts = BEGIN_MS + second * 1_000;

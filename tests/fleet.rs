@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     sync::Arc,
     time::{Duration, Instant},
@@ -13,15 +13,9 @@ use anyhow::{Context, bail};
 use kafka::{Broker, ConsumerConfig, Polled, ProducerConfig, TopicConfig};
 use protocol::{Batch, Output, TopicPartition};
 use serde_json::Value;
+use tests::rig;
 
-/// Folder of the programs under test: cargo puts test programs into its `deps`.
-pub fn program(name: &str) -> PathBuf {
-    let here = std::env::current_exe().expect("a running program has a path");
-    let folder = here.parent().and_then(Path::parent).expect("tests run from target/<profile>/deps");
-    let program = folder.join(name);
-    assert!(program.is_file(), "{} is not built: run the tests by `make test`", program.display());
-    program
-}
+use crate::programs::program;
 
 /// One record as read back.
 #[derive(Clone, Debug)]
@@ -66,7 +60,8 @@ impl Drop for Process {
 
 impl Fleet {
     /// A fleet with one pipeline. `config` is TOML beyond the prefix.
-    pub fn new(bootstrap: &str, name: &str, pipeline: &str, config: &str) -> anyhow::Result<Self> {
+    pub fn new(name: &str, pipeline: &str, config: &str) -> anyhow::Result<Self> {
+        let kafka = rig::Kafka::shared();
         let prefix = format!("{name}-{}.", uuid_like());
         let folder = tempfile::tempdir()?;
         let pipelines = folder.path().join("pipelines").join(name);
@@ -74,8 +69,7 @@ impl Fleet {
         fs::write(pipelines.join("pipeline.sql"), pipeline.replace("{prefix}", &prefix))?;
         let config = format!("[topics]\nprefix = \"{prefix}\"\ntenant = \"{name}\"\n{config}");
         fs::write(folder.path().join("homeostat.toml"), config)?;
-        let broker = kafka::Kafka::at(bootstrap)?;
-        Ok(Self { broker: Arc::new(broker), bootstrap: bootstrap.to_owned(), prefix, folder })
+        Ok(Self { broker: kafka.broker()?, bootstrap: kafka.bootstrap.clone(), prefix, folder })
     }
 
     /// The full name of a topic of this fleet, also of its sources.
@@ -114,7 +108,7 @@ impl Fleet {
     /// Starts one more process of the fleet: identical configuration, environment and working directory.
     pub fn start(&self, environment: &[(&str, &str)]) -> anyhow::Result<Process> {
         let log = self.folder.path().join(format!("{}.log", uuid_like()));
-        let child = Command::new(program("homeostat"))
+        let child = program("homeostat")
             .arg("run")
             .arg("--pipelines")
             .arg(self.folder.path().join("pipelines"))

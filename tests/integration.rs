@@ -1,5 +1,10 @@
 mod contract;
+mod delivery;
 mod demo;
+mod fleet;
 mod front_door;
+mod kill;
 mod programs;
+mod recovery;
 mod starter;
+mod workload;

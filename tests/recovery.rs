@@ -14,7 +14,6 @@ use serde_json::Value;
 use crate::{
     delivery::{alarms, published_windows},
     fleet::{Fleet, comparable},
-    kafka_under_test,
     workload::{self, CONFIG, PIPELINE},
 };
 
@@ -51,7 +50,7 @@ fn content(fleet: &Fleet) -> anyhow::Result<Content> {
 }
 
 fn start_fleet(name: &str) -> anyhow::Result<Fleet> {
-    let fleet = Fleet::new(kafka_under_test(), name, PIPELINE, &config())?;
+    let fleet = Fleet::new(name, PIPELINE, &config())?;
     fleet.create("app", 4, false)?;
     fleet.feed("app", rows())?;
     Ok(fleet)

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 /// A pipeline that alarms about every window, so that what is published shows every window.
 pub const PIPELINE: &str = "
 CREATE SOURCE app (service STRING, ms DOUBLE, ts TIMESTAMP(3),
-  WATERMARK FOR ts AS ts - INTERVAL '2' SECOND IDLE TIMEOUT INTERVAL '10' MINUTE MAX FUTURE SKEW INTERVAL '36500' DAY)
+  WATERMARK FOR ts AS ts - INTERVAL '2' SECOND IDLE TIMEOUT INTERVAL '10' MINUTE MAX FUTURE SKEW INTERVAL '5' MINUTE)
 WITH (connector = 'kafka', topic = '{prefix}app', format = 'json', 'scan.startup.mode' = 'earliest');
 
 CREATE FEATURE VIEW load AS
@@ -15,7 +15,7 @@ GROUP BY service, window_start, window_end;
 
 CREATE DETECTOR every ON load KEY (service) FEATURES (n, total) USING static_threshold WITH (upper = 0);
 
-CREATE POLICY restart_every ON every FOR 2 OF 3 WINDOWS
+CREATE POLICY restart_every ON every WHEN score >= 1 FOR 2 OF 3 WINDOWS
   COOLDOWN INTERVAL '1' DAY LIMIT 100 ACTIONS PER INTERVAL '1' HOUR
   DO ACTION 'restart' TARGET service EXPIRES AFTER INTERVAL '1' HOUR MODE AUTO;
 ";
