@@ -12,6 +12,7 @@
 //! Does not know Kafka, Arrow, SQL or the clock: time is the greatest broker timestamp read, windows are in event time.
 //! Fails only on state that it cannot read; input it cannot use is an effect, [`Effect::Unusable`].
 
+pub mod choose;
 pub mod config;
 mod decide;
 mod effect;
