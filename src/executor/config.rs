@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     env,
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -41,6 +42,7 @@ pub struct Config {
     pub topics: TopicsConfig,
     pub limits: LimitsConfig,
     pub ledger: LedgerConfig,
+    pub http: HttpConfig,
     pub log: LoggingConfig,
     /// What may be done at all.
     #[serde(default)]
@@ -78,6 +80,12 @@ pub struct LedgerConfig {
     #[serde(default)]
     pub path: Option<PathBuf>,
     pub retention_days: u32,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HttpConfig {
+    pub listen: SocketAddr,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -24,6 +24,7 @@ pub mod offsets;
 pub mod pool;
 pub mod report;
 pub mod run;
+pub mod watch;
 pub mod worker;
 
 pub use config::Config;

@@ -18,6 +18,7 @@ use executor::{
     ledger::Ledger,
     report::Identity,
     run::{self, BrokerControl, BrokerReporter, Settings, Stop},
+    watch::Watch,
     worker::{AdapterKey, Cancellations, Worker},
 };
 use kafka::{Broker, ConsumerConfig, Kafka};
@@ -70,6 +71,7 @@ fn is_wrong_input(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         matches!(cause.downcast_ref(), Some(Error::Config(_)))
             || matches!(cause.downcast_ref(), Some(kafka::Error::Config(_)))
+            || cause.is::<observe::Error>()
     })
 }
 
@@ -86,6 +88,7 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
     let ledger_path = config.ledger_path().ok_or_else(|| {
         Error::Config("nothing says where state may be kept; set ledger.path, XDG_STATE_HOME or HOME".into())
     })?;
+    let otlp = observe::Otlp::from_environment()?;
     if cli.check {
         println!("the configuration is valid");
         return Ok(());
@@ -101,6 +104,11 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
     if config.allow.is_empty() {
         tracing::warn!("the allow-list is empty: every command will be refused; add [[allow]] entries");
     }
+    let service = observe::Service {
+        name: "homeostat-executor",
+        version: env!("CARGO_PKG_VERSION"),
+    };
+    let observation = observe::Observation::start(&service, config.http.listen, otlp)?;
     let settings = settings(&config);
     run::await_topics(broker.as_ref(), &settings, &stop)?;
     if stop.is_requested() {
@@ -124,6 +132,11 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
         control: Box::new(control),
         cancelled: Cancellations::default(),
         reporter: Box::new(reporter),
+        watch: Watch {
+            metrics: Arc::clone(observation.metrics()),
+            health: Arc::clone(observation.health()),
+            spans: observation.spans().clone(),
+        },
         now_ms: Box::new(clock::now_ms),
     };
     run::run(broker.as_ref(), Arc::new(worker), &settings, &stop)?;

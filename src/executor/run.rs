@@ -194,6 +194,8 @@ impl<'a> Runner<'a> {
             }
             self.collect()?;
             self.release()?;
+            let in_flight = self.settings.in_flight_max.saturating_sub(self.pool.room());
+            self.worker.watch.alive(in_flight, self.held.len());
             if self.committed_at.elapsed() >= COMMIT_INTERVAL {
                 self.commit()?;
             }

@@ -23,6 +23,7 @@ use crate::{
     crash::CrashPoint,
     ledger::{Claim, Entry, Ledger, State},
     report::{Identity, Reporter, Statement},
+    watch::Watch,
 };
 
 /// Reads the `control` topic to its end, whenever it is asked.
@@ -67,12 +68,14 @@ pub struct Worker {
     pub control: Box<dyn ControlSource>,
     pub cancelled: Cancellations,
     pub reporter: Box<dyn Reporter>,
+    pub watch: Watch,
     pub now_ms: Box<dyn Fn() -> i64 + Send + Sync>,
 }
 
 impl Worker {
     /// From arrival to final report. When it returns, the command's offset may be committed.
     pub fn carry_out(&self, command: &Command) -> Result<(), Error> {
+        let since_ms = (self.now_ms)();
         let to = Addressee::from(command);
         let tenant = &command.action.target.target.tenant;
         if *tenant != self.identity.tenant {
@@ -90,26 +93,28 @@ impl Worker {
             );
             return Ok(());
         }
-        match self.ledger.find(command.id())? {
+        let outcome = match self.ledger.find(command.id())? {
             Some(entry) if entry.payload_sha256 != command.payload_sha256 => {
                 let reason = format!("the id was used before with data of SHA-256 {}", entry.payload_sha256);
-                self.reject(&to, Refusal::rejected(422, reason))
+                return self.reject(&to, Refusal::rejected(422, reason));
             }
             Some(Entry {
                 state: State::Done { outcome },
                 ..
-            }) => self.repeat(&to, &outcome),
+            }) => return self.repeat(&to, &outcome),
             Some(Entry {
                 state: State::Intent, ..
-            }) => self.resume(command, &to, permitted),
+            }) => self.resume(command, &to, permitted)?,
             Some(Entry {
                 state: State::Claimed, ..
             })
             | None => match permitted {
-                Ok(adapter) => self.begin(command, &to, adapter),
-                Err(refusal) => self.finish(command, &to, refusal.into()),
+                Ok(adapter) => self.begin(command, &to, adapter)?,
+                Err(refusal) => self.finish(command, &to, refusal.into())?,
             },
-        }
+        };
+        self.watch.finished(command, &outcome, since_ms);
+        Ok(())
     }
 
     /// Answers what is no command, where somebody waits for an answer.
@@ -132,7 +137,7 @@ impl Worker {
         Ok(adapter.as_ref())
     }
 
-    fn begin(&self, command: &Command, to: &Addressee, adapter: &dyn Adapter) -> Result<(), Error> {
+    fn begin(&self, command: &Command, to: &Addressee, adapter: &dyn Adapter) -> Result<Outcome, Error> {
         if let Err(refusal) = self.admit(command)? {
             return self.finish(command, to, refusal.into());
         }
@@ -154,7 +159,12 @@ impl Worker {
     }
 
     /// The predecessor meant to act and did not say how it ended.
-    fn resume(&self, command: &Command, to: &Addressee, permitted: Result<&dyn Adapter, Refusal>) -> Result<(), Error> {
+    fn resume(
+        &self,
+        command: &Command,
+        to: &Addressee,
+        permitted: Result<&dyn Adapter, Refusal>,
+    ) -> Result<Outcome, Error> {
         let adapter = match permitted {
             Ok(adapter) => adapter,
             Err(refusal) => {
@@ -186,7 +196,7 @@ impl Worker {
         self.finish(command, to, statement)
     }
 
-    fn act(&self, command: &Command, to: &Addressee, adapter: &dyn Adapter) -> Result<(), Error> {
+    fn act(&self, command: &Command, to: &Addressee, adapter: &dyn Adapter) -> Result<Outcome, Error> {
         self.ledger.intend(command.id(), self.entry(command))?;
         CrashPoint::AfterIntent.reached();
         self.announce(to, Statement::started());
@@ -226,11 +236,12 @@ impl Worker {
     }
 
     /// Remembers the final word, then says it.
-    fn finish(&self, command: &Command, to: &Addressee, statement: Statement) -> Result<(), Error> {
+    fn finish(&self, command: &Command, to: &Addressee, statement: Statement) -> Result<Outcome, Error> {
         let outcome = self.identity.outcome(to, statement, (self.now_ms)());
         self.ledger.finish(command.id(), self.entry(command), &outcome)?;
         CrashPoint::BeforeOutcome.reached();
-        self.say(to, &outcome)
+        self.say(to, &outcome)?;
+        Ok(outcome)
     }
 
     fn repeat(&self, to: &Addressee, outcome: &Outcome) -> Result<(), Error> {
@@ -240,6 +251,7 @@ impl Worker {
 
     fn say(&self, to: &Addressee, outcome: &Outcome) -> Result<(), Error> {
         self.reporter.publish(self.identity.event(to, outcome))?;
+        self.watch.said(outcome);
         tracing::info!(
             action_id = %outcome.action_id, target = %to.target_key, status = outcome.status.as_str(),
             code = outcome.code, error = outcome.error.as_deref(), trace_id = %outcome.incident_id.simple(), "outcome"

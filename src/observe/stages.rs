@@ -35,6 +35,12 @@ impl Stages {
         }
     }
 
+    /// A stage that says anything has its topics and runs.
+    fn alive(&self, stage: &'static str) {
+        self.health.beat(stage);
+        self.health.set_ready(true);
+    }
+
     fn trace(&self, commit: &Commit<'_>) {
         if commit.stage != "decide" || !self.spans.are_wanted() {
             return;
@@ -87,13 +93,13 @@ impl Observer for Stages {
             }
             rest = &rest[run..];
         }
-        self.health.beat(commit.stage);
+        self.alive(commit.stage);
         self.trace(commit);
     }
 
     fn aborted(&self, stage: &'static str, _reason: &str) {
         self.metrics.count("aborts_total", &[("stage", stage)], 1.0);
-        self.health.beat(stage);
+        self.alive(stage);
     }
 
     fn restored(&self, stage: &'static str, partitions: &[TopicPartition], state_records: u64, took_s: f64) {
@@ -105,7 +111,7 @@ impl Observer for Stages {
         for partition in partitions {
             self.health.resumed(&partition.to_string());
         }
-        self.health.beat(stage);
+        self.alive(stage);
     }
 
     fn stopped(&self, stage: &'static str, partition: &TopicPartition, reason: &str) {
@@ -119,7 +125,7 @@ impl Observer for Stages {
         for partition in partitions {
             self.health.resumed(&partition.to_string());
         }
-        self.health.beat(stage);
+        self.alive(stage);
     }
 
     fn sample(&self, stage: &'static str, name: &'static str, labels: &[(&'static str, &str)], value: f64) {
@@ -132,7 +138,7 @@ impl Observer for Stages {
         } else {
             self.metrics.gauge(name, &labels, instance(), value);
         }
-        self.health.beat(stage);
+        self.alive(stage);
     }
 }
 

@@ -222,9 +222,9 @@ fn health_and_readiness_are_answered() {
     let observation = observe("homeostat", None);
     assert_eq!(get(&observation, "/healthz").0, 200);
     assert_eq!(get(&observation, "/readyz"), (503, "starting\n".into()));
-    observation.health().set_ready(true);
-    assert_eq!(get(&observation, "/readyz").0, 200);
     let stages = observation.stages();
+    stages.sample("detect", "entities", &[], 0.0);
+    assert_eq!(get(&observation, "/readyz").0, 200);
     let partition = TopicPartition::new("panes", 2);
     stages.stopped("detect", &partition, "offset 5 is not in the log");
     assert_eq!(

@@ -25,6 +25,7 @@ use executor::{
     ledger::Ledger,
     report::Identity,
     run::{self, BrokerControl, BrokerReporter, Settings, Stop},
+    watch::Watch,
     worker::{Cancellations, Worker},
 };
 use kafka::{
@@ -225,6 +226,7 @@ fn start(
         control: Box::new(control),
         cancelled: Cancellations::default(),
         reporter: Box::new(reporter),
+        watch: Watch::none(),
         now_ms: Box::new(now_ms),
     };
     let thread = thread::spawn({

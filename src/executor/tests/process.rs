@@ -25,6 +25,7 @@ use executor::{
     crash::CrashPoint,
     ledger::Ledger,
     report::{Identity, Reporter},
+    watch::Watch,
     worker::{Cancellations, ControlSource, Worker},
 };
 use protocol::{
@@ -279,6 +280,7 @@ fn worker(directory: &Path) -> Worker {
         control: Box::new(NoControl),
         cancelled: Cancellations::default(),
         reporter: Box::new(FileReporter(directory.join("outcomes.jsonl"))),
+        watch: Watch::none(),
         now_ms: Box::new(now_ms),
     }
 }

@@ -116,6 +116,7 @@ impl Bench {
             control: Box::new(controls.clone()),
             cancelled: Cancellations::default(),
             reporter: Box::new(reports.clone()),
+            watch: Watch::none(),
             now_ms: Box::new(move || reading.load(Ordering::SeqCst)),
         };
         Self {

@@ -61,6 +61,7 @@ pub(crate) fn chain() -> [Output; 3] {
         propensity: 1.0,
         score: 1.5,
         evidence: vec![anomaly()],
+        choice: None,
     };
     let target = Target::service("homeostat", "cart");
     let action = Action {
