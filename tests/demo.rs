@@ -25,16 +25,27 @@ fn demo(arguments: &[&str]) -> (Output, Vec<Value>, Duration) {
         .output()
         .unwrap();
     let lines = String::from_utf8(output.stdout.clone()).unwrap();
-    let lines = lines.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}")));
+    let lines = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}")));
     let lines = lines.collect();
-    let left: Vec<_> = fs::read_dir(elsewhere.path()).unwrap().flatten().map(|entry| entry.path()).collect();
+    let left: Vec<_> = fs::read_dir(elsewhere.path())
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
     assert!(left.is_empty(), "left behind: {left:?}");
     (output, lines, since.elapsed())
 }
 
 fn said(output: &Output, lines: &[Value]) -> String {
     let lines: Vec<String> = lines.iter().map(Value::to_string).collect();
-    format!("{}\n{}\n{}", output.status, lines.join("\n"), String::from_utf8_lossy(&output.stderr))
+    format!(
+        "{}\n{}\n{}",
+        output.status,
+        lines.join("\n"),
+        String::from_utf8_lossy(&output.stderr)
+    )
 }
 
 #[test]
@@ -55,7 +66,10 @@ fn every_fault_heals_and_nothing_healthy_is_touched() {
     let kinds: BTreeSet<&str> = faults.iter().map(|fault| fault["fault"].as_str().unwrap()).collect();
     assert_eq!(kinds, BTreeSet::from(["crash", "hang", "latency", "leak"]));
     for fault in faults {
-        assert!(fault["detected_ms"].as_u64().unwrap() <= fault["healed_ms"].as_u64().unwrap(), "{fault}");
+        assert!(
+            fault["detected_ms"].as_u64().unwrap() <= fault["healed_ms"].as_u64().unwrap(),
+            "{fault}"
+        );
         assert!(fault["actions"].as_u64().unwrap() >= 1, "{fault}");
         assert_ne!(fault["pid_before"], fault["pid_after"], "{fault}");
     }
@@ -68,13 +82,23 @@ fn each_action_has_its_whole_story(lines: &[Value]) {
     for line in lines {
         if let Some(id) = line["action_id"].as_str() {
             stories.entry(id).or_default().push(line);
-            assert!(line["topic"].is_string() && line["offset"].is_u64() && line["partition"].is_u64(), "{line}");
+            assert!(
+                line["topic"].is_string() && line["offset"].is_u64() && line["partition"].is_u64(),
+                "{line}"
+            );
         }
     }
-    for (id, story) in stories.iter().filter(|(_, story)| story.iter().any(|line| line["kind"] == "command")) {
+    for (id, story) in stories
+        .iter()
+        .filter(|(_, story)| story.iter().any(|line| line["kind"] == "command"))
+    {
         let of = |kind: &str| story.iter().filter(|line| line["kind"] == kind).count();
         assert_eq!(of("command"), 1, "{id}");
-        assert_eq!(story.iter().filter(|line| line["status"] == "succeeded").count(), 1, "{id}: {story:?}");
+        assert_eq!(
+            story.iter().filter(|line| line["status"] == "succeeded").count(),
+            1,
+            "{id}: {story:?}"
+        );
         assert_eq!(of("verdict"), 1, "{id}");
         assert!(of("decision") >= 1, "{id}");
     }

@@ -408,3 +408,20 @@ fn the_shipped_pipelines_compile() {
         );
     }
 }
+
+#[test]
+fn the_shipped_configurations_are_accepted() {
+    for path in ["deploy/executor.toml", "docs/examples/executor.toml"] {
+        let output = program("homeostat-executor")
+            .arg("--config")
+            .arg(root().join(path))
+            .arg("--check")
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{path}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+}

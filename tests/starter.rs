@@ -23,7 +23,16 @@ use tests::rig::Kafka;
 use crate::programs::{program, root};
 
 /// Enough of them that two silent ones are no failure of the whole fleet.
-const SERVICES: [&str; 8] = ["checkout", "payment", "cart", "catalogue", "frontend", "shipping", "search", "mail"];
+const SERVICES: [&str; 8] = [
+    "checkout",
+    "payment",
+    "cart",
+    "catalogue",
+    "frontend",
+    "shipping",
+    "search",
+    "mail",
+];
 
 /// A fleet with the starter's pipeline, alone on its topics.
 struct Fleet {
@@ -117,8 +126,13 @@ impl Fleet {
                         let beat = serde_json::json!({"service": service, "instance": format!("{service}-1"), "time": "2026-01-02T03:04:05Z"});
                         let value = Some(beat.to_string().into_bytes());
                         let partition = Some((index % 2) as i32);
-                        let record =
-                            Output { topic: topic.as_str().into(), partition, key: None, value, headers: Vec::new() };
+                        let record = Output {
+                            topic: topic.as_str().into(),
+                            partition,
+                            key: None,
+                            value,
+                            headers: Vec::new(),
+                        };
                         producer.send(&record).unwrap();
                     }
                 }
@@ -135,16 +149,29 @@ impl Fleet {
 
     fn follow(&self, topic: &str) -> Follow {
         let count = self.broker.partition_count(topic).unwrap().unwrap();
-        let mut consumer = self.broker.consumer(&ConsumerConfig::new("starter-test", None)).unwrap();
-        let positions: Vec<_> = kafka::partitions_of(topic, count).into_iter().map(|partition| (partition, 0)).collect();
+        let mut consumer = self
+            .broker
+            .consumer(&ConsumerConfig::new("starter-test", None))
+            .unwrap();
+        let positions: Vec<_> = kafka::partitions_of(topic, count)
+            .into_iter()
+            .map(|partition| (partition, 0))
+            .collect();
         consumer.assign(&positions).unwrap();
-        Follow { consumer, batch: Batch::default() }
+        Follow {
+            consumer,
+            batch: Batch::default(),
+        }
     }
 
     fn operator(&self, arguments: &[&str]) -> String {
         let output = self.command(arguments).output().unwrap();
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success(), "{arguments:?}: {said}{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {said}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         said
     }
 }
@@ -172,7 +199,9 @@ impl Follow {
         while Instant::now() < deadline {
             self.consumer.poll(Duration::from_millis(100), &mut self.batch).unwrap();
             for record in self.batch.iter() {
-                let (Some(kind), Some(value)) = (CloudEvent::kind_of(&record), record.value) else { continue };
+                let (Some(kind), Some(value)) = (CloudEvent::kind_of(&record), record.value) else {
+                    continue;
+                };
                 if let Some(found) = found(kind, value) {
                     return Some(found);
                 }
@@ -216,20 +245,31 @@ fn the_starter_watches_in_shadow_and_asks_when_told_to() {
         }
         (quiet.contains(&"checkout".to_owned()) && quiet.contains(&"cart".to_owned())).then_some(())
     });
-    assert!(since.elapsed() > Duration::from_secs(28), "{quiet:?} after {:?}", since.elapsed());
+    assert!(
+        since.elapsed() > Duration::from_secs(28),
+        "{quiet:?} after {:?}",
+        since.elapsed()
+    );
     quiet.sort();
     quiet.dedup();
     assert_eq!(quiet, ["cart", "checkout"], "{}", fleet.log());
     let shadow = decisions.until(Duration::from_secs(30), |kind, value| {
         let decision = decision(kind, value)?;
-        assert!(decision.target_key.contains("checkout"), "only what the policy names: {decision:?}");
+        assert!(
+            decision.target_key.contains("checkout"),
+            "only what the policy names: {decision:?}"
+        );
         (decision.verdict == DecisionKind::Shadow).then_some(decision)
     });
     let shadow = shadow.unwrap_or_else(|| panic!("no decision: {}", fleet.log()));
     assert_eq!(shadow.mode, Mode::Shadow);
-    assert!(!shadow.gates.is_empty() && shadow.gates.iter().all(|gate| gate.passed), "{shadow:?}");
+    assert!(
+        !shadow.gates.is_empty() && shadow.gates.iter().all(|gate| gate.passed),
+        "{shadow:?}"
+    );
     let live = actions.until(Duration::from_secs(2), |kind, value| {
-        let live = kind == cloudevent::ACTION_REQUESTED && message::read::<Action>("action", value).unwrap().mode == "live";
+        let live =
+            kind == cloudevent::ACTION_REQUESTED && message::read::<Action>("action", value).unwrap().mode == "live";
         live.then_some(())
     });
     assert_eq!(live, None, "shadow asks nobody to do anything");

@@ -50,7 +50,7 @@ pub const TELEMETRY: [(&str, i32); 3] = [(METRICS_TOPIC, 2), (SPANS_TOPIC, 1), (
 pub const DURATION_MIN: Duration = Duration::from_secs(60);
 
 /// What the demonstration needs beyond its duration at most, for faults that do not heal.
-const OVERTIME: Duration = Duration::from_secs(45);
+const OVERTIME: Duration = Duration::from_secs(42);
 const READY_TIMEOUT: Duration = Duration::from_secs(40);
 /// Detectors learn what is usual, and the startup grace passes.
 const LEARNING: Duration = Duration::from_secs(12);
@@ -94,10 +94,7 @@ pub fn run(
     )?;
     for control in automatic_restarts() {
         publish_control(&*broker, topics, &control)?;
-        say(
-            &mut report,
-            format!("control   {}", serde_json::to_string(&control).unwrap_or_default()),
-        )?;
+        say(&mut report, format!("control   {}", shown(&control)))?;
     }
     if options.executor {
         let pid = shop.start_executor(topics)?;
@@ -142,6 +139,25 @@ fn automatic_restarts() -> impl Iterator<Item = Control> {
         by: "homeostat demo".to_owned(),
         reason: "the demonstration heals by itself".to_owned(),
     })
+}
+
+fn shown(control: &Control) -> String {
+    match control {
+        Control::Mode {
+            service,
+            action,
+            mode,
+            by,
+            ..
+        } => {
+            let mode = serde_json::to_value(mode)
+                .ok()
+                .and_then(|mode| mode.as_str().map(str::to_owned))
+                .unwrap_or_default();
+            format!("{service:<15} {action} may be {mode}, says {by}")
+        }
+        other => other.scope(),
+    }
 }
 
 fn publish_control(broker: &dyn Broker, topics: &Topics, control: &Control) -> Result<(), Error> {
@@ -254,20 +270,7 @@ impl<W: Write> Demo<'_, W> {
     fn watch_until(&mut self, timeout: Duration, mut met: impl FnMut(&mut Self) -> bool) -> Result<Ended, Error> {
         let deadline = Instant::now() + timeout;
         loop {
-            match self.receiver.recv_timeout(TICK) {
-                Ok(seen) => {
-                    let at_ms = self.at_ms();
-                    let fault = self
-                        .watch
-                        .see(&seen, at_ms)
-                        .map(|index| self.watch.faults()[index].fault);
-                    self.report.seen(at_ms, fault, &seen).map_err(written)?;
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => {
-                    return Err(Error::Failed("the fleet's topics cannot be read any further".into()));
-                }
-            }
+            self.take_records()?;
             self.shop.reap()?;
             if (self.stopped)() {
                 return Ok(Ended::Interrupted);
@@ -279,5 +282,33 @@ impl<W: Write> Demo<'_, W> {
                 return Ok(Ended::TimedOut);
             }
         }
+    }
+    /// Waits a tick and tells what arrived in it, in the order of the loop: topics are read side by side.
+    fn take_records(&mut self) -> Result<(), Error> {
+        let tick_ends = Instant::now() + TICK;
+        let mut arrived = Vec::new();
+        loop {
+            let left = tick_ends.saturating_duration_since(Instant::now());
+            match self.receiver.recv_timeout(left) {
+                Ok(seen) => arrived.push((self.at_ms(), seen)),
+                Err(RecvTimeoutError::Timeout) => break,
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(Error::Failed("the fleet's topics cannot be read any further".into()));
+                }
+            }
+            if left.is_zero() {
+                break;
+            }
+        }
+        let times: Vec<u64> = arrived.iter().map(|(at_ms, _)| *at_ms).collect();
+        arrived.sort_by_key(|(_, seen)| seen.what.rank());
+        for (at_ms, (_, seen)) in times.into_iter().zip(arrived) {
+            let fault = self
+                .watch
+                .see(&seen, at_ms)
+                .map(|index| self.watch.faults()[index].fault);
+            self.report.seen(at_ms, fault, &seen).map_err(written)?;
+        }
+        Ok(())
     }
 }

@@ -217,6 +217,20 @@ pub fn pid_after(outcome: &Outcome) -> Option<u32> {
     outcome.effect.get("pid_after")?.as_u64()?.try_into().ok()
 }
 
+impl What {
+    /// Where in the loop it stands: records of several topics that arrive together are told in this order.
+    pub fn rank(&self) -> u8 {
+        match self {
+            Self::Heartbeat { .. } | Self::Progress { .. } => 0,
+            Self::Anomaly { .. } => 1,
+            Self::Decision { .. } => 2,
+            Self::Command { .. } => 3,
+            Self::Outcome { .. } => 4,
+            Self::Verdict { .. } => 5,
+        }
+    }
+}
+
 /// For messages that name an action.
 pub fn action_id(what: &What) -> Option<Uuid> {
     match what {

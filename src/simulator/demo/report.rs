@@ -5,7 +5,7 @@ use std::{
     io::{self, Write},
 };
 
-use protocol::message::{DecisionKind, OutcomeStatus};
+use protocol::message::{DecisionKind, Gate, OutcomeStatus};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -141,17 +141,7 @@ impl<W: Write> Report<W> {
                 )
             }
             What::Decision { decision, .. } => {
-                let gates: Vec<&str> = decision
-                    .gates
-                    .iter()
-                    .filter(|gate| gate.passed)
-                    .map(|gate| &*gate.gate)
-                    .collect();
-                let passed = if gates.is_empty() {
-                    String::new()
-                } else {
-                    format!("  passed: {}", gates.join(", "))
-                };
+                let passed = gates(&decision.gates);
                 match decision.verdict {
                     DecisionKind::Act => {
                         let action = decision.action.as_ref().map_or("act", |action| &action.kind);
@@ -231,19 +221,38 @@ impl<W: Write> Report<W> {
             "false actions (on services without a fault): {}",
             summary.false_actions
         )?;
-        match (open, summary.healed()) {
-            (_, true) => writeln!(
-                self.out,
-                "all {} faults healed; no healthy service was touched",
-                summary.faults.len()
-            ),
-            (0, false) => writeln!(
-                self.out,
-                "not every kind of fault was shown, or something healthy was touched"
-            ),
-            (open, false) => writeln!(self.out, "{open} of {} faults did not heal", summary.faults.len()),
-        }
+        writeln!(self.out, "{}", ending(summary, open))
     }
+}
+
+fn ending(summary: &Summary, open: usize) -> String {
+    let all = summary.faults.len();
+    match summary {
+        summary if summary.healed() => format!("all {all} faults healed; no healthy service was touched"),
+        _ if open > 0 => format!("{open} of {all} faults did not heal"),
+        Summary { false_actions: 1.., .. } => "every fault healed, but a healthy service was touched".to_owned(),
+        Summary {
+            repeated_effects: 1.., ..
+        } => "every fault healed, but an action had its effect twice".to_owned(),
+        _ => "it ended before every kind of fault was shown".to_owned(),
+    }
+}
+
+/// The gates that a decision passed, below it.
+fn gates(gates: &[Gate]) -> String {
+    const LINE: usize = 84;
+    let mut text = String::new();
+    let mut width = LINE;
+    for gate in gates.iter().filter(|gate| gate.passed) {
+        if width + gate.gate.len() + 1 > LINE {
+            text.push_str(&format!("\n{:>43}", "passed"));
+            width = 0;
+        }
+        text.push(' ');
+        text.push_str(&gate.gate);
+        width += gate.gate.len() + 1;
+    }
+    text
 }
 
 fn clock(at_ms: u64) -> String {

@@ -283,6 +283,11 @@ mod report {
             assert_eq!(summary(&watch, 0).healed(), n == 3);
         }
         assert!(!summary(&watch, 1).healed());
+        let told = lines(Output::Text, |report| report.summary(1, &summary(&watch, 1)).unwrap());
+        assert_eq!(
+            told.last().unwrap(),
+            "every fault healed, but an action had its effect twice"
+        );
         watch.see(&command("inventory", 9), 5);
         assert!(!summary(&watch, 0).healed());
     }
