@@ -30,7 +30,8 @@ use crate::{
 /// Partial aggregates of many groups; group ids are dense from 0.
 pub trait Accumulator: Send {
     /// Folds rows, in order: row `i` into group `groups[i]`, unless `filter` is false or NULL for it. `group_count` is
-    /// one more than the greatest group so far and never shrinks until the next reset.
+    /// one more than the greatest group so far and never shrinks until the next reset; every group below it has had a row, be it
+    /// one that its filter refused (DataFusion's own accumulators rely on that).
     fn update(
         &mut self,
         groups: &[u32],

@@ -229,10 +229,10 @@ impl Aggregate {
             if self.sources[source].spec.format == Format::Heartbeat && record.timestamp_kind == TimestampKind::Create {
                 lane.receive_timed = true;
             }
-            let receive_ms = if self.now_ms > 0 {
-                self.now_ms
-            } else {
-                record.timestamp_ms
+            // Until the first tick the last time this source has seen stands in for the clock.
+            let receive_ms = match self.now_ms {
+                0 => lane.greatest_time_ms().unwrap_or(record.timestamp_ms),
+                now_ms => now_ms,
             };
             match self.decoders[source].push(&record, receive_ms) {
                 Ok(decoded) => rows += decoded,
@@ -309,7 +309,7 @@ impl Aggregate {
     fn dead_letter(&mut self, source: usize, record: &Record<'_>, fault: Fault, reason: &str, out: &mut Outputs) {
         let bytes_max = self.options.dead_letter_bytes_max;
         let name = &self.sources[source].name;
-        out.push(side::dead_letter(&self.dead_letters, name, record, reason, bytes_max));
+        out.push(protocol::dead_letter(&self.dead_letters, name, record, reason, bytes_max));
         *self.counters.dead_letters.entry((source, fault)).or_default() += 1;
     }
 

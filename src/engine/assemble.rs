@@ -395,8 +395,13 @@ impl Ring {
     ) -> Result<(), Error> {
         let keys = self.plain_keys(rows)?;
         let converted = self.converter.convert_columns(&keys)?;
-        let entities = converted.iter().map(|row| {
-            let row = row.owned();
+        // Without key columns the converter sees no rows: all of them are of the one entity there is.
+        let parser = self.converter.parser();
+        let nobody = keys.is_empty().then(|| parser.parse(&[]).owned());
+        let nobody = nobody
+            .iter()
+            .flat_map(|row| std::iter::repeat_n(row.clone(), rows.num_rows()));
+        let entities = converted.iter().map(|row| row.owned()).chain(nobody).map(|row| {
             *self.ids.entry(row).or_insert_with_key(|row| {
                 self.keys.push(row.clone());
                 (self.keys.len() - 1) as u32

@@ -8,6 +8,8 @@
 
 mod keys;
 mod record;
+#[cfg(test)]
+mod tests;
 
 use std::{collections::BTreeMap, mem, ops::Range, sync::Arc};
 

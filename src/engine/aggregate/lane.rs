@@ -166,6 +166,10 @@ impl Lane {
         self.replaying.as_ref().map_or(self.watermark_ms, |s| s.watermark_ms)
     }
 
+    pub fn greatest_time_ms(&self) -> Option<i64> {
+        Some(self.watermark_ms()? + self.delay_ms)
+    }
+
     /// A record came: whatever it holds, the partition is not quiet.
     pub fn wake(&mut self) {
         self.idle_due = false;

@@ -2,14 +2,26 @@
 
 mod harness;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
-use arrow::{array::Array, util::display::array_value_to_string};
+use arrow::{
+    array::{Array, AsArray},
+    datatypes::{DataType, Int64Type, Schema},
+    util::display::array_value_to_string,
+};
+use datafusion::{
+    logical_expr::Operator,
+    physical_expr::expressions::{binary, cast, col, lit},
+};
 use proptest::prelude::*;
 use protocol::{Stage, log::SourceProgress};
 
 use super::Options;
-use crate::spec::PaneSetSpec;
+use crate::{
+    assemble::{Assembler, ClosedWindow},
+    panes::read_panes,
+    spec::{Format, PaneSetSpec, Pipeline},
+};
 use harness::*;
 
 /// What a run does between records.
@@ -160,6 +172,88 @@ proptest! {
         finish(&mut harness);
         check(&harness, &sets);
     }
+}
+
+/// What detect makes of what several instances say, each owning one partition, their records interleaved at will.
+fn assemble(pipeline: &Pipeline, instances: &[Harness], mut order: impl Iterator<Item = usize>) -> Vec<ClosedWindow> {
+    let mut closed = Vec::new();
+    for target in 0..options().panes_partitions {
+        let mut assembler = Assembler::new(std::slice::from_ref(pipeline)).unwrap();
+        let here = |harness: &Harness| {
+            let outputs = harness
+                .on("t.panes")
+                .into_iter()
+                .filter(|output| output.partition == Some(target));
+            outputs.cloned().collect::<std::collections::VecDeque<_>>()
+        };
+        let mut writers: Vec<_> = instances.iter().map(here).collect();
+        let mut offset = 0;
+        while writers.iter().any(|writer| !writer.is_empty()) {
+            let next = order.next().unwrap_or(0) % writers.len();
+            let Some(output) = writers[next].pop_front() else {
+                continue;
+            };
+            offset += 1;
+            let value = output.value.as_ref().unwrap();
+            let assembled = match header(&output, "kind") {
+                Some("panes") => {
+                    let read = serde_json::from_str(header(&output, "pane").unwrap()).unwrap();
+                    assembler.panes(offset, &read, &read_panes(value).unwrap()).unwrap()
+                }
+                _ => assembler.progress(&serde_json::from_slice(value).unwrap()).unwrap(),
+            };
+            assert!(assembled.late.is_empty() && !assembled.stale && !assembled.unknown);
+            closed.extend(assembled.closed);
+        }
+    }
+    closed
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn detect_assembles_exact_windows_from_many_instances(
+        log in log(3),
+        acts in proptest::collection::vec(proptest::collection::vec(act(3), 0..30), 3),
+        order in proptest::collection::vec(0_usize..3, 1..50),
+    ) {
+        let sets = vec![by_service(), large()];
+        let pipeline = pipeline(sets.clone());
+        let mut instances = Vec::new();
+        for (partition, acts) in acts.iter().enumerate() {
+            let mut harness = Harness::owning(vec![pipeline.clone()], log.clone(), options(), vec![partition]);
+            perform(&mut harness, acts);
+            finish(&mut harness);
+            instances.push(harness);
+        }
+        let order = order.iter().copied().cycle().chain(0..3);
+        // A cycle of one writer alone would wait for the others for ever.
+        let order = order.enumerate().map(|(turn, writer)| if turn % 4 == 3 { turn / 4 } else { writer });
+        let closed = assemble(&pipeline, &instances, order);
+        for (index, view) in pipeline.views.iter().enumerate() {
+            let found = closed_windows(&closed, index, sets[view.pane_set].keys.len());
+            let expected = expected(&log, &sets[view.pane_set], &view.window);
+            assert_windows(&found, &expected.windows, &view.name);
+        }
+    }
+}
+
+fn closed_windows(closed: &[ClosedWindow], view: usize, keys: usize) -> Windows {
+    let mut windows = Windows::new();
+    for window in closed.iter().filter(|window| window.view == view) {
+        for row in 0..window.rows.num_rows() {
+            let cell = |column: usize| array_value_to_string(window.rows.column(column), row).unwrap();
+            let key = if keys == 0 { String::new() } else { cell(0) };
+            if key == CLOSING {
+                continue;
+            }
+            let value = (cell(keys + 2).parse().unwrap(), cell(keys + 3).parse().unwrap());
+            let before = windows.insert((window.end_ms, key), value);
+            assert!(before.is_none(), "a window closes once");
+        }
+    }
+    windows
 }
 
 #[test]
@@ -586,4 +680,131 @@ fn a_commit_that_contradicts_the_log_stops_the_partition() {
     harness.committed.get_mut(&0).unwrap().metadata = "v0;?".into();
     let error = harness.assign().unwrap_err().to_string();
     assert!(error.contains("commit metadata"), "{error}");
+}
+
+#[test]
+fn pipelines_that_declare_the_same_source_share_its_rows() {
+    // The second pipeline's projection lacks `service` and puts the rest in another order.
+    let schema = Arc::new(Schema::new(vec![schema().field(2).clone(), schema().field(0).clone()]));
+    let mut narrow = source();
+    narrow.schema = Arc::clone(&schema);
+    narrow.event_time = 1;
+    let mut set = large();
+    let value = || col("value", &schema).unwrap();
+    set.filter = Some(binary(value(), Operator::Gt, lit(10.0), &schema).unwrap());
+    set.aggregates[1].args = vec![value()];
+    let mut second = pipeline(vec![set]);
+    second.name = "second".into();
+    second.sources = vec![narrow];
+    let log: Vec<Entry> = (0..40)
+        .map(|at| entry(vec![row(10_000 + at * 100, "a", at as f64)]))
+        .collect();
+    let log: Vec<Entry> = log.into_iter().chain([entry(vec![row(90_000, "z", 0.0)])]).collect();
+    let mut harness = Harness::new(vec![pipeline(vec![by_service()]), second], vec![log]);
+    harness.step(&[0], 20);
+    harness.commit();
+    harness.crash();
+    finish(&mut harness);
+    check(&harness, &[by_service(), large()]);
+    assert_eq!(last(&harness).partitions[0].sets.len(), 2);
+}
+
+#[test]
+fn two_sources_on_one_topic_have_watermarks_of_their_own() {
+    let mut patient = source();
+    patient.fingerprint = 8;
+    patient.delay_ms = 10_000;
+    let mut set = large();
+    set.fingerprint = 80;
+    let mut second = pipeline(vec![set]);
+    second.name = "second".into();
+    second.sources = vec![patient];
+    let log: Vec<Entry> = (0..60)
+        .map(|at| entry(vec![row(10_000 + at * 200 - (at % 7) * 900, "a", at as f64)]))
+        .collect();
+    let log: Vec<Entry> = log.into_iter().chain([entry(vec![row(90_000, "z", 0.0)])]).collect();
+    for boundary in 1..60 {
+        let mut harness = Harness::new(vec![pipeline(vec![by_service()]), second.clone()], vec![log.clone()]);
+        harness.step(&[0], boundary);
+        harness.commit();
+        harness.crash();
+        finish(&mut harness);
+        for window in &by_service().windows {
+            let expected = expected(&harness.log, &by_service(), window);
+            assert_windows(&harness.windows(&by_service(), window), &expected.windows, &window.view);
+        }
+        let mut set = large();
+        set.fingerprint = 80;
+        let rows: i64 = harness
+            .windows(&set, &set.windows[0])
+            .values()
+            .map(|(count, _)| count)
+            .sum();
+        assert_eq!(rows, 2 * 49, "nothing is late by 10 s, and every row is in two windows");
+    }
+}
+
+#[test]
+fn a_row_over_which_an_expression_fails_is_a_dead_letter() {
+    let schema = schema();
+    let value = col("value", &schema).unwrap();
+    let whole = cast(value, &schema, DataType::Int64).unwrap();
+    let share = binary(lit(100_i64), Operator::Divide, whole, &schema).unwrap();
+    let mut set = large();
+    set.filter = Some(binary(share, Operator::Gt, lit(0_i64), &schema).unwrap());
+    let rows = [1.0, 2.0, 0.0, 4.0, 0.0]
+        .iter()
+        .map(|value| entry(vec![row(10_000, "a", *value), row(10_001, "a", 1.0)]));
+    let log: Vec<Entry> = rows.chain([entry(vec![row(90_000, "z", 1.0)])]).collect();
+    let mut harness = Harness::new(vec![pipeline(vec![set.clone()])], vec![log]);
+    finish(&mut harness);
+    let dead = harness.on("t.dead_letters");
+    assert_eq!(
+        dead.iter()
+            .map(|dead| header(dead, "source_offset").unwrap())
+            .collect::<Vec<_>>(),
+        ["2", "4"]
+    );
+    assert!(
+        header(dead[0], "reason")
+            .unwrap()
+            .to_lowercase()
+            .contains("divide by zero")
+    );
+    let windows = harness.windows(&set, &set.windows[0]);
+    assert_eq!(windows[&(10_500, String::new())], (8, 12.0));
+}
+
+#[test]
+fn receive_times_are_published_with_their_commit() {
+    let mut heartbeat = source();
+    heartbeat.format = Format::Heartbeat;
+    let mut pipeline = pipeline(vec![by_service()]);
+    pipeline.sources = vec![heartbeat];
+    let beat = Entry {
+        timestamp_ms: 5,
+        rows: vec![row(-1, "a", 1.0)],
+        poison: false,
+    };
+    let mut harness = Harness::new(vec![pipeline], vec![vec![beat; 6]]);
+    harness.tick(1);
+    harness.receive = true;
+    harness.step(&[0], 2);
+    harness.commit();
+    harness.step(&[0], 2);
+    // A replay would give these records another time: they are not replayed, or not yet published.
+    harness.now_ms += 5_000;
+    harness.crash();
+    assert_eq!(harness.positions[0], 2);
+    finish(&mut harness);
+    let counted: i64 = harness
+        .panes()
+        .iter()
+        .map(|(_, _, rows)| rows.column(3).as_primitive::<Int64Type>().value(0))
+        .sum();
+    assert_eq!(counted, 6);
+    assert!(
+        harness.on("t.dead_letters").is_empty(),
+        "no skew is judged where the producer's clock says nothing"
+    );
 }

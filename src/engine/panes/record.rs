@@ -1,12 +1,11 @@
 //! Pane records: Arrow IPC streams, each self-contained, each below the size that the topic takes.
 
-use std::io::Cursor;
-
 use arrow::{
     array::RecordBatch,
+    buffer::Buffer,
     ipc::{
         CompressionType,
-        reader::StreamReader,
+        reader::StreamDecoder,
         writer::{IpcWriteOptions, StreamWriter},
     },
 };
@@ -20,9 +19,13 @@ pub fn read_panes(bytes: &[u8]) -> Result<RecordBatch, Error> {
         what: "pane record",
         reason,
     };
-    let mut reader = StreamReader::try_new(Cursor::new(bytes), None).map_err(|error| unreadable(error.to_string()))?;
-    let rows = reader.next().ok_or_else(|| unreadable("no rows".into()))?;
-    rows.map_err(|error| unreadable(error.to_string()))
+    // The stream decoder never reserves what a length field claims, only what is there.
+    let mut buffer = Buffer::from(bytes);
+    let mut decoder = StreamDecoder::new();
+    let rows = decoder
+        .decode(&mut buffer)
+        .map_err(|error| unreadable(error.to_string()))?;
+    rows.ok_or_else(|| unreadable("no rows".into()))
 }
 
 /// The records that carry these rows, none above `bytes_max`: halves, by entity, until they fit. A single row that does

@@ -114,12 +114,41 @@ pub fn large() -> PaneSetSpec {
     }
 }
 
+/// Keys, window end, count and sum of every window of every set.
+fn views(sets: &[PaneSetSpec]) -> Vec<ViewSpec> {
+    let mut views = Vec::new();
+    for (pane_set, set) in sets.iter().enumerate() {
+        for window in &set.windows {
+            let time = DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into()));
+            let mut fields: Vec<Field> = set.key_fields.iter().map(|field| field.as_ref().clone()).collect();
+            fields.push(Field::new("window_start", time.clone(), false));
+            fields.push(Field::new("window_end", time, false));
+            fields.push(Field::new("agg_0", DataType::Int64, true));
+            fields.push(Field::new("agg_1", DataType::Float64, true));
+            let input = Arc::new(Schema::new(fields));
+            let projection = input.fields().iter().map(|field| col(field.name(), &input).unwrap());
+            views.push(ViewSpec {
+                name: window.view.clone(),
+                pane_set,
+                window: window.clone(),
+                aggregates: vec![0, 1],
+                projection: projection.collect(),
+                output: Arc::clone(&input),
+                input,
+                having: None,
+                fill_missing_windows: 0,
+            });
+        }
+    }
+    views
+}
+
 pub fn pipeline(sets: Vec<PaneSetSpec>) -> Pipeline {
     Pipeline {
         name: "test".into(),
         sources: vec![source()],
+        views: views(&sets),
         pane_sets: sets,
-        views: Vec::new(),
         detectors: Vec::new(),
         policies: Vec::new(),
     }
@@ -159,11 +188,16 @@ pub fn entry(rows: Vec<Row>) -> Entry {
 }
 
 impl Entry {
-    fn bytes(&self) -> Vec<u8> {
+    /// `receive`: without a time of their own.
+    fn bytes(&self, receive: bool) -> Vec<u8> {
         if self.poison {
             return b"\xff poison".to_vec();
         }
-        let time = |row: &Row| row.ts.map_or("-".to_owned(), |ts| ts.to_string());
+        let time = |row: &Row| match row.ts {
+            _ if receive => "receive".to_owned(),
+            Some(ts) => ts.to_string(),
+            None => "-".to_owned(),
+        };
         let line = |row: &Row| format!("{} {} {:?}\n", time(row), row.service, row.value);
         self.rows.iter().map(line).collect::<String>().into_bytes()
     }
@@ -242,10 +276,14 @@ pub struct Harness {
     pub pipelines: Vec<Pipeline>,
     pub options: Options,
     pub stage: Aggregate,
+    /// Partitions assigned to this instance.
+    pub owned: Vec<usize>,
     /// Next record to hand to the stage, per partition.
     pub positions: Vec<i64>,
     pub committed: BTreeMap<i32, Committed>,
     pub now_ms: i64,
+    /// Rows have the time at which they are received.
+    pub receive: bool,
     pending: Outputs,
     /// What became visible.
     pub visible: Vec<Output>,
@@ -257,8 +295,14 @@ impl Harness {
     }
 
     pub fn with(pipelines: Vec<Pipeline>, log: Vec<Vec<Entry>>, options: Options) -> Self {
+        let owned = (0..log.len()).collect();
+        Self::owning(pipelines, log, options, owned)
+    }
+
+    pub fn owning(pipelines: Vec<Pipeline>, log: Vec<Vec<Entry>>, options: Options, owned: Vec<usize>) -> Self {
         let stage = Self::stage(&pipelines, &options);
         let mut harness = Self {
+            owned,
             positions: vec![0; log.len()],
             log,
             pipelines,
@@ -266,6 +310,7 @@ impl Harness {
             stage,
             committed: BTreeMap::new(),
             now_ms: 1_000_000,
+            receive: false,
             pending: Outputs::default(),
             visible: Vec::new(),
         };
@@ -282,7 +327,7 @@ impl Harness {
     }
 
     pub fn assign(&mut self) -> Result<(), StageError> {
-        for partition in 0..self.log.len() {
+        for partition in self.owned.clone() {
             let assignment = Assignment {
                 committed: self.committed.get(&(partition as i32)).cloned(),
                 start_offset: 0,
@@ -306,14 +351,21 @@ impl Harness {
     /// Hands up to `count` records of each of these partitions over, in one batch.
     pub fn step(&mut self, partitions: &[usize], count: usize) {
         let mut batch = Batch::default();
-        for partition in partitions {
+        for partition in partitions.iter().filter(|partition| self.owned.contains(partition)) {
             let handle = batch.partition(TOPIC, *partition as i32);
             let from = self.positions[*partition] as usize;
             let to = (from + count).min(self.log[*partition].len());
             for offset in from..to {
                 let entry = &self.log[*partition][offset];
                 let stamp = (entry.timestamp_ms, TimestampKind::Create);
-                batch.push(handle, offset as i64, stamp, Some(b"k"), Some(&entry.bytes()), []);
+                batch.push(
+                    handle,
+                    offset as i64,
+                    stamp,
+                    Some(b"k"),
+                    Some(&entry.bytes(self.receive)),
+                    [],
+                );
             }
             self.positions[*partition] = to as i64;
         }
@@ -322,9 +374,11 @@ impl Harness {
 
     pub fn tick(&mut self, elapsed_ms: i64) {
         self.now_ms += elapsed_ms;
-        let caught_up: Vec<TopicPartition> = (0..self.log.len())
-            .filter(|partition| self.positions[*partition] as usize == self.log[*partition].len())
-            .map(|partition| self.place(partition))
+        let caught_up: Vec<TopicPartition> = self
+            .owned
+            .iter()
+            .filter(|partition| self.positions[**partition] as usize == self.log[**partition].len())
+            .map(|partition| self.place(*partition))
             .collect();
         let clock = Clock {
             now_ms: self.now_ms,
@@ -356,9 +410,12 @@ impl Harness {
 
     /// Reads everything that is left, in steps of this size.
     pub fn drain(&mut self, count: usize) {
-        let all: Vec<usize> = (0..self.log.len()).collect();
-        while (0..self.log.len()).any(|partition| (self.positions[partition] as usize) < self.log[partition].len()) {
-            self.step(&all, count);
+        let owned = self.owned.clone();
+        while owned
+            .iter()
+            .any(|partition| (self.positions[*partition] as usize) < self.log[*partition].len())
+        {
+            self.step(&owned, count);
         }
     }
 
