@@ -20,14 +20,20 @@ pub fn published_windows(anomalies: &[Published]) -> BTreeMap<(String, i64), (i6
         let n = data["features"]["n"].as_f64().unwrap_or_default() as i64;
         let total = data["features"]["total"].as_f64().unwrap_or_default();
         if service != "end" {
-            assert!(windows.insert((service, start), (n, total)).is_none(), "a window was published twice: {data}");
+            assert!(
+                windows.insert((service, start), (n, total)).is_none(),
+                "a window was published twice: {data}"
+            );
         }
     }
     windows
 }
 
 pub fn alarms(found: &[Published]) -> usize {
-    found.iter().filter(|record| record.kind() == cloudevent::ANOMALY).count()
+    found
+        .iter()
+        .filter(|record| record.kind() == cloudevent::ANOMALY)
+        .count()
 }
 
 #[test]
@@ -42,7 +48,9 @@ fn two_processes_share_four_partitions_and_count_every_window_exactly() -> anyho
     fleet.feed("app", rows[..half].iter().cloned())?;
     std::thread::sleep(Duration::from_secs(3));
     fleet.feed("app", rows[half..].iter().cloned())?;
-    let anomalies = fleet.wait("anomalies", Duration::from_secs(90), |found| alarms(found) >= expected.len())?;
+    let anomalies = fleet.wait("anomalies", Duration::from_secs(90), |found| {
+        alarms(found) >= expected.len()
+    })?;
     assert_eq!(published_windows(&anomalies), expected);
     // Both drain and exit 0; nothing is said twice on the way out.
     assert_eq!(first.terminate()?, 0);
@@ -57,7 +65,10 @@ fn two_processes_share_four_partitions_and_count_every_window_exactly() -> anyho
 fn poison_future_idle_and_late_rows_leave_windows_right_and_nothing_stops() -> anyhow::Result<()> {
     let pipeline = PIPELINE
         .replace("IDLE TIMEOUT INTERVAL '10' MINUTE", "IDLE TIMEOUT INTERVAL '3' SECOND")
-        .replace("FEATURE VIEW load AS", "FEATURE VIEW load ALLOW LATENESS INTERVAL '10' SECOND AS");
+        .replace(
+            "FEATURE VIEW load AS",
+            "FEATURE VIEW load ALLOW LATENESS INTERVAL '10' SECOND AS",
+        );
     let fleet = Fleet::new("dirty", &pipeline, CONFIG)?;
     fleet.create("app", 4, false)?;
     let row = |second: i64, ms: i64| {
@@ -84,16 +95,22 @@ fn poison_future_idle_and_late_rows_leave_windows_right_and_nothing_stops() -> a
     fleet.feed("app", feed)?;
     let process = fleet.start(&[])?;
     let found = fleet.wait("anomalies", Duration::from_secs(60), |found| alarms(found) >= 4)?;
-    let expected: BTreeMap<(String, i64), (i64, f64)> = [(0, (2, 5.0)), (10, (1, 2.0)), (20, (1, 32.0)), (30, (1, 8.0))]
-        .into_iter()
-        .map(|(start, window)| (("a".to_owned(), BEGIN_MS + start * 1_000), window))
-        .collect();
+    let expected: BTreeMap<(String, i64), (i64, f64)> =
+        [(0, (2, 5.0)), (10, (1, 2.0)), (20, (1, 32.0)), (30, (1, 8.0))]
+            .into_iter()
+            .map(|(start, window)| (("a".to_owned(), BEGIN_MS + start * 1_000), window))
+            .collect();
     assert_eq!(published_windows(&found), expected);
     let dead = fleet.read("dead_letters")?;
-    let places: Vec<(&str, &str)> =
-        dead.iter().map(|record| (record.headers["partition"].as_str(), record.headers["offset"].as_str())).collect();
+    let places: Vec<(&str, &str)> = dead
+        .iter()
+        .map(|record| (record.headers["partition"].as_str(), record.headers["offset"].as_str()))
+        .collect();
     assert_eq!(places, [("0", "1"), ("0", "2"), ("0", "3"), ("0", "4")], "{dead:#?}");
-    assert!(dead.iter().all(|record| !record.headers["reason"].is_empty()), "{dead:#?}");
+    assert!(
+        dead.iter().all(|record| !record.headers["reason"].is_empty()),
+        "{dead:#?}"
+    );
     let late = fleet.read("late")?;
     assert_eq!(late.len(), 1, "{late:#?}");
     assert_eq!(process.terminate()?, 0);

@@ -33,7 +33,9 @@ impl Published {
     }
 
     pub fn json(&self) -> Value {
-        self.value.as_deref().map_or(Value::Null, |value| serde_json::from_slice(value).expect("event data is JSON"))
+        self.value.as_deref().map_or(Value::Null, |value| {
+            serde_json::from_slice(value).expect("event data is JSON")
+        })
     }
 }
 
@@ -69,7 +71,12 @@ impl Fleet {
         fs::write(pipelines.join("pipeline.sql"), pipeline.replace("{prefix}", &prefix))?;
         let config = format!("[topics]\nprefix = \"{prefix}\"\ntenant = \"{name}\"\n{config}");
         fs::write(folder.path().join("homeostat.toml"), config)?;
-        Ok(Self { broker: kafka.broker()?, bootstrap: kafka.bootstrap.clone(), prefix, folder })
+        Ok(Self {
+            broker: kafka.broker()?,
+            bootstrap: kafka.bootstrap.clone(),
+            prefix,
+            folder,
+        })
     }
 
     /// The full name of a topic of this fleet, also of its sources.
@@ -127,8 +134,21 @@ impl Fleet {
 
     /// Everything committed on a topic so far.
     pub fn read(&self, name: &str) -> anyhow::Result<Vec<Published>> {
+        // A topic that was only just created may not have a leader yet.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            match self.read_now(name) {
+                Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(200)),
+                done => return done,
+            }
+        }
+    }
+
+    fn read_now(&self, name: &str) -> anyhow::Result<Vec<Published>> {
         let topic = self.topic(name);
-        let Some(count) = self.broker.partition_count(&topic)? else { return Ok(Vec::new()) };
+        let Some(count) = self.broker.partition_count(&topic)? else {
+            return Ok(Vec::new());
+        };
         let mut found = Vec::new();
         for partition in kafka::partitions_of(&topic, count) {
             self.read_partition(&partition, &mut found)?;
@@ -156,7 +176,10 @@ impl Fleet {
                     partition: partition.partition,
                     offset: record.offset,
                     key: record.key.map(text),
-                    headers: record.headers().map(|(name, value)| (name.to_owned(), text(value))).collect(),
+                    headers: record
+                        .headers()
+                        .map(|(name, value)| (name.to_owned(), text(value)))
+                        .collect(),
                     value: record.value.map(<[u8]>::to_vec),
                 });
             }
@@ -178,9 +201,17 @@ impl Fleet {
                 return Ok(found);
             }
             if Instant::now() > deadline {
-                let last: Vec<String> =
-                    found.iter().rev().take(3).map(|record| format!("{} {}", record.kind(), record.json())).collect();
-                bail!("{} has {} records after {patience:?} and is not complete; the last: {last:#?}", name, found.len());
+                let last: Vec<String> = found
+                    .iter()
+                    .rev()
+                    .take(3)
+                    .map(|record| format!("{} {}", record.kind(), record.json()))
+                    .collect();
+                bail!(
+                    "{} has {} records after {patience:?} and is not complete; the last: {last:#?}",
+                    name,
+                    found.len()
+                );
             }
             std::thread::sleep(Duration::from_millis(300));
         }
@@ -190,7 +221,10 @@ impl Fleet {
 impl Process {
     /// SIGTERM, then the exit code.
     pub fn terminate(mut self) -> anyhow::Result<i32> {
-        Command::new("kill").arg("-TERM").arg(self.child.id().to_string()).status()?;
+        Command::new("kill")
+            .arg("-TERM")
+            .arg(self.child.id().to_string())
+            .status()?;
         let deadline = Instant::now() + Duration::from_secs(30);
         while Instant::now() < deadline {
             if let Some(status) = self.child.try_wait()? {
@@ -198,7 +232,10 @@ impl Process {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        bail!("did not drain within 30 s; its log:\n{}", fs::read_to_string(&self.log)?)
+        bail!(
+            "did not drain within 30 s; its log:\n{}",
+            fs::read_to_string(&self.log)?
+        )
     }
 
     /// Waits for the process to die by SIGKILL, as at a crash point.
@@ -210,11 +247,17 @@ impl Process {
                 if status.signal() == Some(9) {
                     return Ok(());
                 }
-                bail!("ended by {status} instead of SIGKILL; its log:\n{}", fs::read_to_string(&self.log)?);
+                bail!(
+                    "ended by {status} instead of SIGKILL; its log:\n{}",
+                    fs::read_to_string(&self.log)?
+                );
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        bail!("the crash point was not reached within {patience:?}; its log:\n{}", fs::read_to_string(&self.log)?)
+        bail!(
+            "the crash point was not reached within {patience:?}; its log:\n{}",
+            fs::read_to_string(&self.log)?
+        )
     }
 }
 
@@ -230,7 +273,10 @@ pub fn comparable(published: &[Published]) -> BTreeMap<String, Vec<(String, Stri
         strip(&mut data);
         let id = record.headers.get("ce_id").cloned().unwrap_or_default();
         let entry = (id, record.kind().to_owned(), data);
-        by_key.entry(record.key.clone().unwrap_or_default()).or_default().push(entry);
+        by_key
+            .entry(record.key.clone().unwrap_or_default())
+            .or_default()
+            .push(entry);
     }
     by_key
 }
@@ -248,7 +294,7 @@ fn strip(data: &mut Value) {
     ];
     match data {
         Value::Object(fields) => {
-            fields.retain(|name, _| !WALL_CLOCK.contains(&name.as_str()) && !name.ends_with("_ms"));
+            fields.retain(|name, _| !WALL_CLOCK.contains(&name.as_str()) && !name.ends_with("_ms") && !name.ends_with("_now"));
             fields.values_mut().for_each(strip);
         }
         Value::Array(values) => values.iter_mut().for_each(strip),
@@ -258,13 +304,24 @@ fn strip(data: &mut Value) {
 
 /// The id of an event.
 pub fn event_ids(published: &[Published]) -> Vec<&str> {
-    published.iter().filter_map(|record| record.headers.get("ce_id")).map(String::as_str).collect()
+    published
+        .iter()
+        .filter_map(|record| record.headers.get("ce_id"))
+        .map(String::as_str)
+        .collect()
 }
 
 /// Unique within a test run.
 pub fn uuid_like() -> String {
     use std::sync::atomic::{AtomicU32, Ordering};
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_millis());
-    format!("{:x}{:x}{:x}", now, std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |elapsed| elapsed.as_millis());
+    format!(
+        "{:x}{:x}{:x}",
+        now,
+        std::process::id(),
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    )
 }

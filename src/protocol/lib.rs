@@ -5,6 +5,7 @@
 //! Fails only with [`Error`]: bytes that are not the message they claim to be.
 
 pub mod cloudevent;
+mod dead_letter;
 pub mod error;
 pub mod id;
 pub mod log;
@@ -17,6 +18,7 @@ pub mod time;
 pub mod topic;
 
 pub use cloudevent::CloudEvent;
+pub use dead_letter::dead_letter;
 pub use error::Error;
 pub use record::{Batch, Output, Outputs, Record, TimestampKind, TopicPartition};
 pub use stage::{Assignment, Clock, Committed, Progress, Stage, StageError, Start};

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use protocol::{CloudEvent, Output, Record, Topics, cloudevent, id, time};
-use sha2::{Digest, Sha256};
 
 use crate::{json, spec::WindowSpec};
 
@@ -31,31 +30,6 @@ impl Fault {
             Self::KeyLimit => "key_limit",
             Self::StateSize => "state_size",
         }
-    }
-}
-
-/// A record that could not be used, with where it is and why, and as much of it as is kept.
-pub fn dead_letter(topic: &Arc<str>, source: &str, record: &Record<'_>, reason: &str, bytes_max: usize) -> Output {
-    let value = record.value.map(|value| &value[..value.len().min(bytes_max)]);
-    let all = record.value.unwrap_or_default();
-    let headers = [
-        ("source_topic", record.partition.topic.to_string()),
-        ("source_partition", record.partition.partition.to_string()),
-        ("source_offset", record.offset.to_string()),
-        ("source", source.to_owned()),
-        ("reason", reason.to_owned()),
-        ("length", all.len().to_string()),
-        ("sha256", hex(&Sha256::digest(all))),
-        ("timestamp", record.timestamp_ms.to_string()),
-    ];
-    Output {
-        topic: Arc::clone(topic),
-        partition: None,
-        key: record.key.map(<[u8]>::to_vec),
-        value: value.map(<[u8]>::to_vec),
-        headers: headers
-            .map(|(name, value)| (name.to_owned(), value.into_bytes()))
-            .into(),
     }
 }
 
@@ -133,8 +107,4 @@ pub fn late_row(topics: &Topics, window: &WindowSpec, late: &LateRow<'_>) -> Out
     let mut output = event.output(topic, &data);
     output.key = late.record.key.map(<[u8]>::to_vec);
     output
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

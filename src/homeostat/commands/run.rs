@@ -43,7 +43,10 @@ impl Run {
         info!(pipelines = names.join(","), bootstrap = config.kafka.bootstrap, "starting");
         let stages = if self.stages.is_empty() { StageName::ALL.to_vec() } else { self.stages.clone() };
         let (crash, switches) = test_faults()?;
-        let observer = Arc::new(());
+        let service = observe::Service { name: "homeostat", version: env!("CARGO_PKG_VERSION") };
+        let listen = self.listen.unwrap_or(config.http.listen);
+        let observation = observe::Observation::start(&service, listen, observe::Otlp::from_environment()?)?;
+        let observer = observation.stages();
         let processor = Processor { broker, pipelines, config, observer, shutdown, crash, switches };
         let ended = processor.run(&stages);
         info!("drained");

@@ -17,7 +17,7 @@ use protocol::{
 use remediation::{Choice, Effect, Fleet, FleetConfig, Input, Limit, Message, Policy};
 use serde_json::{Map, Value};
 
-use super::dead_letter;
+use super::DEAD_LETTER_BYTES;
 
 /// How long an executor has for an action that does not say.
 const EXEC_TIMEOUT: Duration = Duration::from_secs(120);
@@ -77,7 +77,10 @@ impl Decide {
             owned.urgent = true;
             match &effect {
                 Effect::Note(note) => tell_detect(topics, self.panes_partitions, note, out),
-                Effect::Unusable(reason) => out.push(dead_letter(topics, &record, reason)),
+                Effect::Unusable(reason) => {
+                    let topic = topics.dead_letters().into();
+                    out.push(protocol::dead_letter(&topic, "decide", &record, reason, DEAD_LETTER_BYTES));
+                }
                 _ => out.records.extend(effect.output(topics)),
             }
         }

@@ -30,7 +30,7 @@ use protocol::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{dead_letter, json};
+use super::{DEAD_LETTER_BYTES, json};
 
 /// How often detect writes what it knows.
 #[derive(Clone, Debug)]
@@ -129,6 +129,7 @@ struct Part {
     next_offset: i64,
     clock_ms: i64,
     forwarded_ms: i64,
+    forwarded_watermark_ms: Option<i64>,
     flushed_slot: Option<i64>,
     snapshots: VecDeque<Snapshot>,
     restored: Option<ProgressRecord>,
@@ -209,12 +210,13 @@ impl Detect {
                 return Ok(());
             }
         };
+        let spoken = out.records.len();
         match assembled {
             Ok(assembled) => self.assembled(part, record, assembled, live, out)?,
             Err(error) => self.reject(&record, &error.to_string(), live, out),
         }
         if live {
-            self.forward_time(part, record.partition.partition, record.offset, out);
+            self.forward_time(part, &record, spoken, out);
         }
         Ok(())
     }
@@ -222,7 +224,8 @@ impl Detect {
     fn reject(&mut self, record: &Record<'_>, reason: &str, live: bool, out: &mut Outputs) {
         if live {
             self.counts.dead += 1;
-            out.push(dead_letter(&self.topics, record, reason));
+            let topic = self.topics.dead_letters().into();
+            out.push(protocol::dead_letter(&topic, "detect", record, reason, DEAD_LETTER_BYTES));
         }
     }
 
@@ -386,25 +389,29 @@ impl Detect {
         }
     }
 
-    /// Tells decide the time about once a second.
-    fn forward_time(&self, part: &mut Part, partition: i32, offset: i64, out: &mut Outputs) {
-        if part.clock_ms < part.forwarded_ms + 1_000 {
+    /// Tells decide the time: about once a second, and before anything said at a watermark that decide has not heard of.
+    /// `spoken`: where this record's outputs begin.
+    fn forward_time(&self, part: &mut Part, record: &Record<'_>, spoken: usize, out: &mut Outputs) {
+        let watermark = part.assembler.table().sources.values().filter_map(|source| source.closed_ms).max();
+        let news = out.records.len() > spoken && watermark != part.forwarded_watermark_ms;
+        if part.clock_ms < part.forwarded_ms + 1_000 && !news {
             return;
         }
         part.forwarded_ms = part.clock_ms;
-        let watermarks = part.assembler.table().sources.values().filter_map(|source| source.closed_ms);
+        part.forwarded_watermark_ms = watermark;
+        let partition = record.partition.partition;
         let population = self.watches.iter().zip(&part.entities);
         let data = TimeProgress {
-            watermark_ms: watermarks.max(),
+            watermark_ms: watermark,
             clock: part.clock_ms,
             partition,
             population: population.map(|(watch, entities)| (watch.id.clone(), entities.len() as u64)).collect(),
         };
         let tenant = self.topics.tenant();
-        let key = id::derived("progress", &[&partition.to_string(), &offset.to_string()]);
+        let key = id::derived("progress", &[&partition.to_string(), &record.offset.to_string()]);
         let source = format!("/homeostat/{tenant}/detect");
         let event = CloudEvent::new(key, tenant, &source, cloudevent::PROGRESS, "progress", part.clock_ms);
-        out.push(event.output(self.topics.anomalies(), &data));
+        out.records.insert(spoken, event.output(self.topics.anomalies(), &data));
     }
 }
 
@@ -630,6 +637,7 @@ impl Part {
             next_offset: 0,
             clock_ms: 0,
             forwarded_ms: 0,
+            forwarded_watermark_ms: None,
             flushed_slot: None,
             snapshots: VecDeque::new(),
             restored: None,
