@@ -5,8 +5,9 @@ use std::sync::Arc;
 use crate::parameter::{Parameter, nearest};
 use crate::{Detector, Error, Value};
 use crate::{
-    ar, auto, bocpd, cusum, ewma, fuzzy_art, holt_winters, isolation_forest, markov_surprise, page_hinkley,
-    range_novelty, relative_entropy, robust_zscore, silence, static_threshold, transition_novelty,
+    ar, auto, bocpd, cusum, ewma, extra_trees, fuzzy_art, half_space_trees, holt_winters, isolation_forest,
+    markov_surprise, page_hinkley, range_novelty, relative_entropy, robust_zscore, silence, static_threshold,
+    transition_novelty,
 };
 
 type Build = fn(&[(String, Value)], usize) -> Result<Arc<dyn Detector>, Error>;
@@ -33,7 +34,9 @@ const CATALOG: &[Entry] = entries![
     bocpd,
     cusum,
     ewma,
+    extra_trees,
     fuzzy_art,
+    half_space_trees,
     holt_winters,
     isolation_forest,
     markov_surprise,

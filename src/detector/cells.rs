@@ -116,6 +116,11 @@ impl Grid {
 }
 
 impl Move {
+    pub(crate) const NONE: Self = Self {
+        offset: 0.0,
+        scale: 1.0,
+    };
+
     pub(crate) fn position(&self, position: u16) -> u16 {
         let fraction = (f64::from(position) + 0.5) / 65536.0;
         ((self.offset + self.scale * fraction) * 65536.0) as u16
@@ -172,16 +177,15 @@ impl Cells {
         nearest
     }
 
-    pub(crate) fn shift(&mut self, by: Move) {
+    /// The grids of rows and columns have moved.
+    pub(crate) fn shift(&mut self, by_rows: Move, by_columns: Move) {
         let mut moved = [0; SIDE];
-        let mut to = [0; SIDE];
-        for (from, to) in to.iter_mut().enumerate() {
-            *to = by.cell(from);
-        }
+        let to_row: [usize; SIDE] = std::array::from_fn(|cell| by_rows.cell(cell));
+        let to_column: [usize; SIDE] = std::array::from_fn(|cell| by_columns.cell(cell));
         for (row, bits) in self.rows.iter().enumerate() {
             let mut left = *bits;
             while left != 0 {
-                moved[to[row]] |= 1u32 << to[left.trailing_zeros() as usize];
+                moved[to_row[row]] |= 1u32 << to_column[left.trailing_zeros() as usize];
                 left &= left - 1;
             }
         }
@@ -235,7 +239,7 @@ mod tests {
             let mut cells = Cells::default();
             for value in &values {
                 if let Some(by) = grid.widen(*value) {
-                    cells.shift(by);
+                    cells.shift(by, by);
                 }
                 let at = cell(grid.position(*value));
                 cells.set(at, at);

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use crate::codec::{Reader, Writer};
 use crate::parameter::{Kind, Options, Parameter};
 use crate::random::Random;
+use crate::ranking::Ranking;
 use crate::{Detector, Error, Row, Score, State, Value};
 
 pub(crate) const ALL_PARAMETERS: &[&[Parameter]] = &[PARAMETERS];
@@ -24,7 +25,6 @@ pub(crate) const NAME: &str = "isolation_forest";
 const TAG: u8 = 4;
 const REFIT_ROWS: u64 = 2048;
 const LEAF: u16 = u16::MAX;
-const BINS: usize = 256;
 /// Width of a normal forest's upper half of scores at least; keeps constants from dividing by 0.
 const SPREAD_MIN: f64 = 0.02;
 /// What one feature can add for lying beyond the sample.
@@ -106,7 +106,7 @@ impl Detector for IsolationForest {
     }
 
     fn state_size_max(&self) -> usize {
-        4 + 8 * 4 + 2 * (4 + 8 * self.config.reservoir() * self.config.features) + 4 * BINS
+        4 + 8 * 4 + 2 * (4 + 8 * self.config.reservoir() * self.config.features) + Ranking::BYTES
     }
 
     fn fresh(&self, entity: u64) -> Box<dyn State> {
@@ -132,7 +132,7 @@ impl Detector for IsolationForest {
             rows.resize(length, 0.0);
             reader.f64s(rows)?;
         }
-        reader.f32s(&mut state.histogram)?;
+        state.ranking = Ranking::read(&mut reader)?;
         reader.finish()?;
         if !state.fitted.is_empty() {
             state.forest = Some(Forest::grow(&self.config, &state.fitted, state.fit_seed));
@@ -151,8 +151,8 @@ struct Entity {
     /// What the forest was grown from.
     fitted: Vec<f64>,
     forest: Option<Forest>,
-    /// Raw scores of normal rows that the forest had not seen, forgetting.
-    histogram: [f32; BINS],
+    /// Raw scores of rows that the forest had not seen.
+    ranking: Ranking,
     unit: Vec<f32>,
 }
 
@@ -167,7 +167,8 @@ impl State for Entity {
         if let Some(forest) = &self.forest {
             forest.to_unit(row.features, &mut self.unit);
             let raw = forest.score(&self.unit, &mut out.contributions);
-            let alarm = forest.quantile.max(self.quantile_seen());
+            let seen = self.ranking.quantile(self.config.contamination);
+            let alarm = forest.quantile.max(seen);
             let score = ((raw - forest.median) / (alarm - forest.median).max(SPREAD_MIN)).max(0.0);
             out.share(score);
             for (part, (value, (low, high))) in out.contributions.iter_mut().zip(self.unit.iter().zip(&forest.bounds)) {
@@ -176,7 +177,8 @@ impl State for Entity {
             }
             out.score = crate::bounded(out.contributions.iter().sum());
             if row.learn {
-                self.remember(raw);
+                let rows_max = 64.0 / self.config.contamination.max(1e-3);
+                self.ranking.learn(raw, rows_max as f32);
             }
         }
         if row.learn {
@@ -195,7 +197,7 @@ impl State for Entity {
             writer.u32(rows.len() as u32);
             writer.f64s(rows);
         }
-        writer.f32s(&self.histogram);
+        self.ranking.write(&mut writer);
     }
 }
 
@@ -210,7 +212,7 @@ impl Entity {
             reservoir: Vec::new(),
             fitted: Vec::new(),
             forest: None,
-            histogram: [0.0; BINS],
+            ranking: Ranking::new(),
             unit: vec![0.0; config.features],
         }
     }
@@ -240,34 +242,6 @@ impl Entity {
             self.fitted.extend_from_slice(&self.reservoir);
             self.forest = Some(Forest::grow(&self.config, &self.fitted, self.fit_seed));
         }
-    }
-
-    fn remember(&mut self, raw: f64) {
-        let bin = ((raw * BINS as f64) as usize).min(BINS - 1);
-        self.histogram[bin] += 1.0;
-        let total: f32 = self.histogram.iter().sum();
-        if f64::from(total) > 64.0 / self.config.contamination.max(1e-3) {
-            for count in &mut self.histogram {
-                *count *= 0.5;
-            }
-        }
-    }
-
-    /// Quantile of unseen rows; 0 while there are too few to tell.
-    fn quantile_seen(&self) -> f64 {
-        let total: f32 = self.histogram.iter().sum();
-        let allowed = f64::from(total) * self.config.contamination;
-        if allowed < 1.0 {
-            return 0.0;
-        }
-        let mut above = 0.0;
-        for (bin, count) in self.histogram.iter().enumerate().rev() {
-            above += f64::from(*count);
-            if above > allowed {
-                return (bin + 1) as f64 / BINS as f64;
-            }
-        }
-        0.0
     }
 }
 

@@ -69,7 +69,7 @@ impl View for Transitions {
     }
 
     fn shift(&mut self, by: Move) {
-        self.cells.shift(by);
+        self.cells.shift(by, by);
     }
 
     fn distance(&mut self, lag: &usize, here: &Here<'_>) -> f64 {

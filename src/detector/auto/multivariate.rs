@@ -1,21 +1,33 @@
-//! Several features of one entity: how far each one's transitions lie from a slow reference.
+//! Several features of one entity: how far each one's transitions lie from a slow reference, and how they go together.
 //!
-//! Every feature keeps two maps of its transitions two rows apart: what is *known*, and what is *pending*. A row is held
-//! against the known only. Pending turns known in steps that grow with the history: so a fault is judged by what was there
-//! before it, for its whole length, and a new normal is accepted in the end. The score is the mean distance over the features, smoothed over a few rows
-//! (a fault touches several features in a row or two, noise does not), over an alarm level that depends only on their number.
+//! Every feature keeps maps of its transitions two rows apart and of its pairs with two other features ([`crate::cells`]), each
+//! twice: what is *known*, and what is *pending*. A row is held against the known only. Pending turns known in steps that grow with the
+//! history: so a fault is judged by what was there before it, for its whole length, and a new normal is accepted in the end.
+//! The score is the mean distance over the features, smoothed over a few rows (a fault moves several features for several
+//! rows, noise does not), over an alarm level that depends only on their number.
 
 use std::sync::Arc;
 
 use crate::calibration::{Calibration, Promise};
-use crate::cells::{Cells, Grid, SIDE, cell};
+use crate::cells::{Cells, Grid, Move, SIDE, cell};
 use crate::codec::{Reader, Writer};
 use crate::{Detector, Error, Row, Score, State};
 
 const TAG: u8 = 40;
 const LAG: usize = 2;
-/// Rows over which evidence is smoothed.
-const SMOOTHING: f64 = 5.0;
+/// Rows over which evidence is smoothed while it grows, and while it falls.
+const RISE_ROWS: f64 = 4.0;
+const FALL_ROWS: f64 = 6.0;
+/// Other features that each one is paired with.
+const PARTNERS: usize = 2;
+const MAPS: usize = 1 + PARTNERS;
+/// What a transition and what all pairs of a feature count for.
+const TRANSITION_SHARE: f64 = 0.7;
+const PAIR_SHARE: f64 = 0.3 / PARTNERS as f64 * 0.8;
+/// Evidence below which a standing alarm ends.
+const RELEASE: f64 = 0.75;
+/// One row counts for so many alarm levels at most.
+const ROW_MAX: f64 = 15.0;
 /// What a feature can be away from the known at most, in grids.
 const DISTANCE_MAX: f64 = 0.5;
 /// Rows after which pending turns known at the latest.
@@ -46,7 +58,7 @@ struct Ensemble {
 impl Ensemble {
     /// Mean distance that alarms, in grids: many features average noise away, few do not.
     fn alarm(&self) -> f64 {
-        0.0014 + 0.0052 / self.features as f64
+        0.0018 + 0.0068 / self.features as f64
     }
 }
 
@@ -56,7 +68,7 @@ impl Detector for Ensemble {
     }
 
     fn state_size_max(&self) -> usize {
-        4 + 8 + Calibration::BYTES + self.features * Feature::BYTES
+        4 + 9 + Calibration::BYTES + self.features * Feature::BYTES
     }
 
     fn fresh(&self, _entity: u64) -> Box<dyn State> {
@@ -64,6 +76,7 @@ impl Detector for Ensemble {
             config: *self,
             rows: 0,
             consolidate_at: self.warmup,
+            alarmed: false,
             calibration: Calibration::new(),
             features: (0..self.features).map(|_| Feature::new()).collect(),
         })
@@ -75,6 +88,7 @@ impl Detector for Ensemble {
         let _ = entity;
         let rows = reader.u32()?;
         let consolidate_at = reader.u32()?;
+        let alarmed = reader.u8()? != 0;
         let calibration = Calibration::read(&mut reader)?;
         let features = (0..self.features)
             .map(|_| Feature::read(&mut reader))
@@ -84,6 +98,7 @@ impl Detector for Ensemble {
             config: *self,
             rows,
             consolidate_at,
+            alarmed,
             calibration,
             features,
         }))
@@ -94,6 +109,8 @@ struct Entity {
     config: Ensemble,
     rows: u32,
     consolidate_at: u32,
+    /// An alarm stands until evidence falls to [`RELEASE`].
+    alarmed: bool,
     calibration: Calibration,
     features: Box<[Feature]>,
 }
@@ -102,14 +119,18 @@ impl State for Entity {
     fn score(&mut self, row: Row<'_>, out: &mut Score) {
         out.reset(self.features.len());
         let warm = self.rows >= self.config.warmup;
-        let alarm = self.config.alarm() * self.features.len() as f64;
-        let mut known = false;
+        let known = self.place(row);
+        let mut total = self.measure(row.learn, warm, &mut out.contributions);
+        let level = self.config.alarm() * self.features.len() as f64;
+        let most = ROW_MAX * level;
+        let clip = if total > most { most / total } else { 1.0 };
+        total *= clip;
+        let before: f64 = self.features.iter().map(|feature| f64::from(feature.smoothed)).sum();
+        let rows = if total > before { RISE_ROWS } else { FALL_ROWS };
         for (index, feature) in self.features.iter_mut().enumerate() {
-            if let Some(value) = crate::known(row.features.get(index)) {
-                known = true;
-                feature.step(value, row.learn, warm);
-            }
-            out.contributions[index] = f64::from(feature.smoothed) / alarm;
+            let change = out.contributions[index] * clip - f64::from(feature.smoothed);
+            feature.smoothed = (f64::from(feature.smoothed) + change / rows) as f32;
+            out.contributions[index] = f64::from(feature.smoothed) / level;
             out.lower[index] = feature.grid.low;
             out.upper[index] = feature.grid.high;
         }
@@ -121,8 +142,9 @@ impl State for Entity {
         }
         let mut evidence = f64::NAN;
         if warm {
-            out.score = crate::bounded(out.contributions.iter().sum());
-            evidence = out.score;
+            evidence = crate::bounded(out.contributions.iter().sum());
+            self.alarmed = evidence >= 1.0 || (self.alarmed && evidence >= RELEASE);
+            out.share(if self.alarmed { evidence.max(1.0) } else { evidence });
         } else {
             out.contributions.fill(0.0);
         }
@@ -134,6 +156,7 @@ impl State for Entity {
         writer.header(TAG, 1, self.features.len());
         writer.u32(self.rows);
         writer.u32(self.consolidate_at);
+        writer.u8(u8::from(self.alarmed));
         self.calibration.write(&mut writer);
         for feature in &self.features {
             feature.write(&mut writer);
@@ -142,65 +165,126 @@ impl State for Entity {
 }
 
 impl Entity {
+    /// Takes the row into the grids. True when any of its values is known.
+    fn place(&mut self, row: Row<'_>) -> bool {
+        let mut known = false;
+        let count = self.features.len();
+        for index in 0..count {
+            let value = crate::known(row.features.get(index));
+            let feature = &mut self.features[index];
+            feature.now = value.map(|value| {
+                known = true;
+                let moved = if row.learn { feature.grid.widen(value) } else { None };
+                (moved, feature.grid.off(value), feature.grid.position(value))
+            });
+            let Some((Some(by), ..)) = feature.now else {
+                continue;
+            };
+            for position in &mut feature.recent {
+                *position = by.position(*position);
+            }
+            for maps in [&mut feature.known, &mut feature.pending] {
+                maps[0].shift(by, by);
+                for pair in &mut maps[1..] {
+                    pair.shift(by, Move::NONE);
+                }
+            }
+            for partner in 1..=PARTNERS {
+                let other = &mut self.features[(index + count - partner % count) % count];
+                for maps in [&mut other.known, &mut other.pending] {
+                    maps[partner].shift(Move::NONE, by);
+                }
+            }
+        }
+        known
+    }
+
+    /// Distances of the row from what is known, per feature; then the row is pending. Returns their sum.
+    fn measure(&mut self, learn: bool, warm: bool, distances: &mut [f64]) -> f64 {
+        let mut total = 0.0;
+        let count = self.features.len();
+        for (index, total_here) in distances.iter_mut().enumerate() {
+            let partners: [Option<u16>; PARTNERS] = std::array::from_fn(|partner| {
+                self.features[(index + partner + 1) % count]
+                    .now
+                    .map(|(_, _, position)| position)
+            });
+            let feature = &mut self.features[index];
+            let Some((_, off, position)) = feature.now else {
+                *total_here = 0.0;
+                continue;
+            };
+            let to = cell(position);
+            let from = (usize::from(feature.rows) >= LAG).then(|| cell(feature.recent[LAG - 1]));
+            let mut distance = TRANSITION_SHARE * off.min(DISTANCE_MAX);
+            if let Some(from) = from {
+                distance += TRANSITION_SHARE * feature.judge(0, from, to, learn, warm);
+            }
+            for (partner, position) in partners.into_iter().enumerate() {
+                if let Some(position) = position {
+                    distance += PAIR_SHARE * feature.judge(partner + 1, to, cell(position), learn, warm);
+                }
+            }
+            feature.rows = feature.rows.saturating_add(1);
+            feature.recent.copy_within(..LAG - 1, 1);
+            feature.recent[0] = position;
+            *total_here = if warm { distance } else { 0.0 };
+            total += *total_here;
+        }
+        total
+    }
+
     fn consolidate(&mut self) {
         self.consolidate_at = self.rows.saturating_add(self.rows.min(CONSOLIDATION_MAX));
         for feature in &mut self.features {
-            feature.known.merge(&mut feature.pending);
+            for (known, pending) in feature.known.iter_mut().zip(&mut feature.pending) {
+                known.merge(pending);
+            }
         }
     }
 }
+
+/// The value of the present row: how the grid moved for it, how far off the grid it lies, where it lies.
+type Now = (Option<Move>, f64, u16);
 
 struct Feature {
     grid: Grid,
     /// Positions of the last rows, newest first.
     recent: [u16; LAG],
     rows: u8,
-    known: Cells,
-    pending: Cells,
+    /// Transitions, then pairs with the next features.
+    known: [Cells; MAPS],
+    pending: [Cells; MAPS],
     smoothed: f32,
+    now: Option<Now>,
 }
 
 impl Feature {
-    const BYTES: usize = Grid::BYTES + 2 * LAG + 1 + 2 * Cells::BYTES + 4;
+    const BYTES: usize = Grid::BYTES + 2 * LAG + 1 + 2 * MAPS * Cells::BYTES + 4;
 
     fn new() -> Self {
         Self {
             grid: Grid::new(),
             recent: [0; LAG],
             rows: 0,
-            known: Cells::default(),
-            pending: Cells::default(),
+            known: [Cells::default(); MAPS],
+            pending: [Cells::default(); MAPS],
             smoothed: 0.0,
+            now: None,
         }
     }
 
-    fn step(&mut self, value: f64, learn: bool, warm: bool) {
-        if learn && let Some(by) = self.grid.widen(value) {
-            self.known.shift(by);
-            self.pending.shift(by);
-            for position in &mut self.recent {
-                *position = by.position(*position);
-            }
-        }
-        let position = self.grid.position(value);
-        let mut distance = 0.0;
-        if usize::from(self.rows) >= LAG {
-            let (from, to) = (cell(self.recent[LAG - 1]), cell(position));
-            if warm {
-                distance = self.known.distance(from, to) as f64 / SIDE as f64 + self.grid.off(value);
-            }
-            if learn && warm {
-                self.pending.set(from, to);
-            } else if learn {
-                self.known.set(from, to);
-            }
+    fn judge(&mut self, map: usize, row: usize, column: usize, learn: bool, warm: bool) -> f64 {
+        let distance = if warm {
+            (self.known[map].distance(row, column) as f64 / SIDE as f64).min(DISTANCE_MAX)
         } else {
-            self.rows += 1;
+            0.0
+        };
+        if learn {
+            let maps = if warm { &mut self.pending } else { &mut self.known };
+            maps[map].set(row, column);
         }
-        self.recent.copy_within(..LAG - 1, 1);
-        self.recent[0] = position;
-        let change = distance.min(DISTANCE_MAX) - f64::from(self.smoothed);
-        self.smoothed = (f64::from(self.smoothed) + change / SMOOTHING) as f32;
+        distance
     }
 
     fn write(&self, writer: &mut Writer<'_>) {
@@ -209,8 +293,9 @@ impl Feature {
             writer.u16(position);
         }
         writer.u8(self.rows);
-        self.known.write(writer);
-        self.pending.write(writer);
+        for map in self.known.iter().chain(&self.pending) {
+            map.write(writer);
+        }
         writer.f32(self.smoothed);
     }
 
@@ -221,10 +306,11 @@ impl Feature {
             *position = reader.u16()?;
         }
         feature.rows = reader.u8()?;
-        feature.known = Cells::read(reader)?;
-        feature.pending = Cells::read(reader)?;
+        for map in feature.known.iter_mut().chain(&mut feature.pending) {
+            *map = Cells::read(reader)?;
+        }
         feature.smoothed = reader.f32()?;
-        if !(feature.smoothed >= 0.0 && feature.smoothed <= 1.0) {
+        if !(feature.smoothed >= 0.0 && feature.smoothed <= 10.0) {
             return Err(Error::State("a distance is not one".into()));
         }
         Ok(feature)

@@ -193,11 +193,11 @@ impl Metric {
         };
         self.recent.shift(by);
         for (cells, _) in &mut self.transitions {
-            cells.shift(by);
+            cells.shift(by, by);
         }
         if let Some(seasonal) = &mut self.seasonal {
             for cells in [&mut seasonal.day.0, &mut seasonal.week.0] {
-                cells.shift(by);
+                cells.shift(by, by);
             }
             for slot in seasonal.slots.iter_mut().filter(|slot| **slot != EMPTY) {
                 let centre = (u16::from(*slot) << 11) + 1024;

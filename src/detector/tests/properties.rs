@@ -17,6 +17,8 @@ fn all() -> Vec<(&'static str, Arc<dyn Detector>)> {
                 "ewma" | "cusum" | "bocpd" | "ar" => &[("warmup", 8.0)],
                 "holt_winters" => &[("warmup", 8.0), ("seasonality", 5.0)],
                 "page_hinkley" => &[("min_instances", 8.0)],
+                "half_space_trees" => &[("window_size", 16.0), ("n_trees", 5.0), ("height", 5.0)],
+                "extra_trees" => &[("warmup", 16.0), ("n_estimators", 4.0), ("max_samples", 24.0)],
                 "auto" => &[("warmup", 10.0), ("hold", 6.0)],
                 _ if detector::parameters(name)
                     .is_some_and(|mut known| known.any(|parameter| parameter.name == "warmup")) =>
