@@ -18,7 +18,10 @@ pub fn dead_letter(topic: &Arc<str>, source: &str, record: &Record<'_>, reason: 
         ("source", source.to_owned()),
         ("reason", reason.to_owned()),
         ("length", all.len().to_string()),
-        ("sha256", Sha256::digest(all).iter().map(|byte| format!("{byte:02x}")).collect()),
+        (
+            "sha256",
+            Sha256::digest(all).iter().map(|byte| format!("{byte:02x}")).collect(),
+        ),
         ("timestamp", record.timestamp_ms.to_string()),
     ];
     Output {

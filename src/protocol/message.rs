@@ -298,6 +298,41 @@ pub struct Decision {
     pub propensity: f64,
     pub score: f64,
     pub evidence: Vec<Uuid>,
+    /// How the action was chosen, where there was a choice.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub choice: Option<Choice>,
+}
+
+/// A learned choice, with everything needed to check and to evaluate it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Choice {
+    /// Version of the model; none was in force when absent.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub model: Option<String>,
+    /// The model could not tell, and nothing else was known.
+    pub abstained: bool,
+    /// The conditions that the explaining tree found to hold.
+    pub path: Vec<String>,
+    /// Every action that was considered.
+    pub options: Vec<ChoiceOption>,
+    /// What it was chosen on, by feature.
+    pub context: BTreeMap<String, Value>,
+}
+
+/// One action that was considered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ChoiceOption {
+    pub action: String,
+    /// What the model says of it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub probability: Option<f64>,
+    /// Mean of what is believed of its success.
+    pub expected: f64,
+    /// Probability with which it would have been chosen.
+    pub propensity: f64,
+    /// Why it could not be chosen: a gate, or `unsafe` for an impact that nothing here calls for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub refused_by: Option<String>,
 }
 
 /// What was decided.
@@ -421,6 +456,15 @@ pub enum Control {
         #[serde(default)]
         reason: String,
     },
+    /// The model that chooses for a policy (`pipeline.policy`, or `*` for all that have none of their own).
+    Model {
+        policy: String,
+        /// As `train` writes it.
+        model: Value,
+        by: String,
+        #[serde(default)]
+        reason: String,
+    },
     /// Layout of the fleet's internal topics, written once.
     Generation { panes_partitions: i32 },
 }
@@ -434,6 +478,7 @@ impl Control {
             Self::Protected { service, .. } => format!("protected/{service}"),
             Self::Maintenance { service, .. } => format!("maintenance/{service}"),
             Self::Reset { service, .. } => format!("reset/{service}"),
+            Self::Model { policy, .. } => format!("model/{policy}"),
             Self::Generation { .. } => "generation".into(),
         }
     }

@@ -89,6 +89,48 @@ pub struct FleetConfig {
     pub episodes_max: usize,
     /// What is known of each kind of action, beside what is built in.
     pub actions: BTreeMap<String, ActionClass>,
+    /// DO CHOOSE.
+    pub choose: ChooseConfig,
+}
+
+/// How DO CHOOSE picks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ChooseConfig {
+    /// What it picks from, most harmless first; `noop` and `escalate` are always added.
+    pub actions: Vec<String>,
+    /// Every allowed action keeps this probability, none exceeds that one.
+    pub propensity_min: f64,
+    pub propensity_max: f64,
+    /// Past incidents that the model's word is worth.
+    pub prior_strength: f64,
+    /// Past incidents that what other services taught is worth at most.
+    pub pooled_max: f64,
+    /// Verdicts at hand without which an undecided model leaves the matter to a person.
+    pub experience_min: u32,
+    /// What it is worth to leave an incident to a person, against 1 for healing it.
+    pub escalate_value: f64,
+    /// What an action costs by itself, by its impact, against 1 for a healed incident.
+    pub cost_low: f64,
+    pub cost_medium: f64,
+    pub cost_high: f64,
+}
+
+impl Default for ChooseConfig {
+    fn default() -> Self {
+        Self {
+            actions: ["restart", "scale_up", "rollback"].map(String::from).to_vec(),
+            propensity_min: 0.02,
+            propensity_max: 0.95,
+            prior_strength: 4.0,
+            pooled_max: 10.0,
+            experience_min: 20,
+            escalate_value: 0.3,
+            cost_low: 0.05,
+            cost_medium: 0.15,
+            cost_high: 0.3,
+        }
+    }
 }
 
 impl Default for FleetConfig {
@@ -141,6 +183,7 @@ impl Default for FleetConfig {
                 .to_vec(),
             episodes_max: 100_000,
             actions: BTreeMap::new(),
+            choose: ChooseConfig::default(),
         }
     }
 }

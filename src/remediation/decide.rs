@@ -3,8 +3,8 @@
 use protocol::{
     cloudevent, id,
     message::{
-        Action, ActionBody, ActionCancelled, ActionTarget, Approval, ApprovalRecord, Decision, DecisionKind, Explain,
-        Gate, IncidentState, Ladder, Mode, Timing, Verdict,
+        self, Action, ActionBody, ActionCancelled, ActionTarget, Approval, ApprovalRecord, Decision, DecisionKind,
+        Explain, Gate, IncidentState, Ladder, Mode, Timing, Verdict,
     },
 };
 use serde_json::json;
@@ -15,13 +15,28 @@ use crate::{
     config::ms,
     follow::Then,
     gate::{Judgement, Retry},
+    pick::NOOP,
     state::{Asked, Case, Episode, EpisodeKey, LastAction, Lock, Pending, Phase, StateKey},
 };
 
 /// What an incident would do next.
-struct Next {
-    kind: String,
-    of: u32,
+pub(crate) struct Next {
+    pub kind: String,
+    pub of: u32,
+    /// Probability with which it was chosen; 1 where there was no choice.
+    pub propensity: f64,
+    pub choice: Option<message::Choice>,
+}
+
+impl Next {
+    pub(crate) fn only(kind: &str, of: usize) -> Self {
+        Self {
+            kind: kind.to_owned(),
+            of: u32::try_from(of).unwrap_or(u32::MAX),
+            propensity: 1.0,
+            choice: None,
+        }
+    }
 }
 
 impl Fleet {
@@ -39,7 +54,7 @@ impl Fleet {
             self.close(key, "its policy was withdrawn", out);
             return;
         };
-        let Some(next) = self.next(&policy, case) else {
+        let Some((next, judgement)) = self.next(key, &policy, episode, case) else {
             self.give_up(key, &policy, out);
             return;
         };
@@ -49,9 +64,6 @@ impl Fleet {
             self.drop_request(key);
             return self.consider(key, out);
         }
-        let Some(judgement) = self.judge(key, &policy, episode, &next.kind) else {
-            return;
-        };
         let asked = episode.pending().is_some();
         if asked && judgement.refused.is_none() && judgement.mode <= Mode::Shadow {
             self.withdraw_request(key, "the mode no longer allows the action", out);
@@ -112,21 +124,26 @@ impl Fleet {
         !harmless && !given
     }
 
-    /// The action of the incident's step, or `None` when everything was tried.
-    fn next(&self, policy: &Policy, case: &Case) -> Option<Next> {
-        match &policy.action {
-            Choice::Fixed(kind) => (case.tries < self.config.attempts_max.max(1)).then(|| Next {
-                kind: kind.clone(),
-                of: 1,
-            }),
-            Choice::Ladder(kinds) | Choice::Choose(kinds) => {
-                let kind = kinds.get(case.step.checked_sub(1)? as usize)?;
-                (case.tries < self.config.attempts_max.max(1)).then(|| Next {
-                    kind: kind.clone(),
-                    of: kinds.len() as u32,
-                })
+    /// What the incident would do next and what the gates say of it; `None` when everything was tried.
+    fn next(&self, key: &EpisodeKey, policy: &Policy, episode: &Episode, case: &Case) -> Option<(Next, Judgement)> {
+        let untired = case.tries < self.config.attempts_max.max(1);
+        let next = match (&case.pending, &policy.action) {
+            // What a person was asked about is what is done.
+            (Some(pending), _) => Next {
+                kind: pending.action.action.kind.clone(),
+                of: pending.action.ladder.of,
+                propensity: pending.propensity,
+                choice: pending.choice.clone(),
+            },
+            (None, Choice::Fixed(kind)) if untired => Next::only(kind, 1),
+            (None, Choice::Ladder(kinds)) if untired => {
+                Next::only(kinds.get(case.step.checked_sub(1)? as usize)?, kinds.len())
             }
-        }
+            (None, Choice::Choose(kinds)) => return self.pick(key, policy, episode, case, kinds),
+            _ => return None,
+        };
+        let judgement = self.judge(key, policy, episode, &next.kind)?;
+        Some((next, judgement))
     }
 
     /// Everything was tried: recorded as a refusal, then a person's.
@@ -148,8 +165,8 @@ impl Fleet {
             refused: Some(Retry::Never),
             mode: policy.mode,
         };
-        let kind = case.tried.last().cloned().unwrap_or_default();
-        self.refuse(key, &Next { kind, of: 1 }, judgement, out);
+        let next = Next::only(case.tried.last().map_or("", String::as_str), 1);
+        self.refuse(key, &next, judgement, out);
     }
 
     fn refuse(&mut self, key: &EpisodeKey, next: &Next, judgement: Judgement, out: &mut Vec<Effect>) {
@@ -254,6 +271,8 @@ impl Fleet {
                     topic: policy.into_topic.clone(),
                     action,
                     score,
+                    propensity: next.propensity,
+                    choice: next.choice.clone(),
                     phase: Phase::Asked(asked),
                 });
             }
@@ -294,19 +313,51 @@ impl Fleet {
                 id: Some(asked.approval_id),
             };
         }
-        self.remember(key, policy, &next.kind, false);
+        if next.kind != NOOP {
+            self.remember(key, policy, &next.kind, false);
+        }
         self.lock(&action.target.key, action_id);
         let deadline_ms = action
             .timing
             .start_deadline
             .saturating_add(action.timing.exec_timeout_ms);
-        self.send(key, policy, action, decision_id, out);
+        if next.kind == NOOP {
+            return self.wait(key, policy, next, action, out);
+        }
+        self.send(key, policy, next, action, decision_id, out);
         let reason = format!("sent {}", next.kind);
         self.set_state(key, IncidentState::Acting, &reason, Some(deadline_ms), out);
         self.hear_early(action_id, key, out);
     }
 
-    fn send(&mut self, key: &EpisodeKey, policy: &Policy, action: Action, decision_id: Uuid, out: &mut Vec<Effect>) {
+    /// To do nothing is a choice as well: it is watched and judged like any other, and costs no budget.
+    fn wait(&mut self, key: &EpisodeKey, policy: &Policy, next: &Next, action: Action, out: &mut Vec<Effect>) {
+        let topic = policy.into_topic.clone();
+        self.edit(key, |episode| {
+            let score = episode.latest.score;
+            if let Some(case) = &mut episode.case {
+                case.pending = Some(Pending {
+                    action,
+                    topic,
+                    score,
+                    propensity: next.propensity,
+                    choice: next.choice.clone(),
+                    phase: Phase::Started,
+                });
+            }
+        });
+        self.watch(key, false, "chose to do nothing; watching the signal", out);
+    }
+
+    fn send(
+        &mut self,
+        key: &EpisodeKey,
+        policy: &Policy,
+        next: &Next,
+        action: Action,
+        decision_id: Uuid,
+        out: &mut Vec<Effect>,
+    ) {
         self.state.clock.sequence += 1;
         self.dirty.insert(StateKey::Clock);
         let Some(episode) = self.state.episodes.get(key) else {
@@ -334,6 +385,8 @@ impl Fleet {
                     action: action.clone(),
                     topic: topic.clone(),
                     score,
+                    propensity: next.propensity,
+                    choice: next.choice.clone(),
                     phase: Phase::Requested,
                 });
             }
@@ -444,9 +497,10 @@ impl Fleet {
             mode: judgement.mode,
             action_id,
             action: policy.map(|policy| self.body(&policy, &next.kind)),
-            propensity: 1.0,
+            propensity: next.propensity,
             score: case.opened_by.score,
             evidence: case.evidence.clone(),
+            choice: next.choice.clone(),
         };
         let mut event = self.event(cloudevent::DECISION, decision_id, key, episode, case.id);
         event.mode = Some(

@@ -15,7 +15,7 @@ use crate::{
     Effect, FleetConfig, Input, Message, Policy,
     config::{glob, ms},
     observe::Counters,
-    state::{Case, Episode, EpisodeKey, Index, Peak, State, StateKey, TargetState},
+    state::{Case, Episode, EpisodeKey, InForce, Index, Peak, State, StateKey, TargetState},
 };
 
 /// How long the greatest population of a group is remembered.
@@ -189,6 +189,19 @@ impl Fleet {
         if !changed {
             return;
         }
+        // A model that cannot be read never replaces one that can.
+        let model = match data {
+            Some(Control::Model { model, .. }) => match InForce::read(model) {
+                Ok(model) => Some(model),
+                Err(reason) => {
+                    out.push(Effect::Unusable(format!("{scope}: {reason}")));
+                    return;
+                }
+            },
+            _ => None,
+        };
+        self.index.models.remove(scope);
+        self.index.models.extend(model.map(|model| (scope.to_owned(), model)));
         match data {
             Some(control) => self.state.controls.insert(scope.to_owned(), control.clone()),
             None => self.state.controls.remove(scope),

@@ -107,8 +107,8 @@ impl Fleet {
             OutcomeStatus::Accepted if phase == Phase::Requested => self.set_phase(key, Phase::Accepted),
             OutcomeStatus::Started if matches!(phase, Phase::Requested | Phase::Accepted) => self.on_started(key),
             OutcomeStatus::Accepted | OutcomeStatus::Started => {}
-            OutcomeStatus::Succeeded => self.watch(key, false, out),
-            OutcomeStatus::Unknown => self.watch(key, true, out),
+            OutcomeStatus::Succeeded => self.watch(key, false, "the executor succeeded; watching the signal", out),
+            OutcomeStatus::Unknown => self.watch(key, true, "the executor cannot say whether it acted", out),
             OutcomeStatus::Failed => self.on_failed(key, report, out),
             OutcomeStatus::Rejected => self.on_rejected(key, report, out),
             OutcomeStatus::Expired => {
@@ -152,7 +152,7 @@ impl Fleet {
     }
 
     /// The effect is watched from a while after the executor's report.
-    fn watch(&mut self, key: &EpisodeKey, unsure: bool, out: &mut Vec<Effect>) {
+    pub(crate) fn watch(&mut self, key: &EpisodeKey, unsure: bool, reason: &str, out: &mut Vec<Effect>) {
         let now_ms = self.now_ms();
         let from_to = self.edit(key, |episode| {
             let pending = episode.case.as_mut()?.pending.as_mut()?;
@@ -171,10 +171,6 @@ impl Fleet {
             Some(from_ms)
         });
         let Some(Some(from_ms)) = from_to else { return };
-        let reason = match unsure {
-            true => "the executor cannot say whether it acted",
-            false => "the executor succeeded; watching the signal",
-        };
         self.set_state(key, IncidentState::Verifying, reason, Some(from_ms), out);
     }
 
@@ -327,6 +323,9 @@ impl Fleet {
         self.free(&pending.action.target.key, pending.action.action_id);
         if sent {
             self.learn(key, verdict, pending.action.target.key.as_str());
+        }
+        if matches!(pending.phase, Phase::Verifying(_)) {
+            self.experience(key, &pending.action, verdict);
         }
         self.next_step(key, &pending.action.action.kind);
         self.rest_after(key);

@@ -54,11 +54,11 @@ impl Fleet {
     /// a circle explain nothing of each other.
     pub(crate) fn explained_by(&self, name: &str) -> Option<&str> {
         let reachable = self.reachable(name);
-        let sick = reachable.iter().rev().copied().filter(|callee| self.sick(callee));
+        let sick = reachable.iter().rev().copied().filter(|callee| self.is_sick(callee));
         sick.into_iter().find(|callee| !self.reachable(callee).contains(&name))
     }
 
-    fn sick(&self, service: &str) -> bool {
+    pub(crate) fn is_sick(&self, service: &str) -> bool {
         let key = Target::service(&self.config.tenant, service).key();
         self.index.sick_targets.contains_key(&key)
     }

@@ -22,12 +22,13 @@ mod follow;
 mod gate;
 mod graph;
 mod observe;
+mod pick;
 mod policy;
 mod signal;
 mod state;
 mod storm;
 
-pub use config::{ActionClass, FleetConfig, Impact, Limit};
+pub use config::{ActionClass, ChooseConfig, FleetConfig, Impact, Limit};
 pub use effect::{Effect, Input, Message};
 pub use error::Error;
 pub use fleet::Fleet;

@@ -10,7 +10,7 @@ use protocol::{
 use serde_json::Value;
 
 use crate::{
-    Effect, Fleet, Policy,
+    Choice, Effect, Fleet, Policy,
     config::ms,
     follow::Then,
     policy::SLACK_STEPS,
@@ -74,7 +74,12 @@ impl Fleet {
             return;
         }
         let healthy = data.telemetry_healthy;
-        let cleared = self.edit(key, |episode| fold(episode, policy, window, reading, healthy));
+        let cleared = self.edit(key, |episode| {
+            if reading == Reading::Meets && matches!(policy.action, Choice::Choose(_)) {
+                episode.context = crate::pick::context(data);
+            }
+            fold(episode, policy, window, reading, healthy)
+        });
         if cleared == Some(true) {
             self.on_clear(key, out);
         } else {
@@ -115,6 +120,7 @@ impl Fleet {
             clear: false,
             cleared_end_ms: None,
             event_wake_ms: None,
+            context: BTreeMap::new(),
             case: None,
         };
         self.insert_episode(key.clone(), episode);

@@ -2,15 +2,19 @@
 //!
 //! Each value stands under its own key of the compacted state topic, so that a commit writes only what changed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use protocol::{
     Target,
-    message::{Action, Control, IncidentState, OutcomeStatus},
+    message::{Action, Choice, Control, IncidentState, OutcomeStatus},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
+use crate::choose::{Model, Value};
 use crate::{
     Error, Fleet, FleetConfig,
     config::{Limit, ms},
@@ -149,6 +153,9 @@ pub(crate) struct Episode {
     pub cleared_end_ms: Option<i64>,
     /// When the watermark passes this the episode is looked at again.
     pub event_wake_ms: Option<i64>,
+    /// What the last window that met WHEN said, for a learned choice.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub context: BTreeMap<String, Value>,
     pub case: Option<Case>,
 }
 
@@ -205,6 +212,10 @@ pub(crate) struct Pending {
     pub action: Action,
     pub topic: String,
     pub score: f64,
+    /// Probability with which it was chosen.
+    pub propensity: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub choice: Option<Choice>,
     pub phase: Phase,
 }
 
@@ -301,6 +312,13 @@ pub(crate) struct LastAction {
     pub incident: Uuid,
 }
 
+/// What is known of an action's success, for one policy, at one service or at all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Experience {
+    pub healed: u32,
+    pub failed: u32,
+}
+
 /// What an executor said of a command that was not known yet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Early {
@@ -337,6 +355,7 @@ pub(crate) enum StateKey {
     Precision(String),
     Early(Uuid),
     Calls(String),
+    Experience(String),
 }
 
 impl StateKey {
@@ -361,6 +380,7 @@ impl StateKey {
             Self::Precision(detector) => format!("decide/precision/{detector}"),
             Self::Early(action) => format!("decide/early/{action}"),
             Self::Calls(caller) => format!("decide/calls/{caller}"),
+            Self::Experience(of) => format!("decide/experience/{of}"),
         };
         text.into_bytes()
     }
@@ -391,6 +411,7 @@ impl StateKey {
             "precision" => Self::Precision(owned),
             "early" => Self::Early(rest.parse().ok()?),
             "calls" => Self::Calls(owned),
+            "experience" => Self::Experience(owned),
             _ => return None,
         })
     }
@@ -410,6 +431,7 @@ pub(crate) struct State {
     pub precision: BTreeMap<String, Precision>,
     pub early: BTreeMap<Uuid, Early>,
     pub calls: BTreeMap<String, Calls>,
+    pub experience: BTreeMap<String, Experience>,
 }
 
 /// What follows from the state, kept beside it so that no question costs a scan.
@@ -426,8 +448,25 @@ pub(crate) struct Index {
     pub actions: BTreeMap<Uuid, EpisodeKey>,
     /// Open incidents by the service they would act on.
     pub cases: BTreeSet<(String, EpisodeKey)>,
+    /// Models in force, by the scope of their control record.
+    pub models: BTreeMap<String, Arc<InForce>>,
     /// When a service can be forgotten.
     pub forgets: BTreeSet<(i64, String)>,
+}
+
+/// A model with its version, which is dear to compute.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct InForce {
+    pub model: Model,
+    pub version: String,
+}
+
+impl InForce {
+    pub(crate) fn read(model: &serde_json::Value) -> Result<Arc<Self>, String> {
+        let model = Model::from_json(model.to_string().as_bytes())?;
+        let version = model.version();
+        Ok(Arc::new(Self { model, version }))
+    }
 }
 
 /// What makes an entity or a service sick.
@@ -523,7 +562,15 @@ impl Fleet {
             StateKey::Position(topic) => put(&mut state.positions, topic, read(key, value)?),
             StateKey::Progress(partition) => put(&mut state.progress, partition, read(key, value)?),
             StateKey::Peak(group) => put(&mut state.peaks, group, read(key, value)?),
-            StateKey::Control(scope) => put(&mut state.controls, scope, read(key, value)?),
+            StateKey::Control(scope) => {
+                let value = read(key, value)?;
+                self.index.models.remove(&scope);
+                if let Some(Control::Model { model, .. }) = &value {
+                    let model = InForce::read(model).ok();
+                    self.index.models.extend(model.map(|model| (scope.clone(), model)));
+                }
+                put(&mut self.state.controls, scope, value);
+            }
             StateKey::Target(target) => {
                 let value = read(key, value)?;
                 self.replace_target(target, value);
@@ -532,6 +579,7 @@ impl Fleet {
             StateKey::Precision(detector) => put(&mut state.precision, detector, read(key, value)?),
             StateKey::Early(action) => put(&mut state.early, action, read(key, value)?),
             StateKey::Calls(caller) => put(&mut state.calls, caller, read(key, value)?),
+            StateKey::Experience(of) => put(&mut state.experience, of, read(key, value)?),
             StateKey::Episode(episode_key) => {
                 let episode: Option<Episode> = read(key, value)?;
                 if let Some(old) = self.state.episodes.remove(&episode_key) {
@@ -586,6 +634,7 @@ impl Fleet {
             StateKey::Precision(detector) => write(state.precision.get(detector)),
             StateKey::Early(action) => write(state.early.get(action)),
             StateKey::Calls(caller) => write(state.calls.get(caller)),
+            StateKey::Experience(of) => write(state.experience.get(of)),
         }
     }
 }

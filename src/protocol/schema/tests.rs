@@ -202,18 +202,50 @@ prop_compose! {
     }
 }
 
+fn choice() -> impl Strategy<Value = Choice> {
+    let option = (
+        name(),
+        prop::option::of(0.0..=1.0f64),
+        0.0..=1.0f64,
+        0.0..=1.0f64,
+        prop::option::of(name()),
+    )
+        .prop_map(|(action, probability, expected, propensity, refused_by)| ChoiceOption {
+            action,
+            probability,
+            expected,
+            propensity,
+            refused_by,
+        });
+    let value = prop_oneof![number().prop_map(Value::from), words().prop_map(Value::from)];
+    (
+        prop::option::of(name()),
+        any::<bool>(),
+        prop::collection::vec(words(), 0..3),
+        prop::collection::vec(option, 0..3),
+        prop::collection::btree_map(name(), value, 0..3),
+    )
+        .prop_map(|(model, abstained, path, options, context)| Choice {
+            model,
+            abstained,
+            path,
+            options,
+            context,
+        })
+}
+
 prop_compose! {
     fn decision()(
         ids in (uuid(), uuid(), prop::option::of(uuid())), target_key in key(), names in (name(), name(), name()),
         decided_at in time(), mode in mode(), refused_by in prop::option::of(name()),
         verdict in prop::sample::select(vec![DecisionKind::Act, DecisionKind::Shadow, DecisionKind::AskApproval]),
         gates in prop::collection::vec(gate(any::<bool>()), 0..3), action in prop::option::of(body()),
-        propensity in 0.0..=1.0f64, score in number(), evidence in uuids(),
+        propensity in 0.0..=1.0f64, score in number(), evidence in uuids(), choice in prop::option::of(choice()),
     ) -> Decision {
         Decision {
             decision_id: ids.0, incident_id: ids.1, target_key, policy: names.0, pipeline: names.1, detector: names.2,
             decided_at, verdict: if refused_by.is_some() { DecisionKind::Refuse } else { verdict }, refused_by, gates,
-            mode, action_id: ids.2, action, propensity, score, evidence,
+            mode, action_id: ids.2, action, propensity, score, evidence, choice,
         }
     }
 }
@@ -260,6 +292,12 @@ fn control() -> impl Strategy<Value = Control> {
             by,
             at,
             reason
+        }),
+        (name(), map(), words()).prop_map(|(policy, model, by)| Control::Model {
+            policy,
+            model: model.into(),
+            by,
+            reason: String::new()
         }),
         (1..64i32).prop_map(|panes_partitions| Control::Generation { panes_partitions }),
     ]

@@ -1,6 +1,7 @@
 //! A world around one fleet: a virtual clock, services that alarm, executors and people that answer. After every record
 //! the fleet is thrown away and restored from its state topic, so that every test is also a test of restoring.
 
+mod choose;
 mod property;
 mod scenario;
 
@@ -128,7 +129,7 @@ impl World {
         self.feed(Message::Progress(&data))
     }
 
-    fn event(&mut self, kind: &str, subject: &str) -> CloudEvent {
+    pub fn event(&mut self, kind: &str, subject: &str) -> CloudEvent {
         self.events += 1;
         let event_id = id::derived("test", &[&self.events.to_string()]);
         CloudEvent::new(event_id, "homeostat", "/test", kind, subject, self.now_ms)
