@@ -6,8 +6,8 @@ use crate::parameter::{Parameter, nearest};
 use crate::{Detector, Error, Value};
 use crate::{
     ar, auto, bocpd, cusum, ewma, extra_trees, fuzzy_art, half_space_trees, holt_winters, isolation_forest,
-    markov_surprise, page_hinkley, range_novelty, relative_entropy, robust_zscore, silence, static_threshold,
-    transition_novelty,
+    mahalanobis, markov_surprise, page_hinkley, population, range_novelty, relative_entropy, robust_zscore, seasonal,
+    silence, spot, static_threshold, streaming_pca, transition_novelty,
 };
 
 type Build = fn(&[(String, Value)], usize) -> Result<Arc<dyn Detector>, Error>;
@@ -39,13 +39,18 @@ const CATALOG: &[Entry] = entries![
     half_space_trees,
     holt_winters,
     isolation_forest,
+    mahalanobis,
     markov_surprise,
     page_hinkley,
+    population,
     range_novelty,
     relative_entropy,
     robust_zscore,
+    seasonal,
     silence,
+    spot,
     static_threshold,
+    streaming_pca,
     transition_novelty,
 ];
 

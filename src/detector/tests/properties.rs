@@ -19,6 +19,8 @@ fn all() -> Vec<(&'static str, Arc<dyn Detector>)> {
                 "page_hinkley" => &[("min_instances", 8.0)],
                 "half_space_trees" => &[("window_size", 16.0), ("n_trees", 5.0), ("height", 5.0)],
                 "extra_trees" => &[("warmup", 16.0), ("n_estimators", 4.0), ("max_samples", 24.0)],
+                "spot" => &[("warmup", 50.0)],
+                "streaming_pca" | "mahalanobis" => &[("warmup", 16.0), ("horizon", 50.0)],
                 "auto" => &[("warmup", 10.0), ("hold", 6.0)],
                 _ if detector::parameters(name)
                     .is_some_and(|mut known| known.any(|parameter| parameter.name == "warmup")) =>
@@ -31,7 +33,10 @@ fn all() -> Vec<(&'static str, Arc<dyn Detector>)> {
                 .iter()
                 .map(|(name, value)| ((*name).into(), Value::Number(*value)))
                 .collect();
-            let width = if name == "silence" { 1 } else { 3 };
+            let width = match name {
+                "silence" | "population" => 1,
+                _ => 3,
+            };
             let features: Vec<String> = (0..width).map(|index| format!("f{index}")).collect();
             let built = detector::build(name, &options, &features).unwrap_or_else(|error| panic!("{name}: {error}"));
             (name, built)
