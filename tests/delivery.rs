@@ -104,7 +104,12 @@ fn poison_future_idle_and_late_rows_leave_windows_right_and_nothing_stops() -> a
     let dead = fleet.read("dead_letters")?;
     let places: Vec<(&str, &str)> = dead
         .iter()
-        .map(|record| (record.headers["partition"].as_str(), record.headers["offset"].as_str()))
+        .map(|record| {
+            (
+                record.headers["source_partition"].as_str(),
+                record.headers["source_offset"].as_str(),
+            )
+        })
         .collect();
     assert_eq!(places, [("0", "1"), ("0", "2"), ("0", "3"), ("0", "4")], "{dead:#?}");
     assert!(

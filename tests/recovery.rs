@@ -18,8 +18,14 @@ use crate::{
 };
 
 const STAGES: [&str; 3] = ["aggregate", "detect", "decide"];
-const POINTS: [&str; 6] =
-    ["after_poll", "after_step", "after_produce", "after_send_offsets", "before_commit", "after_commit"];
+const POINTS: [&str; 6] = [
+    "after_poll",
+    "after_step",
+    "after_produce",
+    "after_send_offsets",
+    "before_commit",
+    "after_commit",
+];
 /// Kills of each stage at each point.
 const REPEATS: usize = 3;
 /// Fleets that run at once; each is killed several times in a row.
@@ -46,7 +52,10 @@ fn content(fleet: &Fleet) -> anyhow::Result<Content> {
     fleet.wait("actions", Duration::from_secs(60), |found| found.len() >= SERVICES)?;
     // What would come twice has had time to come.
     std::thread::sleep(Duration::from_secs(2));
-    TOPICS.iter().map(|topic| Ok((*topic, comparable(&fleet.read(topic)?)))).collect()
+    TOPICS
+        .iter()
+        .map(|topic| Ok((*topic, comparable(&fleet.read(topic)?))))
+        .collect()
 }
 
 fn start_fleet(name: &str) -> anyhow::Result<Fleet> {
@@ -69,7 +78,9 @@ fn undisturbed() -> anyhow::Result<&'static Content> {
         };
         run().map_err(|error: anyhow::Error| format!("{error:#}"))
     });
-    content.as_ref().map_err(|error| anyhow::anyhow!("the run without crashes failed: {error}"))
+    content
+        .as_ref()
+        .map_err(|error| anyhow::anyhow!("the run without crashes failed: {error}"))
 }
 
 /// Runs a fleet that is killed at each of these places in turn and then left alone.
@@ -81,7 +92,9 @@ fn killed_at(places: &[(&str, &str)], environment: &[(&str, &str)]) -> anyhow::R
         let mut variables = vec![("HOMEOSTAT_TEST_CRASH_POINT", crash.as_str())];
         variables.extend(environment);
         let mut process = fleet.start(&variables)?;
-        process.wait_killed(Duration::from_secs(90)).with_context(|| format!("{stage} at {point}"))?;
+        process
+            .wait_killed(Duration::from_secs(90))
+            .with_context(|| format!("{stage} at {point}"))?;
     }
     let process = fleet.start(environment)?;
     let content = content(&fleet)?;
@@ -95,7 +108,11 @@ fn killed_at_every_point_of_every_stage_the_content_is_that_of_a_run_without_cra
     let expected = undisturbed()?;
     let mut places: Vec<(&str, &str)> = Vec::new();
     for _ in 0..REPEATS {
-        places.extend(STAGES.iter().flat_map(|stage| POINTS.iter().map(|point| (*stage, *point))));
+        places.extend(
+            STAGES
+                .iter()
+                .flat_map(|stage| POINTS.iter().map(|point| (*stage, *point))),
+        );
     }
     let marks = Mutex::new(Vec::new());
     let shares: Vec<&[(&str, &str)]> = places.chunks(places.len().div_ceil(FLEETS)).collect();
@@ -114,7 +131,9 @@ fn killed_at_every_point_of_every_stage_the_content_is_that_of_a_run_without_cra
                 })
             })
             .collect();
-        fleets.into_iter().try_for_each(|fleet| fleet.join().expect("the comparison above names the topic"))
+        fleets
+            .into_iter()
+            .try_for_each(|fleet| fleet.join().expect("the comparison above names the topic"))
     })?;
     // Every kill met an open transaction with output in it (after_commit: one that had just been committed).
     let mut seen: BTreeMap<(String, String), usize> = BTreeMap::new();
@@ -124,10 +143,16 @@ fn killed_at_every_point_of_every_stage_the_content_is_that_of_a_run_without_cra
         ensure!(records > 0, "killed without output: {mark}");
         *seen.entry((parts[0].to_owned(), parts[1].to_owned())).or_default() += 1;
     }
-    let wanted: BTreeSet<(String, String)> = places.iter().map(|(stage, point)| (stage.to_string(), point.to_string())).collect();
+    let wanted: BTreeSet<(String, String)> = places
+        .iter()
+        .map(|(stage, point)| (stage.to_string(), point.to_string()))
+        .collect();
     assert_eq!(seen.keys().cloned().collect::<BTreeSet<_>>(), wanted);
     ensure!(seen.values().all(|count| *count >= REPEATS), "{seen:?}");
-    println!("{} kills, each with output in an open transaction: {seen:?}", places.len());
+    println!(
+        "{} kills, each with output in an open transaction: {seen:?}",
+        places.len()
+    );
     Ok(())
 }
 

@@ -44,7 +44,9 @@ pub fn rows(services: usize, seconds: i64, per_second: usize, partitions: i32) -
     for second in 0..seconds {
         for service in 0..services {
             for at in 0..per_second {
-                draw = draw.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                draw = draw
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
                 let jitter = (draw >> 33) as i64 % 500;
                 let ts = BEGIN_MS + second * 1_000 + (at as i64 * 1_000 / per_second as i64) - jitter;
                 let partition = (draw >> 13) as i32 & 0x7fff_ffff;
@@ -54,7 +56,7 @@ pub fn rows(services: usize, seconds: i64, per_second: usize, partitions: i32) -
             }
         }
     }
-    let end = BEGIN_MS + (seconds + 60) * 1_000;
+    let end = BEGIN_MS + (seconds + 2) * 1_000;
     rows.extend((0..partitions).map(|p| (p, format!("{{\"service\":\"end\",\"ms\":0,\"ts\":{end}}}").into_bytes())));
     rows
 }
@@ -63,14 +65,19 @@ pub fn rows(services: usize, seconds: i64, per_second: usize, partitions: i32) -
 pub fn windows(rows: &[(i32, Vec<u8>)]) -> BTreeMap<(String, i64), (i64, f64)> {
     let mut windows: BTreeMap<(String, i64), (i64, f64)> = BTreeMap::new();
     for (_, row) in rows {
-        let Ok(row) = serde_json::from_slice::<serde_json::Value>(row) else { continue };
-        let (Some(service), Some(ms), Some(ts)) = (row["service"].as_str(), row["ms"].as_f64(), row["ts"].as_i64()) else {
+        let Ok(row) = serde_json::from_slice::<serde_json::Value>(row) else {
+            continue;
+        };
+        let (Some(service), Some(ms), Some(ts)) = (row["service"].as_str(), row["ms"].as_f64(), row["ts"].as_i64())
+        else {
             continue;
         };
         if service == "end" {
             continue;
         }
-        let window = windows.entry((service.to_owned(), ts - ts.rem_euclid(10_000))).or_default();
+        let window = windows
+            .entry((service.to_owned(), ts - ts.rem_euclid(10_000)))
+            .or_default();
         window.0 += 1;
         window.1 += ms;
     }

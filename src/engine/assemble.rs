@@ -49,6 +49,18 @@ pub struct PartitionTable {
     pub sets: Vec<ActiveSet>,
 }
 
+impl ProgressTable {
+    /// The watermark that every living source has passed; where none lives, the last one heard of.
+    pub fn watermark_ms(&self) -> Option<i64> {
+        let living = self.sources.values().filter(|source| !source.all_idle());
+        let all = self.sources.values();
+        living
+            .filter_map(|source| source.closed_ms)
+            .min()
+            .or_else(|| all.filter_map(|source| source.closed_ms).max())
+    }
+}
+
 impl SourceTable {
     /// Minimum over the partitions that are not idle; `None` while one of them has never spoken, or all are idle.
     fn watermark_ms(&self) -> Option<i64> {

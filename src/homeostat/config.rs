@@ -35,7 +35,11 @@ impl Config {
     /// The fleet's topics.
     pub fn topics(&self) -> Topics {
         let topics = Topics::new(self.topics.prefix.clone());
-        if self.topics.tenant.is_empty() { topics } else { topics.with_tenant(self.topics.tenant.clone()) }
+        if self.topics.tenant.is_empty() {
+            topics
+        } else {
+            topics.with_tenant(self.topics.tenant.clone())
+        }
     }
 }
 
@@ -96,8 +100,10 @@ pub fn load(file: Option<&Path>) -> Result<Config, Refused> {
     let mut figment = Figment::from(Toml::string(DEFAULTS));
     if let Some(path) = file {
         if !path.is_file() {
-            return Err(Refused::new(format!("configuration file {} does not exist", path.display()))
-                .help("leave --config out to run with the defaults"));
+            return Err(
+                Refused::new(format!("configuration file {} does not exist", path.display()))
+                    .help("leave --config out to run with the defaults"),
+            );
         }
         figment = figment.merge(Toml::file_exact(path));
     }
@@ -130,32 +136,52 @@ fn check(config: &Config) -> Result<(), Refused> {
     ];
     for (key, value) in positive {
         if value < 1 {
-            return Err(Refused::new(format!("configuration: {key} = {value} is out of range")).help("it is at least 1"));
+            return Err(
+                Refused::new(format!("configuration: {key} = {value} is out of range")).help("it is at least 1")
+            );
         }
     }
     let topic = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     if config.topics.prefix.is_empty() || !config.topics.prefix.chars().all(topic) {
-        return Err(Refused::new(format!("configuration: topics.prefix = {:?} is no topic name", config.topics.prefix))
-            .help("letters, digits, `.`, `_` and `-`, for example \"homeostat.\""));
+        return Err(Refused::new(format!(
+            "configuration: topics.prefix = {:?} is no topic name",
+            config.topics.prefix
+        ))
+        .help("letters, digits, `.`, `_` and `-`, for example \"homeostat.\""));
     }
     Ok(())
 }
 
 /// The first error with its place, and the nearest key where one is unknown.
 fn explain(error: &figment::Error) -> Refused {
-    let place = error.metadata.as_ref().and_then(|metadata| metadata.source.as_ref()).map(ToString::to_string);
+    let place = error
+        .metadata
+        .as_ref()
+        .and_then(|metadata| metadata.source.as_ref())
+        .map(ToString::to_string);
     let path = error.path.join(".");
     let place = place.map_or_else(String::new, |place| format!(" in {place}"));
     if let Kind::UnknownField(name, known) = &error.kind {
-        let nearest = known.iter().max_by(|a, b| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name)));
+        let nearest = known
+            .iter()
+            .max_by(|a, b| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name)));
         let within = error.path[..error.path.len().saturating_sub(1)].join(".");
-        let within = if within.is_empty() { String::new() } else { format!(" in [{within}]") };
+        let within = if within.is_empty() {
+            String::new()
+        } else {
+            format!(" in [{within}]")
+        };
         let refused = Refused::new(format!("configuration{place}: unknown key {name:?}{within}"));
         return match nearest {
             Some(nearest) => refused.help(format!("did you mean {nearest:?}?")),
             None => refused,
         };
     }
-    let at = if path.is_empty() { String::new() } else { format!(" at {path}") };
-    Refused::new(format!("configuration{place}{at}: {}", error.kind)).help("`homeostat config` prints every key with its default")
+    let at = if path.is_empty() {
+        String::new()
+    } else {
+        format!(" at {path}")
+    };
+    Refused::new(format!("configuration{place}{at}: {}", error.kind))
+        .help("`homeostat config` prints every key with its default")
 }

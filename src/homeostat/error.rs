@@ -11,7 +11,10 @@ pub struct Refused {
 
 impl Refused {
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), help: None }
+        Self {
+            message: message.into(),
+            help: None,
+        }
     }
 
     /// How to fix it.

@@ -12,8 +12,9 @@ use crate::{
 /// Starts logging; `RUST_LOG` overrides the configured filter.
 pub fn start(config: &LogConfig) -> Result<(), Refused> {
     let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| config.filter.clone());
-    let filter = EnvFilter::try_new(&filter)
-        .map_err(|error| Refused::new(format!("log filter {filter:?}: {error}")).help("for example \"info,kafka=debug\""))?;
+    let filter = EnvFilter::try_new(&filter).map_err(|error| {
+        Refused::new(format!("log filter {filter:?}: {error}")).help("for example \"info,kafka=debug\"")
+    })?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -29,7 +29,11 @@ impl DetectorCatalog for Detectors {
                 detector::Error::OutOfRange { name, .. } => (Some(name.clone()), None),
                 _ => (None, None),
             };
-            CatalogError { message: error.to_string(), option, suggestion: suggestion.map(str::to_owned) }
+            CatalogError {
+                message: error.to_string(),
+                option,
+                suggestion: suggestion.map(str::to_owned),
+            }
         })
     }
 }
@@ -40,7 +44,10 @@ pub fn find(folder: &Path) -> Result<Vec<File>, Refused> {
         Refused::new(format!("pipelines folder {}: {error}", folder.display()))
             .help("--pipelines names a folder that holds NAME/pipeline.sql")
     };
-    let mut folders: Vec<_> = fs::read_dir(folder).map_err(refuse)?.collect::<Result<_, _>>().map_err(refuse)?;
+    let mut folders: Vec<_> = fs::read_dir(folder)
+        .map_err(refuse)?
+        .collect::<Result<_, _>>()
+        .map_err(refuse)?;
     folders.sort_by_key(fs::DirEntry::file_name);
     let mut files = Vec::new();
     for entry in folders {
@@ -61,8 +68,16 @@ pub fn read(path: &Path) -> Result<File, Refused> {
     let text = fs::read_to_string(path).map_err(|error| Refused::new(format!("{}: {error}", path.display())))?;
     let stem = path.file_stem().and_then(|name| name.to_str()).unwrap_or("pipeline");
     let folder = path.parent().and_then(Path::file_name).and_then(|name| name.to_str());
-    let name = if stem == "pipeline" { folder.unwrap_or(stem) } else { stem };
-    Ok(File { name: name.to_owned(), path: path.display().to_string(), text })
+    let name = if stem == "pipeline" {
+        folder.unwrap_or(stem)
+    } else {
+        stem
+    };
+    Ok(File {
+        name: name.to_owned(),
+        path: path.display().to_string(),
+        text,
+    })
 }
 
 /// Compiles one file.
@@ -80,5 +95,9 @@ pub fn compile_all(files: &[File], color: bool) -> Result<Arc<[Pipeline]>, Refus
             Err(diagnostics) => wrong.push_str(&diagnostics.render(&file.path, &file.text, color)),
         }
     }
-    if wrong.is_empty() { Ok(pipelines.into()) } else { Err(Refused::new(wrong.trim_end().to_owned())) }
+    if wrong.is_empty() {
+        Ok(pipelines.into())
+    } else {
+        Err(Refused::new(wrong.trim_end().to_owned()))
+    }
 }

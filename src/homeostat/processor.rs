@@ -66,8 +66,16 @@ impl Processor {
                     scope.spawn(move || {
                         let ended = self.run_stage(*name);
                         if let Err(problem) = ended {
-                            error!(stage = name.as_str(), instance, error = format!("{problem:#}"), "stage ended");
-                            failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(problem);
+                            error!(
+                                stage = name.as_str(),
+                                instance,
+                                error = format!("{problem:#}"),
+                                "stage ended"
+                            );
+                            failed
+                                .lock()
+                                .unwrap_or_else(PoisonError::into_inner)
+                                .get_or_insert(problem);
                             self.shutdown.request();
                         }
                     });
@@ -95,14 +103,24 @@ impl Processor {
         config.commit_interval_ms = self.config.stages.commit_interval.as_millis() as i64;
         config.crash = self.crash.clone();
         config.switches = self.switches;
-        Ok(kafka::run_stage(Arc::clone(&self.broker), stage, config, &*self.observer, &self.shutdown)?)
+        Ok(kafka::run_stage(
+            Arc::clone(&self.broker),
+            stage,
+            config,
+            &*self.observer,
+            &self.shutdown,
+        )?)
     }
 
     /// Builds a stage: pure, so that simulation and backtest build the same.
     pub fn stage(&self, name: StageName) -> anyhow::Result<Box<dyn Stage>> {
         let pipelines = Arc::clone(&self.pipelines);
         Ok(match name {
-            StageName::Aggregate => Box::new(aggregate::stage(pipelines, self.topics(), self.config.topics.panes_partitions)?),
+            StageName::Aggregate => Box::new(aggregate::stage(
+                pipelines,
+                self.topics(),
+                self.config.topics.panes_partitions,
+            )?),
             StageName::Detect => {
                 let options = detect::Options {
                     state_interval_ms: self.config.detect.state_interval.as_millis() as i64,
@@ -121,10 +139,16 @@ impl Processor {
 
     fn ensure_topics(&self) -> anyhow::Result<()> {
         let topics = self.topics();
-        let counts = (self.config.topics.panes_partitions, self.config.topics.actions_partitions);
+        let counts = (
+            self.config.topics.panes_partitions,
+            self.config.topics.actions_partitions,
+        );
         let replication = Some(self.config.topics.replication_factor).filter(|factor| *factor > 0);
-        let mut wanted: Vec<TopicConfig> =
-            topics.all().iter().map(|spec| TopicConfig::from_spec(spec, counts.0, counts.1)).collect();
+        let mut wanted: Vec<TopicConfig> = topics
+            .all()
+            .iter()
+            .map(|spec| TopicConfig::from_spec(spec, counts.0, counts.1))
+            .collect();
         for named in self.named_topics(&topics) {
             if wanted.iter().all(|topic| topic.name != named) {
                 wanted.push(TopicConfig::new(named, 1));
@@ -138,10 +162,17 @@ impl Processor {
 
     /// Topics that pipelines name for commands and late rows, under the fleet's prefix.
     fn named_topics(&self, topics: &Topics) -> Vec<String> {
-        let policies = self.pipelines.iter().flat_map(|pipeline| &pipeline.policies).map(|policy| policy.into.clone());
+        let policies = self
+            .pipelines
+            .iter()
+            .flat_map(|pipeline| &pipeline.policies)
+            .map(|policy| policy.into.clone());
         let views = self.pipelines.iter().flat_map(|pipeline| &pipeline.views);
         let late = views.filter_map(|view| view.window.late_topic.clone());
-        policies.chain(late).map(|name| format!("{}{name}", topics.prefix())).collect()
+        policies
+            .chain(late)
+            .map(|name| format!("{}{name}", topics.prefix()))
+            .collect()
     }
 
     /// Says at startup what an operator would otherwise have to find out.
@@ -149,8 +180,14 @@ impl Processor {
         for source in self.pipelines.iter().flat_map(|pipeline| &pipeline.sources) {
             match self.broker.partition_count(&source.topic) {
                 Ok(Some(partitions)) => info!(source = source.name, topic = source.topic, partitions, "source"),
-                Ok(None) => warn!(source = source.name, topic = source.topic, "topic of source does not exist yet; waiting for it"),
-                Err(error) => warn!(source = source.name, topic = source.topic, %error, "topic of source cannot be looked at"),
+                Ok(None) => warn!(
+                    source = source.name,
+                    topic = source.topic,
+                    "topic of source does not exist yet; waiting for it"
+                ),
+                Err(error) => {
+                    warn!(source = source.name, topic = source.topic, %error, "topic of source cannot be looked at")
+                }
             }
             if source.format == Format::Heartbeat {
                 let clock = match self.broker.log_append_time(&source.topic) {
@@ -158,7 +195,12 @@ impl Processor {
                     Ok(false) => "receive time, since the topic does not use LogAppendTime",
                     Err(_) => continue,
                 };
-                info!(source = source.name, topic = source.topic, event_time = clock, "heartbeats");
+                info!(
+                    source = source.name,
+                    topic = source.topic,
+                    event_time = clock,
+                    "heartbeats"
+                );
             }
         }
     }
@@ -185,6 +227,9 @@ pub fn require_exactly_once(broker: &dyn Broker) -> Result<(), Refused> {
     if capabilities.transactions && capabilities.fencing && capabilities.aborted_hidden && capabilities.unbounded_log {
         return Ok(());
     }
-    Err(Refused::new(format!("the {} broker is at-least-once and keeps a bounded log: `run` needs a real Kafka", broker.name()))
-        .help("set KAFKA_BOOTSTRAP, or kafka.bootstrap in the configuration; `homeostat demo` runs on the embedded broker"))
+    Err(Refused::new(format!(
+        "the {} broker is at-least-once and keeps a bounded log: `run` needs a real Kafka",
+        broker.name()
+    ))
+    .help("set KAFKA_BOOTSTRAP, or kafka.bootstrap in the configuration; `homeostat demo` runs on the embedded broker"))
 }

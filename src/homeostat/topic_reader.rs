@@ -10,7 +10,9 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Calls `each` with every committed record there is, partition by partition in offset order.
 pub fn read(broker: &dyn Broker, topic: &str, mut each: impl FnMut(Record<'_>)) -> Result<(), Error> {
-    let count = broker.partition_count(topic)?.ok_or_else(|| Error::UnknownTopic(topic.to_owned()))?;
+    let count = broker
+        .partition_count(topic)?
+        .ok_or_else(|| Error::UnknownTopic(topic.to_owned()))?;
     for partition in kafka::partitions_of(topic, count) {
         read_partition(broker, &partition, &mut each)?;
     }

@@ -153,14 +153,30 @@ fn say(fleet: &Fleet, control: &Control, said: &str) -> anyhow::Result<()> {
 impl Pause {
     pub fn run(&self) -> anyhow::Result<()> {
         let Author { by, reason } = self.author.clone();
-        say(&self.fleet, &Control::KillSwitch { engaged: true, by, reason }, "paused: nothing new starts")
+        say(
+            &self.fleet,
+            &Control::KillSwitch {
+                engaged: true,
+                by,
+                reason,
+            },
+            "paused: nothing new starts",
+        )
     }
 }
 
 impl Resume {
     pub fn run(&self) -> anyhow::Result<()> {
         let Author { by, reason } = self.author.clone();
-        say(&self.fleet, &Control::KillSwitch { engaged: false, by, reason }, "resumed")
+        say(
+            &self.fleet,
+            &Control::KillSwitch {
+                engaged: false,
+                by,
+                reason,
+            },
+            "resumed",
+        )
     }
 }
 
@@ -169,7 +185,17 @@ impl SetMode {
         let Author { by, reason } = self.author.clone();
         let (service, action) = (self.service.clone(), self.action.clone());
         let said = format!("mode of {action} on {service} is at most {:?}", self.mode).to_lowercase();
-        say(&self.fleet, &Control::Mode { service, action, mode: self.mode, by, reason }, &said)
+        say(
+            &self.fleet,
+            &Control::Mode {
+                service,
+                action,
+                mode: self.mode,
+                by,
+                reason,
+            },
+            &said,
+        )
     }
 }
 
@@ -178,20 +204,46 @@ impl Maintenance {
         let Author { by, reason } = self.author.clone();
         let from = now_ms();
         let to = from + self.duration.as_millis() as i64;
-        let said = format!("maintenance of {} until {}", self.service, protocol::time::to_rfc3339(to));
-        say(&self.fleet, &Control::Maintenance { service: self.service.clone(), from, to, by, reason }, &said)
+        let said = format!(
+            "maintenance of {} until {}",
+            self.service,
+            protocol::time::to_rfc3339(to)
+        );
+        say(
+            &self.fleet,
+            &Control::Maintenance {
+                service: self.service.clone(),
+                from,
+                to,
+                by,
+                reason,
+            },
+            &said,
+        )
     }
 }
 
 impl Approve {
     pub fn run(&self) -> anyhow::Result<()> {
-        answer(&self.fleet, &self.id, &self.author, cloudevent::APPROVAL_GRANTED, "granted")
+        answer(
+            &self.fleet,
+            &self.id,
+            &self.author,
+            cloudevent::APPROVAL_GRANTED,
+            "granted",
+        )
     }
 }
 
 impl Deny {
     pub fn run(&self) -> anyhow::Result<()> {
-        answer(&self.fleet, &self.id, &self.author, cloudevent::APPROVAL_DENIED, "denied")
+        answer(
+            &self.fleet,
+            &self.id,
+            &self.author,
+            cloudevent::APPROVAL_DENIED,
+            "denied",
+        )
     }
 }
 
@@ -199,15 +251,22 @@ impl Deny {
 pub fn waiting(broker: &dyn Broker, topics: &Topics, now_ms: i64) -> anyhow::Result<Vec<ApprovalRecord>> {
     let mut requests: BTreeMap<uuid::Uuid, ApprovalRecord> = BTreeMap::new();
     topic_reader::read(broker, &topics.approvals(), |record| {
-        let (Some(kind), Some(value)) = (CloudEvent::kind_of(&record), record.value) else { return };
-        let Ok(approval) = message::read::<ApprovalRecord>("approval", value) else { return };
+        let (Some(kind), Some(value)) = (CloudEvent::kind_of(&record), record.value) else {
+            return;
+        };
+        let Ok(approval) = message::read::<ApprovalRecord>("approval", value) else {
+            return;
+        };
         if kind == cloudevent::APPROVAL_REQUESTED {
             requests.insert(approval.approval_id, approval);
         } else {
             requests.remove(&approval.approval_id);
         }
     })?;
-    let mut waiting: Vec<_> = requests.into_values().filter(|request| request.expires_at > now_ms).collect();
+    let mut waiting: Vec<_> = requests
+        .into_values()
+        .filter(|request| request.expires_at > now_ms)
+        .collect();
     waiting.sort_by_key(|request| request.requested_at);
     Ok(waiting)
 }
@@ -222,12 +281,16 @@ fn answer(fleet: &Fleet, id: &str, author: &Author, kind: &str, said: &str) -> a
     let request = match (found.next(), found.next()) {
         (Some(request), None) => request,
         (None, _) => {
-            return Err(Refused::new(format!("nothing that waits for approval has an id beginning with {id:?}"))
-                .help("`homeostat status` lists what waits; an expired or answered request waits no more")
-                .into());
+            return Err(Refused::new(format!(
+                "nothing that waits for approval has an id beginning with {id:?}"
+            ))
+            .help("`homeostat status` lists what waits; an expired or answered request waits no more")
+            .into());
         }
         (Some(_), Some(_)) => {
-            return Err(Refused::new(format!("several requests begin with {id:?}")).help("give more of the id").into());
+            return Err(Refused::new(format!("several requests begin with {id:?}"))
+                .help("give more of the id")
+                .into());
         }
     };
     let mut answer = request.clone();

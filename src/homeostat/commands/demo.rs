@@ -87,7 +87,11 @@ impl Demo {
             programs,
         };
         let summary = run_beside_processor(&options, config, compiled)?;
-        if summary.healed() { Ok(()) } else { Err(NotHealed.into()) }
+        if summary.healed() {
+            Ok(())
+        } else {
+            Err(NotHealed.into())
+        }
     }
 }
 
@@ -110,7 +114,9 @@ fn run_beside_processor(options: &Options, config: Config, pipelines: Arc<[Pipel
         crash: None,
         switches: Switches::default(),
     };
-    let work = thread::Builder::new().name("processor".into()).spawn(move || processor.run(&StageName::ALL))?;
+    let work = thread::Builder::new()
+        .name("processor".into())
+        .spawn(move || processor.run(&StageName::ALL))?;
     let stopped = || interrupted.is_requested() || work.is_finished();
     let shown = demo::run(options, broker, &bootstrap, &topics, std::io::stdout(), &stopped);
     shutdown.request();
@@ -125,7 +131,10 @@ fn create_topics(broker: &dyn Broker, config: &Config, interrupted: &Shutdown) -
     let (panes, actions) = (config.topics.panes_partitions, config.topics.actions_partitions);
     let fleet = config.topics().all();
     let telemetry = demo::TELEMETRY.map(|(topic, partitions)| TopicConfig::new(topic, partitions));
-    let topics: Vec<TopicConfig> =
-        fleet.iter().map(|spec| TopicConfig::from_spec(spec, panes, actions)).chain(telemetry).collect();
+    let topics: Vec<TopicConfig> = fleet
+        .iter()
+        .map(|spec| TopicConfig::from_spec(spec, panes, actions))
+        .chain(telemetry)
+        .collect();
     Ok(retry(interrupted, || broker.ensure_topics(&topics))?)
 }

@@ -20,5 +20,8 @@ pub enum Output {
 
 /// One JSON value on a line of its own.
 pub fn print_json(value: &impl Serialize) {
-    println!("{}", serde_json::to_string(value).expect("answers have string keys and finite numbers"));
+    println!(
+        "{}",
+        serde_json::to_string(value).expect("answers have string keys and finite numbers")
+    );
 }

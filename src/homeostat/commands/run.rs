@@ -12,8 +12,10 @@ use crate::{
 
 /// Runs the pipelines of a folder until SIGTERM or Ctrl-C, then drains.
 #[derive(clap::Args, Debug)]
-#[command(after_help = "Example: KAFKA_BOOTSTRAP=127.0.0.1:9092 homeostat run --pipelines pipelines\n\n\
-                        Run as many of it as you like, on as many machines: they share the work.")]
+#[command(
+    after_help = "Example: KAFKA_BOOTSTRAP=127.0.0.1:9092 homeostat run --pipelines pipelines\n\n\
+                        Run as many of it as you like, on as many machines: they share the work."
+)]
 pub struct Run {
     /// Folder with NAME/pipeline.sql; all of them are applied
     #[arg(long, default_value = "pipelines")]
@@ -40,14 +42,33 @@ impl Run {
         let shutdown = Shutdown::new();
         crate::signals::request_on_signal(shutdown.clone())?;
         let names: Vec<&str> = pipelines.iter().map(|pipeline| pipeline.name.as_str()).collect();
-        info!(pipelines = names.join(","), bootstrap = config.kafka.bootstrap, "starting");
-        let stages = if self.stages.is_empty() { StageName::ALL.to_vec() } else { self.stages.clone() };
+        info!(
+            pipelines = names.join(","),
+            bootstrap = config.kafka.bootstrap,
+            "starting"
+        );
+        let stages = if self.stages.is_empty() {
+            StageName::ALL.to_vec()
+        } else {
+            self.stages.clone()
+        };
         let (crash, switches) = test_faults()?;
-        let service = observe::Service { name: "homeostat", version: env!("CARGO_PKG_VERSION") };
+        let service = observe::Service {
+            name: "homeostat",
+            version: env!("CARGO_PKG_VERSION"),
+        };
         let listen = self.listen.unwrap_or(config.http.listen);
         let observation = observe::Observation::start(&service, listen, observe::Otlp::from_environment()?)?;
         let observer = observation.stages();
-        let processor = Processor { broker, pipelines, config, observer, shutdown, crash, switches };
+        let processor = Processor {
+            broker,
+            pipelines,
+            config,
+            observer,
+            shutdown,
+            crash,
+            switches,
+        };
         let ended = processor.run(&stages);
         info!("drained");
         ended
@@ -56,7 +77,10 @@ impl Run {
 
 /// Where tests make the loop die, or take its safety away; nobody else sets these variables.
 fn test_faults() -> Result<(Option<CrashPoint>, Switches), kafka::Error> {
-    let crash = std::env::var(kafka::CRASH_POINT).ok().map(|text| CrashPoint::parse(&text)).transpose()?;
+    let crash = std::env::var(kafka::CRASH_POINT)
+        .ok()
+        .map(|text| CrashPoint::parse(&text))
+        .transpose()?;
     let set = |name: &str| std::env::var_os(name).is_some();
     let switches = Switches {
         skip_send_offsets: set("HOMEOSTAT_TEST_SKIP_SEND_OFFSETS"),

@@ -20,7 +20,8 @@ impl Schemas {
         };
         let file = schema::schema_for(wanted).unwrap_or(wanted);
         let text = schema::text(file).ok_or_else(|| {
-            Refused::new(format!("no event type or schema file is named {wanted:?}")).help("`homeostat schemas` lists them")
+            Refused::new(format!("no event type or schema file is named {wanted:?}"))
+                .help("`homeostat schemas` lists them")
         })?;
         println!("{text}");
         Ok(())

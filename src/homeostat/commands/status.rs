@@ -43,12 +43,17 @@ fn incidents(broker: &dyn kafka::Broker, topic: &str, all: bool) -> anyhow::Resu
         if CloudEvent::kind_of(&record) != Some(cloudevent::INCIDENT) {
             return;
         }
-        if let Some(incident) = record.value.and_then(|value| message::read::<Incident>("incident", value).ok()) {
+        if let Some(incident) = record
+            .value
+            .and_then(|value| message::read::<Incident>("incident", value).ok())
+        {
             latest.insert(incident.incident_id, incident);
         }
     })?;
-    let mut found: Vec<Incident> =
-        latest.into_values().filter(|incident| all || incident.state != IncidentState::Closed).collect();
+    let mut found: Vec<Incident> = latest
+        .into_values()
+        .filter(|incident| all || incident.state != IncidentState::Closed)
+        .collect();
     found.sort_by_key(|incident| incident.opened_at);
     Ok(found)
 }
@@ -85,8 +90,13 @@ impl Status {
         let waiting = waiting(&*broker, &topics, now_ms())?;
         let mut controls: BTreeMap<String, Control> = BTreeMap::new();
         topic_reader::read(&*broker, &topics.control(), |record| {
-            let Some(scope) = record.key.and_then(|key| std::str::from_utf8(key).ok()) else { return };
-            match record.value.and_then(|value| message::read::<Control>("control", value).ok()) {
+            let Some(scope) = record.key.and_then(|key| std::str::from_utf8(key).ok()) else {
+                return;
+            };
+            match record
+                .value
+                .and_then(|value| message::read::<Control>("control", value).ok())
+            {
                 Some(control) => controls.insert(scope.to_owned(), control),
                 None => controls.remove(scope),
             };
@@ -95,12 +105,20 @@ impl Status {
             print_json(&serde_json::json!({"incidents": open, "waiting": waiting, "control": controls}));
             return Ok(());
         }
-        println!("fleet {}: {} open incidents, {} waiting for approval", topics.tenant(), open.len(), waiting.len());
+        println!(
+            "fleet {}: {} open incidents, {} waiting for approval",
+            topics.tenant(),
+            open.len(),
+            waiting.len()
+        );
         open.iter().for_each(|incident| println!("  {}", line(incident)));
         for request in &waiting {
             let action = request.action.as_ref().map_or("action", |action| action.kind.as_str());
             let until = protocol::time::to_rfc3339(request.expires_at);
-            println!("  waiting: {action} on {} until {until}: homeostat approve {}", request.target_key, request.approval_id);
+            println!(
+                "  waiting: {action} on {} until {until}: homeostat approve {}",
+                request.target_key, request.approval_id
+            );
         }
         for (scope, control) in &controls {
             println!("  control {scope}: {}", serde_json::to_string(control)?);

@@ -48,7 +48,9 @@ impl Validate {
                 (Output::Json, diagnostics) => {
                     let found = diagnostics.map(|found| serde_json::to_value(&found)).transpose()?;
                     let found = found.unwrap_or_else(|| serde_json::json!([]));
-                    print_json(&serde_json::json!({"file": file.path, "valid": found == serde_json::json!([]), "diagnostics": found}));
+                    print_json(
+                        &serde_json::json!({"file": file.path, "valid": found == serde_json::json!([]), "diagnostics": found}),
+                    );
                 }
                 (Output::Text, None) => {
                     println!("{}: valid", file.path);

@@ -12,7 +12,10 @@ use telemetry::{Decoder, Headers, RecordMeta};
 
 /// The aggregate stage of these pipelines.
 pub fn stage(pipelines: Arc<[Pipeline]>, topics: Topics, panes_partitions: i32) -> Result<Aggregate, Error> {
-    let options = Options { panes_partitions, ..Options::default() };
+    let options = Options {
+        panes_partitions,
+        ..Options::default()
+    };
     Aggregate::new(&pipelines, topics, options, &Telemetry)
 }
 
@@ -22,7 +25,10 @@ pub struct Telemetry;
 impl Decoders for Telemetry {
     fn decoder(&self, source: &SourceSpec) -> Result<Box<dyn Decode>, Error> {
         let decoder = Decoder::new(format_of(source.format), Arc::clone(&source.schema), &source.paths);
-        let unusable = |error: telemetry::Error| Error::Unreadable { what: "source", reason: error.to_string() };
+        let unusable = |error: telemetry::Error| Error::Unreadable {
+            what: "source",
+            reason: error.to_string(),
+        };
         Ok(Box::new(Source(decoder.map_err(unusable)?)))
     }
 }
@@ -62,7 +68,11 @@ impl Decode for Source {
 
     fn finish(&mut self) -> Result<Rows, Error> {
         let rows = self.0.finish();
-        Ok(Rows { batch: rows.batch, offsets: rows.offsets, record_ms: rows.record_ms })
+        Ok(Rows {
+            batch: rows.batch,
+            offsets: rows.offsets,
+            record_ms: rows.record_ms,
+        })
     }
 }
 

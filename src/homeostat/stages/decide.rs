@@ -47,7 +47,13 @@ impl Decide {
             pipeline.policies.iter().map(convert).collect::<Vec<_>>()
         };
         let policies = pipelines.iter().flat_map(of).collect();
-        Self { topics, config, policies, panes_partitions, owned: None }
+        Self {
+            topics,
+            config,
+            policies,
+            panes_partitions,
+            owned: None,
+        }
     }
 
     fn owned(&mut self, partition: &TopicPartition) -> &mut Owned {
@@ -55,7 +61,10 @@ impl Decide {
             partition: partition.clone(),
             fleet: Fleet::new(self.config.clone(), self.policies.iter().cloned()),
             next_offset: 0,
-            journal: Journal { consumed: Vec::new(), control: BTreeMap::new() },
+            journal: Journal {
+                consumed: Vec::new(),
+                control: BTreeMap::new(),
+            },
             urgent: false,
         })
     }
@@ -79,7 +88,13 @@ impl Decide {
                 Effect::Note(note) => tell_detect(topics, self.panes_partitions, note, out),
                 Effect::Unusable(reason) => {
                     let topic = topics.dead_letters().into();
-                    out.push(protocol::dead_letter(&topic, "decide", &record, reason, DEAD_LETTER_BYTES));
+                    out.push(protocol::dead_letter(
+                        &topic,
+                        "decide",
+                        &record,
+                        reason,
+                        DEAD_LETTER_BYTES,
+                    ));
                 }
                 _ => out.records.extend(effect.output(topics)),
             }
@@ -90,15 +105,33 @@ impl Decide {
 /// Hands one record to the fleet. `Err` says why it cannot be used.
 fn hear(owned: &mut Owned, topics: &Topics, record: &Record<'_>, effects: &mut Vec<Effect>) -> Result<(), String> {
     let fleet = &mut owned.fleet;
-    let mut apply = |message: Message<'_>| fleet.apply(Input { broker_ms: record.timestamp_ms, message }, effects);
+    let mut apply = |message: Message<'_>| {
+        fleet.apply(
+            Input {
+                broker_ms: record.timestamp_ms,
+                message,
+            },
+            effects,
+        )
+    };
     let text = |error: protocol::Error| match std::error::Error::source(&error) {
         Some(cause) => format!("{error}: {cause}"),
         None => error.to_string(),
     };
     if *record.partition.topic == *topics.control() {
-        let scope = record.key.and_then(|key| std::str::from_utf8(key).ok()).ok_or("a control record needs a key")?;
-        let data: Option<Control> = record.value.map(|value| message::read("control", value)).transpose().map_err(text)?;
-        apply(Message::Control { scope, data: data.as_ref() });
+        let scope = record
+            .key
+            .and_then(|key| std::str::from_utf8(key).ok())
+            .ok_or("a control record needs a key")?;
+        let data: Option<Control> = record
+            .value
+            .map(|value| message::read("control", value))
+            .transpose()
+            .map_err(text)?;
+        apply(Message::Control {
+            scope,
+            data: data.as_ref(),
+        });
         owned.journal.control.insert(scope.to_owned(), data);
         return Ok(());
     }
@@ -108,7 +141,10 @@ fn hear(owned: &mut Owned, topics: &Topics, record: &Record<'_>, effects: &mut V
         cloudevent::ANOMALY => {
             let event = CloudEvent::read(record).map_err(text)?;
             let data: Anomaly = message::read("anomaly", value).map_err(text)?;
-            apply(Message::Anomaly { event: &event, data: &data });
+            apply(Message::Anomaly {
+                event: &event,
+                data: &data,
+            });
         }
         cloudevent::PROGRESS => {
             let data: TimeProgress = message::read("progress", value).map_err(text)?;
@@ -117,12 +153,18 @@ fn hear(owned: &mut Owned, topics: &Topics, record: &Record<'_>, effects: &mut V
         cloudevent::APPROVAL_GRANTED | cloudevent::APPROVAL_DENIED => {
             let event = CloudEvent::read(record).map_err(text)?;
             let data: ApprovalRecord = message::read("approval", value).map_err(text)?;
-            apply(Message::Approval { event: &event, data: &data });
+            apply(Message::Approval {
+                event: &event,
+                data: &data,
+            });
         }
         kind if kind.starts_with(cloudevent::OUTCOME_PREFIX) => {
             let event = CloudEvent::read(record).map_err(text)?;
             let data: Outcome = message::read("outcome", value).map_err(text)?;
-            apply(Message::Outcome { event: &event, data: &data });
+            apply(Message::Outcome {
+                event: &event,
+                data: &data,
+            });
         }
         _ => apply(Message::Other),
     }
@@ -147,7 +189,10 @@ impl Owned {
         let topic = &*record.partition.topic;
         match self.journal.consumed.last_mut() {
             Some((last, _, to)) if last == topic => *to = record.offset,
-            _ => self.journal.consumed.push((topic.to_owned(), record.offset, record.offset)),
+            _ => self
+                .journal
+                .consumed
+                .push((topic.to_owned(), record.offset, record.offset)),
         }
     }
 }
@@ -171,7 +216,14 @@ fn policy_of(pipeline: &Pipeline, policy: &PolicySpec, topics: &Topics) -> Polic
     made.latched = matches!(detector.input, DetectorInput::PaneSet(_));
     made.clear_windows = policy.clear.as_ref().map(|_| policy.clear_windows);
     made.cooldown = policy.cooldown;
-    made.limits = policy.limits.iter().map(|(actions, per)| Limit { actions: *actions, per: *per }).collect();
+    made.limits = policy
+        .limits
+        .iter()
+        .map(|(actions, per)| Limit {
+            actions: *actions,
+            per: *per,
+        })
+        .collect();
     made.target_key_column = policy.target.clone();
     made.params = params(&policy.params);
     made.expires_after = policy.expires_after;
@@ -187,7 +239,10 @@ fn params(params: &[(String, OptionValue)]) -> Map<String, Value> {
         OptionValue::Text(text) => Value::from(text.as_str()),
         OptionValue::Bool(flag) => Value::from(*flag),
     };
-    params.iter().map(|(name, given)| (name.clone(), value(given))).collect()
+    params
+        .iter()
+        .map(|(name, given)| (name.clone(), value(given)))
+        .collect()
 }
 
 impl Stage for Decide {
@@ -205,7 +260,10 @@ impl Stage for Decide {
 
     fn side_inputs(&self, partition: &TopicPartition) -> Vec<TopicPartition> {
         let topics = [self.topics.control(), self.topics.outcomes(), self.topics.approvals()];
-        topics.into_iter().map(|topic| TopicPartition::new(topic, partition.partition)).collect()
+        topics
+            .into_iter()
+            .map(|topic| TopicPartition::new(topic, partition.partition))
+            .collect()
     }
 
     fn side_position(&self, side: &TopicPartition) -> Option<i64> {
@@ -221,11 +279,17 @@ impl Stage for Decide {
             return Ok(());
         }
         let restored = self.owned(partition).fleet.restore(key, value);
-        restored.map_err(|error| StageError::Partition { partition: partition.clone(), reason: error.to_string() })
+        restored.map_err(|error| StageError::Partition {
+            partition: partition.clone(),
+            reason: error.to_string(),
+        })
     }
 
     fn assigned(&mut self, partition: &TopicPartition, assignment: &Assignment) -> Result<i64, StageError> {
-        let start = assignment.committed.as_ref().map_or(assignment.start_offset, |committed| committed.offset);
+        let start = assignment
+            .committed
+            .as_ref()
+            .map_or(assignment.start_offset, |committed| committed.offset);
         self.owned(partition).next_offset = start;
         Ok(start)
     }
@@ -244,7 +308,9 @@ impl Stage for Decide {
     }
 
     fn before_commit(&mut self, out: &mut Outputs) -> Result<Vec<Progress>, StageError> {
-        let Some(owned) = &mut self.owned else { return Ok(Vec::new()) };
+        let Some(owned) = &mut self.owned else {
+            return Ok(Vec::new());
+        };
         for (key, value) in owned.fleet.take_dirty() {
             out.push(Output {
                 topic: self.topics.state().into(),
@@ -259,12 +325,26 @@ impl Stage for Decide {
             let tenant = self.topics.tenant();
             let mint = id::derived("journal", &[tenant, topic, &offset.to_string()]);
             let source = format!("/homeostat/{tenant}/decide");
-            let event = CloudEvent::new(mint, tenant, &source, cloudevent::JOURNAL, "journal", owned.fleet.now_ms());
+            let event = CloudEvent::new(
+                mint,
+                tenant,
+                &source,
+                cloudevent::JOURNAL,
+                "journal",
+                owned.fleet.now_ms(),
+            );
             out.push(event.output(self.topics.decisions(), &owned.journal));
-            owned.journal = Journal { consumed: Vec::new(), control: BTreeMap::new() };
+            owned.journal = Journal {
+                consumed: Vec::new(),
+                control: BTreeMap::new(),
+            };
         }
         let metadata = String::new();
-        Ok(vec![Progress { partition: owned.partition.clone(), offset: owned.next_offset, metadata }])
+        Ok(vec![Progress {
+            partition: owned.partition.clone(),
+            offset: owned.next_offset,
+            metadata,
+        }])
     }
 
     fn committed(&mut self) {

@@ -43,7 +43,10 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { state_interval_ms: 30_000, entity_ttl_ms: 24 * 3_600_000 }
+        Self {
+            state_interval_ms: 30_000,
+            entity_ttl_ms: 24 * 3_600_000,
+        }
     }
 }
 
@@ -167,26 +170,42 @@ impl Detect {
                 watches.push(Watch {
                     pipeline: index,
                     pipeline_name: pipeline.name.clone(),
-                    policies: pipeline.policies.iter().filter(|policy| policy.detector == at).cloned().collect(),
+                    policies: pipeline
+                        .policies
+                        .iter()
+                        .filter(|policy| policy.detector == at)
+                        .cloned()
+                        .collect(),
                     algorithm: detector::build(&spec.using, &super::values(&spec.options), &features)?,
                     id: format!("{}.{}", pipeline.name, spec.name),
                     spec: spec.clone(),
                 });
             }
         }
-        Ok(Self { pipelines, watches, topics, options, parts: BTreeMap::new(), counts: Counts::default(), urgent: false })
+        Ok(Self {
+            pipelines,
+            watches,
+            topics,
+            options,
+            parts: BTreeMap::new(),
+            counts: Counts::default(),
+            urgent: false,
+        })
     }
 
     fn part(&mut self, partition: &TopicPartition) -> Result<&mut Part, StageError> {
         if !self.parts.contains_key(partition) {
             let assembler = Assembler::new(&self.pipelines).map_err(|error| StageError::Fatal(error.to_string()))?;
-            self.parts.insert(partition.clone(), Part::new(assembler, self.watches.len()));
+            self.parts
+                .insert(partition.clone(), Part::new(assembler, self.watches.len()));
         }
         Ok(self.parts.get_mut(partition).expect("inserted above"))
     }
 
     fn record(&mut self, record: Record<'_>, out: &mut Outputs) -> Result<(), StageError> {
-        let Some(mut part) = self.parts.remove(record.partition) else { return Ok(()) };
+        let Some(mut part) = self.parts.remove(record.partition) else {
+            return Ok(());
+        };
         let done = self.record_in(&mut part, record, out);
         part.next_offset = record.offset + 1;
         self.parts.insert(record.partition.clone(), part);
@@ -212,11 +231,14 @@ impl Detect {
         };
         let spoken = out.records.len();
         match assembled {
-            Ok(assembled) => self.assembled(part, record, assembled, live, out)?,
+            Ok(assembled) => {
+                let first_end = assembled.closed.first().map(|window| window.end_ms);
+                self.assembled(part, record, assembled, live, out)?;
+                if live {
+                    self.forward_time(part, &record, spoken, first_end, out);
+                }
+            }
             Err(error) => self.reject(&record, &error.to_string(), live, out),
-        }
-        if live {
-            self.forward_time(part, &record, spoken, out);
         }
         Ok(())
     }
@@ -225,7 +247,13 @@ impl Detect {
         if live {
             self.counts.dead += 1;
             let topic = self.topics.dead_letters().into();
-            out.push(protocol::dead_letter(&topic, "detect", record, reason, DEAD_LETTER_BYTES));
+            out.push(protocol::dead_letter(
+                &topic,
+                "detect",
+                record,
+                reason,
+                DEAD_LETTER_BYTES,
+            ));
         }
     }
 
@@ -279,7 +307,9 @@ impl Detect {
             for (row, score) in scored.iter().enumerate() {
                 let Some((key, score)) = score else { continue };
                 let entity = part.entities[at].get_mut(key).expect("scored above");
-                let Some(change) = watch.alarm(&mut entity.meta.alarm, score.is_anomaly(), &rulings, row) else { continue };
+                let Some(change) = watch.alarm(&mut entity.meta.alarm, score.is_anomaly(), &rulings, row) else {
+                    continue;
+                };
                 if live {
                     let anomaly = watch.anomaly(&window.rows, row, window, score, change);
                     self.counts.anomalies += 1;
@@ -335,18 +365,28 @@ impl Detect {
                 continue;
             }
             for entity in part.entities[at].values_mut() {
-                let Some(table) = part.assembler.table().sources.get(&entity.meta.source) else { continue };
+                let Some(table) = part.assembler.table().sources.get(&entity.meta.source) else {
+                    continue;
+                };
                 let Some(now) = table.closed_ms else { continue };
                 if table.all_idle() || offset <= entity.includes {
                     continue;
                 }
                 let last = entity.meta.last_ms;
-                let row = Row { time_ms: now, features: &[last as f64], learn: true };
+                let row = Row {
+                    time_ms: now,
+                    features: &[last as f64],
+                    learn: true,
+                };
                 let mut score = Score::default();
                 entity.state.score(row, &mut score);
                 let idle = |partition: &i32| table.partitions.get(partition).is_some_and(|partition| partition.idle);
                 let healthy = !entity.meta.seen.keys().all(idle);
-                let threshold = if score.score > 0.0 { (now - last) as f64 / score.score } else { continue };
+                let threshold = if score.score > 0.0 {
+                    (now - last) as f64 / score.score
+                } else {
+                    continue;
+                };
                 for said in silent_windows(entity.meta.alarm.silent_windows, score.score) {
                     entity.dirty(offset);
                     entity.meta.alarm.silent_windows = said;
@@ -368,10 +408,21 @@ impl Detect {
         let view = &pipeline.views[late.view];
         self.counts.late += late.rows.num_rows() as u64;
         let name = format!("{}.{}", pipeline.name, view.name);
-        let topic = view.window.late_topic.as_ref().map_or_else(|| self.topics.late(), |topic| format!("{}{topic}", self.topics.prefix()));
+        let topic = view.window.late_topic.as_ref().map_or_else(
+            || self.topics.late(),
+            |topic| format!("{}{topic}", self.topics.prefix()),
+        );
         for row in 0..late.rows.num_rows() {
             let columns = json::row(&late.rows, row);
-            let key = id::derived("late", &[&name, &record.partition.to_string(), &record.offset.to_string(), &row.to_string()]);
+            let key = id::derived(
+                "late",
+                &[
+                    &name,
+                    &record.partition.to_string(),
+                    &record.offset.to_string(),
+                    &row.to_string(),
+                ],
+            );
             let mut event = CloudEvent::new(
                 key,
                 self.topics.tenant(),
@@ -389,29 +440,46 @@ impl Detect {
         }
     }
 
-    /// Tells decide the time: about once a second, and before anything said at a watermark that decide has not heard of.
-    /// `spoken`: where this record's outputs begin.
-    fn forward_time(&self, part: &mut Part, record: &Record<'_>, spoken: usize, out: &mut Outputs) {
-        let watermark = part.assembler.table().sources.values().filter_map(|source| source.closed_ms).max();
+    /// Tells decide the time: about once a second, and around what this record brought about, which begins at `spoken` in
+    /// the outputs. A watermark follows the windows that it closed: told before them, it would make them old news, and how
+    /// old would depend on how many windows one record closes.
+    fn forward_time(
+        &self,
+        part: &mut Part,
+        record: &Record<'_>,
+        spoken: usize,
+        first_end_ms: Option<i64>,
+        out: &mut Outputs,
+    ) {
+        let watermark = part.assembler.table().watermark_ms();
         let news = out.records.len() > spoken && watermark != part.forwarded_watermark_ms;
-        if part.clock_ms < part.forwarded_ms + 1_000 && !news {
-            return;
+        if news && part.forwarded_watermark_ms.is_none() && first_end_ms.is_some() {
+            out.records
+                .insert(spoken, self.time(part, record, "before", first_end_ms));
         }
-        part.forwarded_ms = part.clock_ms;
-        part.forwarded_watermark_ms = watermark;
+        if news || part.clock_ms >= part.forwarded_ms + 1_000 {
+            part.forwarded_ms = part.clock_ms;
+            part.forwarded_watermark_ms = watermark;
+            out.push(self.time(part, record, "after", watermark));
+        }
+    }
+
+    fn time(&self, part: &Part, record: &Record<'_>, place: &str, watermark_ms: Option<i64>) -> protocol::Output {
         let partition = record.partition.partition;
         let population = self.watches.iter().zip(&part.entities);
         let data = TimeProgress {
-            watermark_ms: watermark,
+            watermark_ms,
             clock: part.clock_ms,
             partition,
-            population: population.map(|(watch, entities)| (watch.id.clone(), entities.len() as u64)).collect(),
+            population: population
+                .map(|(watch, entities)| (watch.id.clone(), entities.len() as u64))
+                .collect(),
         };
         let tenant = self.topics.tenant();
-        let key = id::derived("progress", &[&partition.to_string(), &record.offset.to_string()]);
+        let key = id::derived("progress", &[&partition.to_string(), &record.offset.to_string(), place]);
         let source = format!("/homeostat/{tenant}/detect");
         let event = CloudEvent::new(key, tenant, &source, cloudevent::PROGRESS, "progress", part.clock_ms);
-        out.records.insert(spoken, event.output(self.topics.anomalies(), &data));
+        event.output(self.topics.anomalies(), &data)
     }
 }
 
@@ -420,23 +488,37 @@ impl Detect {
 fn silent_windows(said: u64, score: f64) -> impl Iterator<Item = u64> {
     let reached = score.min(1e9) as u64;
     let worth = |window: &u64| *window <= 8 || window.is_power_of_two();
-    let upto = if reached > 8 { reached.next_power_of_two() / if reached.is_power_of_two() { 1 } else { 2 } } else { reached };
+    let upto = if reached > 8 {
+        reached.next_power_of_two() / if reached.is_power_of_two() { 1 } else { 2 }
+    } else {
+        reached
+    };
     let first = said + 1;
     let small = first..=upto.min(8);
-    let doublings = (4..40).map(|power| 1u64 << power).filter(move |window| *window >= first && *window <= upto);
+    let doublings = (4..40)
+        .map(|power| 1u64 << power)
+        .filter(move |window| *window >= first && *window <= upto);
     small.chain(doublings).filter(worth)
 }
 
 impl Watch {
     fn keys(&self, columns: &[ArrayRef], row: usize) -> BTreeMap<String, Value> {
-        self.spec.keys.iter().map(|(name, at)| (name.clone(), json::value(&columns[*at], row))).collect()
+        self.spec
+            .keys
+            .iter()
+            .map(|(name, at)| (name.clone(), json::value(&columns[*at], row)))
+            .collect()
     }
 
     fn entity<'a>(&self, part: &'a mut Part, at: usize, target: &BTreeMap<String, Value>) -> &'a mut Entity {
         let key = self.key(target);
         part.entities[at].entry(key).or_insert_with_key(|key| Entity {
             state: self.algorithm.fresh(seed(&self.id, key)),
-            meta: Meta { target: target.clone(), last_ms: i64::MIN, ..Meta::default() },
+            meta: Meta {
+                target: target.clone(),
+                last_ms: i64::MIN,
+                ..Meta::default()
+            },
             includes: -1,
             unwritten_since: None,
         })
@@ -459,7 +541,11 @@ impl Watch {
             .spec
             .features
             .iter()
-            .map(|(_, column)| Ok(cast(window.rows.column(*column), &DataType::Float64)?.as_primitive::<Float64Type>().clone()))
+            .map(|(_, column)| {
+                Ok(cast(window.rows.column(*column), &DataType::Float64)?
+                    .as_primitive::<Float64Type>()
+                    .clone())
+            })
             .collect::<Result<_, arrow::error::ArrowError>>()?;
         let mut features = vec![f64::NAN; columns.len()];
         let mut scores = Vec::with_capacity(window.rows.num_rows());
@@ -472,10 +558,21 @@ impl Watch {
                 continue;
             }
             for (feature, column) in features.iter_mut().zip(&columns) {
-                *feature = if column.is_null(row) { f64::NAN } else { column.value(row) };
+                *feature = if column.is_null(row) {
+                    f64::NAN
+                } else {
+                    column.value(row)
+                };
             }
             let mut score = Score::default();
-            entity.state.score(Row { time_ms: window.end_ms, features: &features, learn }, &mut score);
+            entity.state.score(
+                Row {
+                    time_ms: window.end_ms,
+                    features: &features,
+                    learn,
+                },
+                &mut score,
+            );
             entity.meta.last_ms = window.end_ms;
             entity.dirty(offset);
             scores.push(Some((self.key(&target), score)));
@@ -489,9 +586,14 @@ impl Watch {
         rows: &RecordBatch,
         scored: &[Option<(String, Score)>],
     ) -> Result<Vec<Ruling>, arrow::error::ArrowError> {
-        let score = scored.iter().map(|scored| scored.as_ref().map(|(_, score)| score.score));
+        let score = scored
+            .iter()
+            .map(|scored| scored.as_ref().map(|(_, score)| score.score));
         let score: Float64Array = score.collect();
-        let alarm: BooleanArray = scored.iter().map(|scored| scored.as_ref().map(|(_, score)| score.is_anomaly())).collect();
+        let alarm: BooleanArray = scored
+            .iter()
+            .map(|scored| scored.as_ref().map(|(_, score)| score.is_anomaly()))
+            .collect();
         let mut rulings = Vec::new();
         for policy in &self.policies {
             let mut columns: Vec<ArrayRef> = vec![Arc::new(score.clone()), Arc::new(alarm.clone())];
@@ -500,13 +602,18 @@ impl Watch {
             let met = |expression: &Option<Arc<dyn datafusion::physical_expr::PhysicalExpr>>| match expression {
                 None => Ok(None),
                 Some(expression) => {
-                    let value = expression.evaluate(&input).and_then(|value| value.into_array(input.num_rows()));
+                    let value = expression
+                        .evaluate(&input)
+                        .and_then(|value| value.into_array(input.num_rows()));
                     let value = value.map_err(|error| arrow::error::ArrowError::ExternalError(Box::new(error)))?;
                     Ok::<_, arrow::error::ArrowError>(Some(value.as_boolean().clone()))
                 }
             };
             let when = met(&policy.when)?.unwrap_or_else(|| alarm.clone());
-            rulings.push(Ruling { when, clear: met(&policy.clear)? });
+            rulings.push(Ruling {
+                when,
+                clear: met(&policy.clear)?,
+            });
         }
         Ok(rulings)
     }
@@ -520,7 +627,10 @@ impl Watch {
                 alarm.active.insert(policy.name.clone(), 0);
                 change.meets.push(policy.name.clone());
             } else if let Some(run) = alarm.active.get_mut(&policy.name) {
-                let clear = ruling.clear.as_ref().is_none_or(|clear| clear.is_valid(row) && clear.value(row));
+                let clear = ruling
+                    .clear
+                    .as_ref()
+                    .is_none_or(|clear| clear.is_valid(row) && clear.value(row));
                 *run = if clear { *run + 1 } else { 0 };
                 if *run >= policy.clear_windows.max(1) {
                     alarm.active.remove(&policy.name);
@@ -549,9 +659,20 @@ impl Watch {
             window_end: window.end_ms,
             score: score.score,
             is_anomaly: score.is_anomaly(),
-            features: features.clone().map(|(name, column)| (name.clone(), number(*column))).collect(),
-            contributions: features.zip(&score.contributions).map(|((name, _), part)| (name.clone(), *part)).collect(),
-            columns: self.spec.columns.iter().map(|(name, at)| (name.clone(), json::value(rows.column(*at), row))).collect(),
+            features: features
+                .clone()
+                .map(|(name, column)| (name.clone(), number(*column)))
+                .collect(),
+            contributions: features
+                .zip(&score.contributions)
+                .map(|((name, _), part)| (name.clone(), *part))
+                .collect(),
+            columns: self
+                .spec
+                .columns
+                .iter()
+                .map(|(name, at)| (name.clone(), json::value(rows.column(*at), row)))
+                .collect(),
             meets: change.meets,
             clears: change.clears,
             telemetry_healthy: true,
@@ -561,7 +682,11 @@ impl Watch {
     /// An entity was silent from `start` to `end`; score 0 ends the silence.
     fn silence(&self, meta: &Meta, start: i64, end: i64, score: f64, healthy: bool) -> Anomaly {
         let policies: Vec<String> = self.policies.iter().map(|policy| policy.name.clone()).collect();
-        let (meets, clears) = if score >= 1.0 { (policies, Vec::new()) } else { (Vec::new(), policies) };
+        let (meets, clears) = if score >= 1.0 {
+            (policies, Vec::new())
+        } else {
+            (Vec::new(), policies)
+        };
         Anomaly {
             target: meta.target.clone(),
             pipeline: self.pipeline_name.clone(),
@@ -582,9 +707,22 @@ impl Watch {
     fn event(&self, topics: &Topics, target: &BTreeMap<String, Value>, anomaly: &Anomaly) -> protocol::Output {
         let (_, key) = target_of(self, target);
         let key = key.replacen('|', &format!("{}|", topics.tenant()), 1);
-        let mint = id::anomaly(&self.pipeline_name, &self.spec.name, &key, anomaly.window_start, anomaly.window_end);
+        let mint = id::anomaly(
+            &self.pipeline_name,
+            &self.spec.name,
+            &key,
+            anomaly.window_start,
+            anomaly.window_end,
+        );
         let source = format!("/homeostat/{}/{}", topics.tenant(), self.pipeline_name);
-        let event = CloudEvent::new(mint, topics.tenant(), &source, cloudevent::ANOMALY, &key, anomaly.window_end);
+        let event = CloudEvent::new(
+            mint,
+            topics.tenant(),
+            &source,
+            cloudevent::ANOMALY,
+            &key,
+            anomaly.window_end,
+        );
         event.output(topics.anomalies(), anomaly)
     }
 }
@@ -596,8 +734,11 @@ fn target_of(watch: &Watch, target: &BTreeMap<String, Value>) -> (Target, String
     let column = named.or(first).unwrap_or_default();
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let name = target.get(column).map(text).unwrap_or_default();
-    let rest: Vec<String> =
-        target.iter().filter(|(key, _)| *key != column).map(|(key, value)| format!("{key}={}", text(value))).collect();
+    let rest: Vec<String> = target
+        .iter()
+        .filter(|(key, _)| *key != column)
+        .map(|(key, value)| format!("{key}={}", text(value)))
+        .collect();
     let mut found = Target::service("", &name);
     if !rest.is_empty() {
         found.scope = "instance".to_owned();
@@ -658,7 +799,10 @@ impl Part {
 
     /// Remembers where a replay could start, about once a second of the log's clock.
     fn remember(&mut self) {
-        let due = self.snapshots.back().is_none_or(|last| self.clock_ms >= last.record.clock_ms + 1_000);
+        let due = self
+            .snapshots
+            .back()
+            .is_none_or(|last| self.clock_ms >= last.record.clock_ms + 1_000);
         let offset = self.next_offset - 1;
         if !due || self.snapshots.back().is_some_and(|last| last.offset >= offset) {
             return;
@@ -670,17 +814,30 @@ impl Part {
             clock_ms: self.clock_ms,
         };
         let needed_since = self.assembler.needed_since().unwrap_or(self.next_offset);
-        self.snapshots.push_back(Snapshot { offset, needed_since, record });
+        self.snapshots.push_back(Snapshot {
+            offset,
+            needed_since,
+            record,
+        });
     }
 
     /// Moves low-water as far as the oldest unwritten state allows.
     fn advance_low_water(&mut self) {
-        let unwritten = self.entities.iter().flat_map(BTreeMap::values).filter_map(|entity| entity.unwritten_since).min();
+        let unwritten = self
+            .entities
+            .iter()
+            .flat_map(BTreeMap::values)
+            .filter_map(|entity| entity.unwritten_since)
+            .min();
         let oldest = unwritten.unwrap_or(self.next_offset - 1);
         let usable = |snapshot: &&Snapshot| snapshot.offset <= oldest && snapshot.offset >= self.score_from;
-        let Some(scored) = self.snapshots.iter().rev().find(usable) else { return };
+        let Some(scored) = self.snapshots.iter().rev().find(usable) else {
+            return;
+        };
         let needed = scored.needed_since.min(scored.offset + 1);
-        let Some(start) = self.snapshots.iter().rposition(|snapshot| snapshot.offset < needed) else { return };
+        let Some(start) = self.snapshots.iter().rposition(|snapshot| snapshot.offset < needed) else {
+            return;
+        };
         let low_water = self.snapshots[start].offset + 1;
         if low_water <= self.low_water {
             return;
@@ -724,7 +881,10 @@ impl Part {
 
 impl Entity {
     fn encode(&self) -> Vec<u8> {
-        let record = EntityRecord { includes: self.includes, meta: self.meta.clone() };
+        let record = EntityRecord {
+            includes: self.includes,
+            meta: self.meta.clone(),
+        };
         let mut bytes = serde_json::to_vec(&record).expect("state has string keys and finite numbers");
         bytes.push(b'\n');
         self.state.snapshot(&mut bytes);
@@ -733,13 +893,17 @@ impl Entity {
 }
 
 fn tenantless(target: &str) -> String {
-    target.find('|').map_or_else(|| target.to_owned(), |at| target[at..].to_owned())
+    target
+        .find('|')
+        .map_or_else(|| target.to_owned(), |at| target[at..].to_owned())
 }
 
 /// FNV-1a: fixed for ever, since it seeds detectors and staggers writes.
 fn seed(watch: &str, key: &str) -> u64 {
     let bytes = watch.bytes().chain([0]).chain(key.bytes());
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 enum Entry {
@@ -756,7 +920,10 @@ fn read(record: &Record<'_>) -> Result<Entry, String> {
         Ok(log::KIND_PANES) => {
             let header = record.header(log::HEADER).ok_or("no header `pane`")?;
             let header = serde_json::from_slice(header).map_err(json)?;
-            Ok(Entry::Panes(header, read_panes(value).map_err(|error| error.to_string())?))
+            Ok(Entry::Panes(
+                header,
+                read_panes(value).map_err(|error| error.to_string())?,
+            ))
         }
         Ok(log::KIND_PROGRESS) => Ok(Entry::Progress(serde_json::from_slice(value).map_err(json)?)),
         Ok(log::KIND_NOTE) => Ok(Entry::Note(serde_json::from_slice(value).map_err(json)?)),
@@ -782,8 +949,13 @@ impl Stage for Detect {
     }
 
     fn restore(&mut self, partition: &TopicPartition, key: &[u8], value: Option<&[u8]>) -> Result<(), StageError> {
-        let broken = |reason: String| StageError::Partition { partition: partition.clone(), reason };
-        let Ok(key) = std::str::from_utf8(key) else { return Err(broken("a state key is not text".into())) };
+        let broken = |reason: String| StageError::Partition {
+            partition: partition.clone(),
+            reason,
+        };
+        let Ok(key) = std::str::from_utf8(key) else {
+            return Err(broken("a state key is not text".into()));
+        };
         if key == "progress/" {
             let record = value.map(serde_json::from_slice::<ProgressRecord>).transpose();
             let record = record.map_err(|error| broken(format!("state {key}: {error}")))?;
@@ -794,7 +966,9 @@ impl Stage for Detect {
             return Ok(());
         };
         // State of a detector that is declared no more stays in the topic until its key is compacted away.
-        let Some(at) = self.watches.iter().position(|known| known.id == watch) else { return Ok(()) };
+        let Some(at) = self.watches.iter().position(|known| known.id == watch) else {
+            return Ok(());
+        };
         let Some(value) = value else {
             self.part(partition)?.entities[at].remove(entity_key);
             return Ok(());
@@ -804,13 +978,20 @@ impl Stage for Detect {
         let (record, snapshot) = value.split_at(split);
         let record: EntityRecord =
             serde_json::from_slice(record).map_err(|error| broken(format!("state {key}: {error}")))?;
-        let state = watch.algorithm.restore(seed(&watch.id, entity_key), snapshot.get(1..).unwrap_or_default());
+        let state = watch
+            .algorithm
+            .restore(seed(&watch.id, entity_key), snapshot.get(1..).unwrap_or_default());
         let state = match state {
             Ok(state) => state,
             // Other parameters: the entity learns anew, and its alarm stays.
             Err(_) => watch.algorithm.fresh(seed(&watch.id, entity_key)),
         };
-        let entity = Entity { state, meta: record.meta, includes: record.includes, unwritten_since: None };
+        let entity = Entity {
+            state,
+            meta: record.meta,
+            includes: record.includes,
+            unwritten_since: None,
+        };
         self.part(partition)?.entities[at].insert(entity_key.to_owned(), entity);
         Ok(())
     }
@@ -825,7 +1006,10 @@ impl Stage for Detect {
             part.begin();
             return Ok(assignment.start_offset);
         };
-        let broken = |reason: String| StageError::Partition { partition: partition.clone(), reason };
+        let broken = |reason: String| StageError::Partition {
+            partition: partition.clone(),
+            reason,
+        };
         let (low_water, score_from) = metadata(&committed.metadata)
             .ok_or_else(|| broken(format!("commit metadata {:?} is not detect's", committed.metadata)))?;
         if low_water < assignment.log_start_offset {
@@ -838,7 +1022,10 @@ impl Stage for Detect {
             broken("offsets are committed, but the state topic has no progress record: restore the state topic, or reset the group's offsets to start anew".into())
         })?;
         if record.low_water != low_water {
-            return Err(broken(format!("state is of low-water {}, the commit of {low_water}", record.low_water)));
+            return Err(broken(format!(
+                "state is of low-water {}, the commit of {low_water}",
+                record.low_water
+            )));
         }
         part.assembler.restore(record.table);
         part.open = record.open;
@@ -891,7 +1078,11 @@ impl Stage for Detect {
                 }
                 part.advance_low_water();
                 if part.written_low_water != Some(part.low_water) {
-                    if let Some(snapshot) = part.snapshots.front().filter(|first| first.offset + 1 == part.low_water) {
+                    if let Some(snapshot) = part
+                        .snapshots
+                        .front()
+                        .filter(|first| first.offset + 1 == part.low_water)
+                    {
                         let record = serde_json::to_vec(&snapshot.record).expect("state has string keys");
                         write(b"progress/".to_vec(), Some(record));
                         part.written_low_water = Some(part.low_water);
@@ -921,12 +1112,26 @@ impl Stage for Detect {
         for (partition, part) in &self.parts {
             let label = partition.partition.to_string();
             let labels = [("partition", label.as_str())];
-            let watermark = part.assembler.table().sources.values().filter_map(|source| source.closed_ms).min();
+            let watermark = part
+                .assembler
+                .table()
+                .sources
+                .values()
+                .filter_map(|source| source.closed_ms)
+                .min();
             let delay = watermark.map_or(0, |watermark| part.clock_ms - watermark);
             sink("watermark_delay_seconds", &labels, delay as f64 / 1_000.0);
             sink("panes_held", &labels, part.assembler.pane_count() as f64);
-            sink("entities", &labels, part.entities.iter().map(BTreeMap::len).sum::<usize>() as f64);
-            sink("replay_span_records", &labels, (part.next_offset - part.low_water) as f64);
+            sink(
+                "entities",
+                &labels,
+                part.entities.iter().map(BTreeMap::len).sum::<usize>() as f64,
+            );
+            sink(
+                "replay_span_records",
+                &labels,
+                (part.next_offset - part.low_water) as f64,
+            );
         }
     }
 }
@@ -940,7 +1145,11 @@ impl Part {
             open: self.open.clone(),
             clock_ms: self.clock_ms,
         };
-        self.snapshots.push_back(Snapshot { offset: self.low_water - 1, needed_since: self.low_water, record });
+        self.snapshots.push_back(Snapshot {
+            offset: self.low_water - 1,
+            needed_since: self.low_water,
+            record,
+        });
     }
 }
 

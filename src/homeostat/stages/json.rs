@@ -26,8 +26,11 @@ pub fn value(column: &ArrayRef, row: usize) -> Value {
         kind if kind.is_floating() || matches!(kind, DataType::Decimal128(..) | DataType::Decimal256(..)) => {
             plain(&DataType::Float64).map(|one| Value::from(one.as_primitive::<Float64Type>().value(0)))
         }
-        DataType::Timestamp(..) => plain(&DataType::Timestamp(TimeUnit::Millisecond, None))
-            .map(|one| Value::from(protocol::time::to_rfc3339(one.as_primitive::<TimestampMillisecondType>().value(0)))),
+        DataType::Timestamp(..) => plain(&DataType::Timestamp(TimeUnit::Millisecond, None)).map(|one| {
+            Value::from(protocol::time::to_rfc3339(
+                one.as_primitive::<TimestampMillisecondType>().value(0),
+            ))
+        }),
         _ => None,
     };
     found.unwrap_or_else(|| {
@@ -41,5 +44,7 @@ pub fn value(column: &ArrayRef, row: usize) -> Value {
 pub fn row(rows: &RecordBatch, row: usize) -> Map<String, Value> {
     let schema = rows.schema();
     let fields = schema.fields().iter().zip(rows.columns());
-    fields.map(|(field, column)| (field.name().clone(), value(column, row))).collect()
+    fields
+        .map(|(field, column)| (field.name().clone(), value(column, row)))
+        .collect()
 }

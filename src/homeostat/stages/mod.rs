@@ -17,5 +17,8 @@ pub fn values(options: &[(String, OptionValue)]) -> Vec<(String, detector::Value
         OptionValue::Text(text) => detector::Value::Text(text.clone()),
         OptionValue::Bool(flag) => detector::Value::Bool(*flag),
     };
-    options.iter().map(|(name, given)| (name.clone(), value(given))).collect()
+    options
+        .iter()
+        .map(|(name, given)| (name.clone(), value(given)))
+        .collect()
 }
