@@ -1,5 +1,8 @@
 //! The decoder: what a projection binds to, how a record is taken or taken back, and the batch that comes out.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use arrow::{
@@ -8,12 +11,17 @@ use arrow::{
 };
 
 use crate::{
-    column::{AnyColumn, AnySlot, Primitive, Slot},
+    alertmanager::Alertmanager,
+    column::AnyColumn,
     error::{Error, Fault, Reject},
-    json::{Declared, Json},
-    otlp::{self, LOGS_DATA, Logs, METRICS_DATA, Metrics, RESOURCE_COLUMNS, Signal, Spans, TRACES_DATA, Transcoder},
+    flatten::{self, Flatten},
+    heartbeat::Heartbeat,
+    json::Json,
+    otlp::{Logs, Metrics, Otlp, Spans},
+    prometheus::Prometheus,
     record::{RecordColumns, RecordMeta},
     schema::{self, Format, KEY, MAP, METADATA},
+    telegraf::Telegraf,
 };
 
 /// Turns the values of records into rows of the columns asked for.
@@ -30,15 +38,8 @@ pub struct Decoder {
 }
 
 enum Body {
-    Otlp {
-        signal: Box<dyn Signal>,
-        transcoder: Option<Transcoder>,
-    },
     Json(Json),
-    Heartbeat {
-        json: Json,
-        event_time: Slot<Primitive<i64>>,
-    },
+    Known(Box<dyn Flatten>),
 }
 
 /// The rows decoded since the last time.
@@ -67,19 +68,13 @@ impl Decoder {
         }
         let body = match format {
             Format::Json => Body::Json(Json::new(Json::declared(&columns, paths))?),
-            Format::Heartbeat => heartbeat(&columns)?,
-            Format::OtlpMetrics { json } => {
-                let transcoder = json.then(|| Transcoder::new(&METRICS_DATA));
-                signal(format, Box::<Metrics>::default(), transcoder, &columns)?
-            }
-            Format::OtlpLogs { json } => {
-                let transcoder = json.then(|| Transcoder::new(&LOGS_DATA));
-                signal(format, Box::<Logs>::default(), transcoder, &columns)?
-            }
-            Format::OtlpSpans { json } => {
-                let transcoder = json.then(|| Transcoder::new(&TRACES_DATA));
-                signal(format, Box::<Spans>::default(), transcoder, &columns)?
-            }
+            Format::Heartbeat => known(format, Heartbeat::default(), &columns)?,
+            Format::OtlpMetrics { json } => known(format, Otlp::<Metrics>::new(json), &columns)?,
+            Format::OtlpLogs { json } => known(format, Otlp::<Logs>::new(json), &columns)?,
+            Format::OtlpSpans { json } => known(format, Otlp::<Spans>::new(json), &columns)?,
+            Format::PrometheusJson => known(format, Prometheus::default(), &columns)?,
+            Format::TelegrafJson => known(format, Telegraf::default(), &columns)?,
+            Format::Alertmanager => known(format, Alertmanager::default(), &columns)?,
         };
         Ok(Self {
             record_columns: RecordColumns::new(&columns)?,
@@ -124,23 +119,10 @@ impl Decoder {
         let mut outputs: Vec<Option<(ArrayRef, u64)>> = vec![None; self.columns.fields().len()];
         let mut put = |(output, array, generation): (usize, ArrayRef, u64)| outputs[output] = Some((array, generation));
         match &mut self.body {
-            Body::Otlp { signal, .. } => {
-                let named = signal.slots();
-                named
-                    .into_iter()
-                    .filter_map(|(_, slot)| slot.finish(rows))
-                    .for_each(&mut put);
-                let context = signal.context().slots();
-                context
-                    .into_iter()
-                    .filter_map(|slot| slot.finish(rows))
-                    .for_each(&mut put);
-            }
             Body::Json(json) => json.finish(rows).for_each(&mut put),
-            Body::Heartbeat { json, event_time } => {
-                json.finish(rows).for_each(&mut put);
-                event_time.finish(rows).into_iter().for_each(&mut put);
-            }
+            Body::Known(format) => flatten::for_each_slot(format.as_mut(), |slot| {
+                slot.finish(rows).into_iter().for_each(&mut put);
+            }),
         }
         self.record_columns.finish(rows).for_each(&mut put);
         let (arrays, generations) = outputs
@@ -162,25 +144,8 @@ impl Decoder {
     fn decode(&mut self, value: &[u8], record: &RecordMeta<'_>) -> Result<usize, Fault> {
         let from = self.rows;
         let to = match &mut self.body {
-            Body::Json(json) => {
-                json.decode(value, from)?;
-                from + 1
-            }
-            Body::Otlp {
-                signal,
-                transcoder: None,
-            } => signal.decode(value, from)?,
-            Body::Otlp {
-                signal,
-                transcoder: Some(transcoder),
-            } => signal.decode(transcoder.transcode(value)?, from)?,
-            Body::Heartbeat { json, event_time } => {
-                json.decode(value, from)?;
-                if let Some(column) = event_time.get() {
-                    column.set(from, record.append_ms);
-                }
-                from + 1
-            }
+            Body::Json(json) => json.decode(value, from).map(|()| from + 1)?,
+            Body::Known(format) => format.decode(value, from, record)?,
         };
         self.record_columns.fill(from, to, record)?;
         Ok(to)
@@ -189,24 +154,15 @@ impl Decoder {
     #[cold]
     fn truncate(&mut self, rows: usize) {
         match &mut self.body {
-            Body::Otlp { signal, .. } => otlp::truncate(signal.as_mut(), rows),
             Body::Json(json) => json.truncate(rows),
-            Body::Heartbeat { json, event_time } => {
-                json.truncate(rows);
-                event_time.truncate(rows);
-            }
+            Body::Known(format) => flatten::for_each_slot(format.as_mut(), |slot| slot.truncate(rows)),
         }
         self.record_columns.truncate(rows);
     }
 }
 
-/// Binds a projection to an OTLP signal.
-fn signal(
-    format: Format,
-    mut signal: Box<dyn Signal>,
-    transcoder: Option<Transcoder>,
-    columns: &SchemaRef,
-) -> Result<Body, Error> {
+/// Binds a projection to a format of known columns.
+fn known(format: Format, mut flatten: impl Flatten + 'static, columns: &SchemaRef) -> Result<Body, Error> {
     for (output, field) in columns.fields().iter().enumerate() {
         if field.metadata().contains_key(METADATA) {
             continue;
@@ -218,57 +174,50 @@ fn signal(
                 column,
             });
         }
-        if let Some(map) = field.metadata().get(MAP) {
-            bind_map_entry(format, signal.as_mut(), field, map, output)?;
-            continue;
-        }
-        let data_type = known_type(format, field)?;
-        let name = field.name().as_str();
-        if let Some((_, slot)) = signal.slots().into_iter().find(|(known, _)| *known == name) {
-            slot.bind(output, data_type);
-            continue;
-        }
-        let context = signal.context();
-        match name {
-            "resource" => context.resource.bind_map(output, data_type),
-            "attributes" => context.attributes.bind_map(output, data_type),
-            "scope_name" => context.scope_name.bind(output, data_type),
-            _ => {
-                let (_, key) = RESOURCE_COLUMNS
-                    .iter()
-                    .find(|(column, _)| *column == name)
-                    .expect("every column of the schema has a slot");
-                context.resource.bind_entry(key, output);
-            }
+        match field.metadata().get(MAP) {
+            Some(map) => bind_entry(format, &mut flatten, field, map, output)?,
+            None => bind_column(format, &mut flatten, field, output)?,
         }
     }
-    Ok(Body::Otlp { signal, transcoder })
+    Ok(Body::Known(Box::new(flatten)))
 }
 
-fn bind_map_entry(
-    format: Format,
-    signal: &mut dyn Signal,
-    field: &Field,
-    map: &str,
-    output: usize,
-) -> Result<(), Error> {
-    let column = || field.name().clone();
-    let key = field.metadata().get(KEY).map_or("", String::as_str);
-    expect_type(format, field, &schema::dictionary())?;
-    let context = signal.context();
-    match map {
-        "resource" => context.resource.bind_entry(key, output),
-        "attributes" => context.attributes.bind_entry(key, output),
-        _ => {
-            return Err(Error::MapUnknown {
-                format: format.name(),
-                column: column(),
-                map: map.to_owned(),
-                known: "resource and attributes",
-            });
+fn bind_column(format: Format, flatten: &mut dyn Flatten, field: &Field, output: usize) -> Result<(), Error> {
+    let data_type = known_type(format, field)?;
+    let name = field.name().as_str();
+    if let Some(alias) = flatten.entry_columns().iter().find(|alias| alias.column == name) {
+        if let Some((_, map)) = flatten.maps().into_iter().find(|(map, _)| *map == alias.map) {
+            map.bind_entry(alias.key, output);
         }
+    } else if let Some((_, map)) = flatten.maps().into_iter().find(|(map, _)| *map == name) {
+        map.bind_map(output, data_type);
+    } else if let Some((_, slot)) = flatten.slots().into_iter().find(|(slot, _)| *slot == name) {
+        slot.bind(output, data_type);
+    } else if let Some((_, slot)) = flatten.context_slots().into_iter().find(|(slot, _)| *slot == name) {
+        slot.bind(output, data_type);
     }
     Ok(())
+}
+
+fn bind_entry(format: Format, flatten: &mut dyn Flatten, field: &Field, map: &str, output: usize) -> Result<(), Error> {
+    expect_type(format, field, &schema::dictionary())?;
+    let key = field.metadata().get(KEY).map_or("", String::as_str);
+    let mut maps = flatten.maps();
+    if let Some((_, known)) = maps.iter_mut().find(|(known, _)| *known == map) {
+        known.bind_entry(key, output);
+        return Ok(());
+    }
+    let known: Vec<_> = maps.iter().map(|(known, _)| *known).collect();
+    Err(Error::MapUnknown {
+        format: format.name(),
+        column: field.name().clone(),
+        map: map.to_owned(),
+        known: if known.is_empty() {
+            "no maps".to_owned()
+        } else {
+            known.join(" and ")
+        },
+    })
 }
 
 /// The type of a column by name; an error when the format has none, or another.
@@ -296,45 +245,6 @@ fn expect_type(format: Format, field: &Field, delivered: &DataType) -> Result<()
         declared: field.data_type().clone(),
         delivered: delivered.clone(),
     })
-}
-
-/// A heartbeat is JSON of fixed columns; who sent it must be said, whichever columns are asked for. Event time is when the
-/// log took the record, never the producer's clock, which may be what is broken.
-fn heartbeat(columns: &SchemaRef) -> Result<Body, Error> {
-    let format = Format::Heartbeat;
-    let mut event_time = Slot::default();
-    let mut outputs = [None; 3];
-    const FIELDS: [(&str, &str); 3] = [("service", "service"), ("instance", "instance"), ("sent_at", "time")];
-    for (output, field) in columns.fields().iter().enumerate() {
-        if field.metadata().contains_key(METADATA) {
-            continue;
-        }
-        if let Some(map) = field.metadata().get(MAP) {
-            return Err(Error::MapUnknown {
-                format: format.name(),
-                column: field.name().clone(),
-                map: map.clone(),
-                known: "no maps",
-            });
-        }
-        let data_type = known_type(format, field)?;
-        match FIELDS.iter().position(|(column, _)| column == field.name()) {
-            Some(index) => outputs[index] = Some(output),
-            None => event_time.bind(output, data_type),
-        }
-    }
-    let declared = FIELDS.iter().zip(outputs).map(|((column, path), output)| Declared {
-        name: (*path).to_owned(),
-        data_type: match *column {
-            "sent_at" => schema::timestamp_ms(),
-            _ => schema::dictionary(),
-        },
-        required: *column == "service",
-        path: vec![(*path).to_owned()],
-        output,
-    });
-    let json = Json::new(declared.collect())?;
-    Ok(Body::Heartbeat { json, event_time })
 }
 
 /// So that a decoder can move to the thread that owns its partition.

@@ -41,7 +41,7 @@ pub enum Error {
         format: &'static str,
         column: String,
         map: String,
-        known: &'static str,
+        known: String,
     },
     #[error("column {column:?} reads {property:?} of the record; a record has {known}")]
     MetadataUnknown {

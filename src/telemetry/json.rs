@@ -9,10 +9,12 @@
 //! but must be JSON. A number for a timestamp is the Unix epoch in the column's unit, a fraction rounded down; a string is
 //! RFC 3339 with an offset.
 
+mod fields;
 mod scan;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use fields::{each_element, each_entry, each_field, string_or_null, time_or_null};
 pub(crate) use scan::{Number, RawString, Scanner};
 
 use arrow::{
@@ -432,7 +434,7 @@ impl JsonColumn {
             }
             AnyColumn::Timestamp(column, _) => {
                 let number = scanner.number()?;
-                let value = number.to_i64().or_else(|| number.to_f64().and_then(floor));
+                let value = number.to_i64_floor();
                 column.set(row, value.ok_or_else(|| from.fault("a time is too large"))?);
             }
             AnyColumn::Int32(column) => {
@@ -478,10 +480,4 @@ impl JsonColumn {
             AnyColumn::Map(_) => "an object",
         })
     }
-}
-
-/// The integer at or below, if 64 bits hold it.
-fn floor(value: f64) -> Option<i64> {
-    let floor = value.floor();
-    (-9.2e18..9.2e18).contains(&floor).then_some(floor as i64)
 }

@@ -15,14 +15,20 @@
 //! fields are skipped. Bytes inside fields that no column reads are not looked at: a record may pass here that a full
 //! parser of its format refuses.
 
+mod alertmanager;
+mod attributes;
 mod column;
 mod decoder;
 mod error;
+mod flatten;
+mod heartbeat;
 mod interner;
 mod json;
 mod otlp;
+mod prometheus;
 mod record;
 mod schema;
+mod telegraf;
 #[cfg(test)]
 mod testing;
 mod time;

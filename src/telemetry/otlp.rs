@@ -5,7 +5,6 @@
 //! is known; no message is read twice. An empty string is an absent one, as in protobuf itself: NULL.
 
 mod any_value;
-mod attributes;
 mod base64;
 mod logs;
 mod message;
@@ -18,18 +17,22 @@ mod transcode;
 pub(crate) use logs::Logs;
 pub(crate) use metrics::Metrics;
 pub(crate) use spans::Spans;
-pub(crate) use transcode::{LOGS_DATA, METRICS_DATA, TRACES_DATA, Transcoder};
+use transcode::{Message, Transcoder};
 
 use crate::{
+    attributes::Attributes,
     column::{AnySlot, Dictionary, Slot},
     error::Fault,
+    flatten::{EntryColumn, Flatten},
+    record::RecordMeta,
     wire::{Merged, Reader},
 };
-use attributes::Attributes;
-use message::{request, resource, resource_block, scope, scope_block};
+use message::{key_value, request, resource, resource_block, scope, scope_block};
 
-/// One signal's columns and how they are read.
-pub(crate) trait Signal: Send {
+/// One signal: its columns, and how its messages are read.
+pub(crate) trait Signal: Default + Send {
+    /// The documents of its JSON encoding.
+    const JSON_ROOT: &'static Message;
     /// The columns by name, but for those of the context.
     fn slots(&mut self) -> Vec<(&'static str, &mut dyn AnySlot)>;
     fn context(&mut self) -> &mut Context;
@@ -40,16 +43,66 @@ pub(crate) trait Signal: Send {
 /// What the rows of every signal have around them: resource, scope, and their own attributes.
 #[derive(Default)]
 pub(crate) struct Context {
-    pub resource: Attributes,
-    pub attributes: Attributes,
-    pub scope_name: Slot<Dictionary>,
+    resource: Attributes,
+    attributes: Attributes,
+    scope_name: Slot<Dictionary>,
+    text: Vec<u8>,
 }
 
-/// Resource attributes that are columns of their own.
-pub(crate) const RESOURCE_COLUMNS: [(&str, &str); 2] = [
-    ("service_name", "service.name"),
-    ("service_instance_id", "service.instance.id"),
-];
+/// A signal as a format: from the wire, or from JSON by way of it.
+pub(crate) struct Otlp<S> {
+    signal: S,
+    transcoder: Option<Transcoder>,
+}
+
+impl<S: Signal> Otlp<S> {
+    pub fn new(json: bool) -> Self {
+        Self {
+            signal: S::default(),
+            transcoder: json.then(|| Transcoder::new(S::JSON_ROOT)),
+        }
+    }
+}
+
+impl<S: Signal> Flatten for Otlp<S> {
+    fn slots(&mut self) -> Vec<(&'static str, &mut dyn AnySlot)> {
+        self.signal.slots()
+    }
+
+    fn context_slots(&mut self) -> Vec<(&'static str, &mut dyn AnySlot)> {
+        vec![("scope_name", &mut self.signal.context().scope_name)]
+    }
+
+    fn maps(&mut self) -> Vec<(&'static str, &mut Attributes)> {
+        let context = self.signal.context();
+        vec![
+            ("resource", &mut context.resource),
+            ("attributes", &mut context.attributes),
+        ]
+    }
+
+    fn entry_columns(&self) -> &'static [EntryColumn] {
+        &[
+            EntryColumn {
+                column: "service_name",
+                map: "resource",
+                key: "service.name",
+            },
+            EntryColumn {
+                column: "service_instance_id",
+                map: "resource",
+                key: "service.instance.id",
+            },
+        ]
+    }
+
+    fn decode(&mut self, value: &[u8], row: usize, _: &RecordMeta<'_>) -> Result<usize, Fault> {
+        match &mut self.transcoder {
+            None => self.signal.decode(value, row),
+            Some(transcoder) => self.signal.decode(transcoder.transcode(value)?, row),
+        }
+    }
+}
 
 /// The first three levels, which all signals share: request, resource block, scope block. `element` appends the rows of a
 /// metric, log record or span and returns the row count then.
@@ -86,24 +139,49 @@ fn decode_resource_block<S: Signal>(
             other => reader.skip_other(other, &resource_block::KNOWN)?,
         }
     }
-    let attributes = &mut signal.context().resource;
-    if attributes.wanted() {
-        attributes.begin(from);
+    let context = signal.context();
+    if context.resource.wanted() {
+        context.resource.begin(from);
         if let Some(resource) = resource.get() {
-            read_resource(attributes, resource, from)?;
+            read_resource(context, resource, from)?;
         }
-        attributes.end_run(from, row)?;
+        context.resource.end_run(from, row)?;
     }
     Ok(row)
 }
 
-fn read_resource(attributes: &mut Attributes, resource: &[u8], row: usize) -> Result<(), Fault> {
+fn read_resource(context: &mut Context, resource: &[u8], row: usize) -> Result<(), Fault> {
     let mut reader = Reader::new(resource);
     while let Some(field) = reader.tag()? {
         match field {
-            resource::ATTRIBUTE => attributes.add(reader.bytes()?, row)?,
+            resource::ATTRIBUTE => add_key_value(&mut context.resource, reader.bytes()?, row, &mut context.text)?,
             other => reader.skip_other(other, &resource::KNOWN)?,
         }
+    }
+    Ok(())
+}
+
+/// Takes one `KeyValue`.
+#[inline]
+fn add_key_value(
+    attributes: &mut Attributes,
+    key_value: &[u8],
+    row: usize,
+    scratch: &mut Vec<u8>,
+) -> Result<(), Fault> {
+    let mut reader = Reader::new(key_value);
+    let mut key: &[u8] = &[];
+    let mut value = Merged::default();
+    while let Some(field) = reader.tag()? {
+        match field {
+            key_value::KEY => key = reader.string(key)?,
+            key_value::VALUE => value.add(reader.bytes()?)?,
+            other => reader.skip_other(other, &key_value::KNOWN)?,
+        }
+    }
+    if attributes.reads(key) {
+        let text = any_value::text(value.get().unwrap_or_default(), scratch)?;
+        attributes.add(key, text, row)?;
     }
     Ok(())
 }
@@ -158,21 +236,19 @@ fn set_unless_empty(slot: &mut Slot<Dictionary>, row: usize, string: &[u8]) -> R
     }
 }
 
-/// Cuts every column of a signal back to `rows`.
-pub(crate) fn truncate(signal: &mut dyn Signal, rows: usize) {
-    for (_, slot) in signal.slots() {
-        slot.truncate(rows);
-    }
-    for slot in signal.context().slots() {
-        slot.truncate(rows);
-    }
-}
-
 impl Context {
-    pub fn slots(&mut self) -> Vec<&mut dyn AnySlot> {
-        let mut slots: Vec<&mut dyn AnySlot> = vec![&mut self.scope_name];
-        slots.extend(self.resource.slots());
-        slots.extend(self.attributes.slots());
-        slots
+    /// Opens the row's attributes, if some column reads them.
+    #[inline(always)]
+    fn begin_attributes(&mut self, row: usize) -> bool {
+        let wanted = self.attributes.wanted();
+        if wanted {
+            self.attributes.begin(row);
+        }
+        wanted
+    }
+
+    #[inline(always)]
+    fn add_attribute(&mut self, key_value: &[u8], row: usize) -> Result<(), Fault> {
+        add_key_value(&mut self.attributes, key_value, row, &mut self.text)
     }
 }

@@ -20,6 +20,12 @@ pub enum Format {
     Json,
     /// `{"service", "instance", "time"}`: a row per record.
     Heartbeat,
+    /// A sample of `prometheus-kafka-adapter`: a row per record.
+    PrometheusJson,
+    /// Telegraf's JSON, single or batch: a row per field of a metric.
+    TelegrafJson,
+    /// Alertmanager's webhook: a row per alert.
+    Alertmanager,
 }
 
 impl Format {
@@ -34,6 +40,9 @@ impl Format {
             Self::OtlpSpans { json: true } => "otlp_spans_json",
             Self::Json => "json",
             Self::Heartbeat => "heartbeat",
+            Self::PrometheusJson => "prometheus_json",
+            Self::TelegrafJson => "telegraf_json",
+            Self::Alertmanager => "alertmanager",
         }
     }
 }
@@ -50,11 +59,17 @@ pub fn schema(format: Format) -> SchemaRef {
     static LOGS: LazyLock<SchemaRef> = LazyLock::new(logs);
     static SPANS: LazyLock<SchemaRef> = LazyLock::new(spans);
     static HEARTBEAT: LazyLock<SchemaRef> = LazyLock::new(heartbeat);
+    static PROMETHEUS: LazyLock<SchemaRef> = LazyLock::new(prometheus);
+    static TELEGRAF: LazyLock<SchemaRef> = LazyLock::new(telegraf);
+    static ALERTMANAGER: LazyLock<SchemaRef> = LazyLock::new(alertmanager);
     match format {
         Format::OtlpMetrics { .. } => Arc::clone(&METRICS),
         Format::OtlpLogs { .. } => Arc::clone(&LOGS),
         Format::OtlpSpans { .. } => Arc::clone(&SPANS),
         Format::Heartbeat => Arc::clone(&HEARTBEAT),
+        Format::PrometheusJson => Arc::clone(&PROMETHEUS),
+        Format::TelegrafJson => Arc::clone(&TELEGRAF),
+        Format::Alertmanager => Arc::clone(&ALERTMANAGER),
         Format::Json => Arc::new(Schema::empty()),
     }
 }
@@ -195,5 +210,44 @@ fn heartbeat() -> SchemaRef {
         ("instance", dictionary()),
         ("sent_at", timestamp_ms()),
         ("event_time", timestamp_ms()),
+    ])
+}
+
+fn prometheus() -> SchemaRef {
+    nullable(vec![
+        ("event_time", timestamp_ms()),
+        ("metric_name", dictionary()),
+        ("value", DataType::Float64),
+        ("labels", string_map()),
+    ])
+}
+
+fn telegraf() -> SchemaRef {
+    nullable(vec![
+        ("event_time", timestamp_ms()),
+        ("name", dictionary()),
+        ("field", dictionary()),
+        ("value", DataType::Float64),
+        ("value_int", DataType::Int64),
+        ("value_text", dictionary()),
+        ("tags", string_map()),
+    ])
+}
+
+fn alertmanager() -> SchemaRef {
+    nullable(vec![
+        ("event_time", timestamp_ms()),
+        ("starts_at", timestamp_ms()),
+        ("ends_at", timestamp_ms()),
+        ("status", dictionary()),
+        ("alert_name", dictionary()),
+        ("severity", dictionary()),
+        ("fingerprint", dictionary()),
+        ("generator_url", DataType::Utf8),
+        ("receiver", dictionary()),
+        ("group_key", dictionary()),
+        ("external_url", dictionary()),
+        ("labels", string_map()),
+        ("annotations", string_map()),
     ])
 }

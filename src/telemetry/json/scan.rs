@@ -490,6 +490,15 @@ impl Number<'_> {
         }
     }
 
+    /// The integer at or below; `None` beyond 64 bits.
+    #[inline(always)]
+    pub fn to_i64_floor(self) -> Option<i64> {
+        self.to_i64().or_else(|| {
+            let floor = self.to_f64()?.floor();
+            (-9.2e18..9.2e18).contains(&floor).then_some(floor as i64)
+        })
+    }
+
     /// The unsigned integer.
     pub fn to_u64(self) -> Option<u64> {
         if self.exact && self.exponent == 0 && (!self.negative || self.mantissa == 0) {

@@ -1,6 +1,11 @@
 //! Logs: a row per log record. Event time is the record's time or, where it has none, the time it was observed.
 
-use super::{Context, Signal, any_value, decode_request, message::log_record, set_unless_empty, time_ms};
+use super::{
+    Context, Signal, any_value, decode_request,
+    message::log_record,
+    set_unless_empty, time_ms,
+    transcode::{LOGS_DATA, Message},
+};
 use crate::{
     column::{AnySlot, Dictionary, Primitive, Slot, Text},
     error::Fault,
@@ -24,6 +29,8 @@ pub(crate) struct Logs {
 }
 
 impl Signal for Logs {
+    const JSON_ROOT: &'static Message = &LOGS_DATA;
+
     fn slots(&mut self) -> Vec<(&'static str, &mut dyn AnySlot)> {
         vec![
             ("event_time", &mut self.event_time),
@@ -54,8 +61,7 @@ impl Logs {
         let (mut severity_text, mut event_name): (&[u8], &[u8]) = (&[], &[]);
         let (mut trace_id, mut span_id): (&[u8], &[u8]) = (&[], &[]);
         let mut body = Merged::default();
-        let attributes_wanted = self.context.attributes.wanted();
-        self.context.attributes.begin(row);
+        let attributes_wanted = self.context.begin_attributes(row);
         while let Some(field) = reader.tag()? {
             match field {
                 log_record::TIME => time = reader.fixed64()?,
@@ -65,7 +71,7 @@ impl Logs {
                 log_record::ATTRIBUTE => {
                     let attribute = reader.bytes()?;
                     if attributes_wanted {
-                        self.context.attributes.add(attribute, row)?;
+                        self.context.add_attribute(attribute, row)?;
                     }
                 }
                 log_record::FLAGS => flags = reader.fixed32()?,
@@ -76,7 +82,9 @@ impl Logs {
                 other => reader.skip_other(other, &log_record::KNOWN)?,
             }
         }
-        self.context.attributes.end();
+        if attributes_wanted {
+            self.context.attributes.end();
+        }
         if let Some(column) = self.event_time.get() {
             column.set_option(row, time_ms(time).or(time_ms(observed)));
         }

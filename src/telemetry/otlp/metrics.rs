@@ -9,7 +9,8 @@ use super::{
         buckets, exponential_point, gauge_or_summary, histogram, histogram_point, metric, number_point, sum,
         summary_point, value_at_quantile,
     },
-    time_ms, truncate,
+    time_ms,
+    transcode::{METRICS_DATA, Message},
 };
 use crate::{
     column::{AnySlot, Booleans, Dictionary, Lists, Primitive, Slot},
@@ -92,6 +93,8 @@ enum Value {
 }
 
 impl Signal for Metrics {
+    const JSON_ROOT: &'static Message = &METRICS_DATA;
+
     fn slots(&mut self) -> Vec<(&'static str, &mut dyn AnySlot)> {
         vec![
             ("event_time", &mut self.event_time),
@@ -190,8 +193,14 @@ impl Metrics {
     #[cold]
     fn replaced<'a>(&mut self, kind: Kind, data: &Merged<'_>, row: usize) -> Result<Merged<'a>, Fault> {
         self.data(kind, data.get().unwrap_or_default(), row)?;
-        truncate(self, row);
+        self.truncate(row);
         Ok(Merged::default())
+    }
+
+    /// Takes back the columns that have been put for rows from `row` on; those of resource and scope come later.
+    fn truncate(&mut self, row: usize) {
+        self.slots().into_iter().for_each(|(_, slot)| slot.truncate(row));
+        self.context.attributes.take_back(row);
     }
 
     fn data(&mut self, kind: Kind, data: &[u8], from: usize) -> Result<usize, Fault> {
@@ -275,7 +284,7 @@ impl Metrics {
     fn number_point(&mut self, point: &[u8], row: usize) -> Result<bool, Fault> {
         let mut reader = Reader::new(point);
         let (mut start, mut time, mut flags, mut value) = (0, 0, 0, Value::Absent);
-        let attributes_wanted = self.begin_attributes(row);
+        let attributes_wanted = self.context.begin_attributes(row);
         while let Some(field) = reader.tag()? {
             match field {
                 number_point::START_TIME => start = reader.fixed64()?,
@@ -285,7 +294,7 @@ impl Metrics {
                 number_point::ATTRIBUTE => {
                     let attribute = reader.bytes()?;
                     if attributes_wanted {
-                        self.context.attributes.add(attribute, row)?;
+                        self.context.add_attribute(attribute, row)?;
                     }
                 }
                 number_point::FLAGS => flags = reader.varint()? as u32,
@@ -321,7 +330,7 @@ impl Metrics {
         let (mut sum, mut min, mut max) = (None, None, None);
         let counts_wanted = self.bucket_counts.get().is_some();
         let bounds_wanted = self.explicit_bounds.get().is_some();
-        let attributes_wanted = self.begin_attributes(row);
+        let attributes_wanted = self.context.begin_attributes(row);
         self.scratch.counts.clear();
         self.scratch.bounds.clear();
         while let Some(field) = reader.tag()? {
@@ -347,7 +356,7 @@ impl Metrics {
                 histogram_point::ATTRIBUTE => {
                     let attribute = reader.bytes()?;
                     if attributes_wanted {
-                        self.context.attributes.add(attribute, row)?;
+                        self.context.add_attribute(attribute, row)?;
                     }
                 }
                 histogram_point::FLAGS => flags = reader.varint()? as u32,
@@ -373,13 +382,13 @@ impl Metrics {
         let (mut sum, mut min, mut max) = (None, None, None);
         let (mut scale, mut zero_count, mut zero_threshold) = (0, 0, 0.0);
         let (mut positive, mut negative) = (Merged::default(), Merged::default());
-        let attributes_wanted = self.begin_attributes(row);
+        let attributes_wanted = self.context.begin_attributes(row);
         while let Some(field) = reader.tag()? {
             match field {
                 exponential_point::ATTRIBUTE => {
                     let attribute = reader.bytes()?;
                     if attributes_wanted {
-                        self.context.attributes.add(attribute, row)?;
+                        self.context.add_attribute(attribute, row)?;
                     }
                 }
                 exponential_point::START_TIME => start = reader.fixed64()?,
@@ -420,7 +429,7 @@ impl Metrics {
     fn summary_point(&mut self, point: &[u8], row: usize) -> Result<bool, Fault> {
         let mut reader = Reader::new(point);
         let (mut start, mut time, mut flags, mut count, mut sum) = (0, 0, 0, 0, 0.0);
-        let attributes_wanted = self.begin_attributes(row);
+        let attributes_wanted = self.context.begin_attributes(row);
         self.scratch.quantiles.clear();
         while let Some(field) = reader.tag()? {
             match field {
@@ -432,7 +441,7 @@ impl Metrics {
                 summary_point::ATTRIBUTE => {
                     let attribute = reader.bytes()?;
                     if attributes_wanted {
-                        self.context.attributes.add(attribute, row)?;
+                        self.context.add_attribute(attribute, row)?;
                     }
                 }
                 summary_point::FLAGS => flags = reader.varint()? as u32,
@@ -459,15 +468,6 @@ impl Metrics {
         }
         self.end_point(row, start, time, flags, attributes_wanted);
         Ok(true)
-    }
-
-    #[inline(always)]
-    fn begin_attributes(&mut self, row: usize) -> bool {
-        let wanted = self.context.attributes.wanted();
-        if wanted {
-            self.context.attributes.begin(row);
-        }
-        wanted
     }
 
     /// What all kinds of points have.

@@ -4,6 +4,7 @@ use super::{
     Context, Signal, decode_request,
     message::{span, status},
     set_unless_empty, time_ms,
+    transcode::{Message, TRACES_DATA},
 };
 use crate::{
     column::{AnySlot, Dictionary, Primitive, Slot, Text},
@@ -30,6 +31,8 @@ pub(crate) struct Spans {
 }
 
 impl Signal for Spans {
+    const JSON_ROOT: &'static Message = &TRACES_DATA;
+
     fn slots(&mut self) -> Vec<(&'static str, &mut dyn AnySlot)> {
         vec![
             ("event_time", &mut self.event_time),
@@ -63,8 +66,7 @@ impl Spans {
         let (mut trace_id, mut span_id, mut parent_span_id): (&[u8], &[u8], &[u8]) = (&[], &[], &[]);
         let mut name: &[u8] = &[];
         let mut status = Merged::default();
-        let attributes_wanted = self.context.attributes.wanted();
-        self.context.attributes.begin(row);
+        let attributes_wanted = self.context.begin_attributes(row);
         while let Some(field) = reader.tag()? {
             match field {
                 span::TRACE_ID => trace_id = reader.bytes()?,
@@ -77,7 +79,7 @@ impl Spans {
                 span::ATTRIBUTE => {
                     let attribute = reader.bytes()?;
                     if attributes_wanted {
-                        self.context.attributes.add(attribute, row)?;
+                        self.context.add_attribute(attribute, row)?;
                     }
                 }
                 span::STATUS => status.add(reader.bytes()?)?,
@@ -85,7 +87,9 @@ impl Spans {
                 other => reader.skip_other(other, &span::KNOWN)?,
             }
         }
-        self.context.attributes.end();
+        if attributes_wanted {
+            self.context.attributes.end();
+        }
         self.set_times(row, start, end);
         for (slot, id) in [
             (&mut self.trace_id, trace_id),

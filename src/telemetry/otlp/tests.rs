@@ -5,23 +5,18 @@ mod reference;
 mod reorder;
 mod samples;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
-use arrow::{
-    array::{Array, ArrayRef, AsArray, RecordBatch},
-    datatypes::{
-        DataType, Field, Float64Type, Int32Type, Int64Type, Schema, TimestampMillisecondType, UInt32Type, UInt64Type,
-    },
-};
+use arrow::datatypes::{Field, Schema};
 use opentelemetry_proto::tonic::{logs::v1::LogsData, metrics::v1::MetricsData, trace::v1::TracesData};
 use prost::Message;
 
-use super::{LOGS_DATA, METRICS_DATA, TRACES_DATA};
-use crate::{Decoder, Format, RecordMeta, Reject, map_entry, schema, testing};
+use super::transcode::{LOGS_DATA, METRICS_DATA, TRACES_DATA};
+use crate::{
+    Decoder, Format, RecordMeta, Reject, map_entry, schema,
+    testing::{self, Row, rows_of},
+};
 use generate::Generator;
-
-/// A row as text per column, NULL left out.
-type Row = BTreeMap<String, String>;
 
 /// Entries of maps that the tests read as columns.
 const ENTRIES: [(&str, &str); 3] = [("attributes", "route"), ("attributes", "b"), ("resource", "a")];
@@ -58,59 +53,6 @@ fn decode(decoder: &mut Decoder, value: &[u8]) -> Result<Vec<Row>, Reject> {
     assert_eq!(rows.offsets, vec![3; pushed]);
     assert_eq!(rows.record_ms, vec![4; pushed]);
     Ok(rows_of(&rows.batch))
-}
-
-fn rows_of(batch: &RecordBatch) -> Vec<Row> {
-    (0..batch.num_rows())
-        .map(|row| {
-            let columns = batch.schema_ref().fields().iter().zip(batch.columns());
-            let set = columns.filter(|(_, array)| array.is_valid(row));
-            set.map(|(field, array)| (field.name().clone(), cell(array, row)))
-                .collect()
-        })
-        .collect()
-}
-
-fn cell(array: &ArrayRef, row: usize) -> String {
-    match array.data_type() {
-        DataType::Dictionary(..) => {
-            let array = array.as_dictionary::<Int32Type>();
-            array
-                .values()
-                .as_string::<i32>()
-                .value(array.keys().value(row) as usize)
-                .to_owned()
-        }
-        DataType::Utf8 => array.as_string::<i32>().value(row).to_owned(),
-        DataType::Float64 => format!("{:?}", array.as_primitive::<Float64Type>().value(row)),
-        DataType::Int64 => array.as_primitive::<Int64Type>().value(row).to_string(),
-        DataType::Int32 => array.as_primitive::<Int32Type>().value(row).to_string(),
-        DataType::UInt32 => array.as_primitive::<UInt32Type>().value(row).to_string(),
-        DataType::UInt64 => array.as_primitive::<UInt64Type>().value(row).to_string(),
-        DataType::Boolean => array.as_boolean().value(row).to_string(),
-        DataType::Timestamp(..) => array.as_primitive::<TimestampMillisecondType>().value(row).to_string(),
-        DataType::List(_) => {
-            let items = array.as_list::<i32>().value(row);
-            let items: Vec<_> = (0..items.len()).map(|item| cell(&items, item)).collect();
-            items.join(" ")
-        }
-        DataType::Map(..) => {
-            let entries = array.as_map().value(row);
-            let (keys, values) = (entries.column(0), entries.column(1));
-            let text = |index| {
-                if values.is_valid(index) {
-                    cell(values, index)
-                } else {
-                    "NULL".to_owned()
-                }
-            };
-            let entries: Vec<_> = (0..entries.len())
-                .map(|index| format!("{}={}", cell(keys, index), text(index)))
-                .collect();
-            entries.join(",")
-        }
-        other => panic!("no column has type {other}"),
-    }
 }
 
 /// A random request of a signal: its encoding and JSON.

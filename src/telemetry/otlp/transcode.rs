@@ -64,7 +64,7 @@ macro_rules! messages {
 
 messages! {
     /// Metrics.
-    pub(crate) METRICS_DATA { "resourceMetrics" = 1 Kind::Messages(&RESOURCE_METRICS) }
+    pub(super) METRICS_DATA { "resourceMetrics" = 1 Kind::Messages(&RESOURCE_METRICS) }
     RESOURCE_METRICS {
         "resource" = 1 Kind::Message(&RESOURCE),
         "scopeMetrics" = 2 Kind::Messages(&SCOPE_METRICS),
@@ -151,7 +151,7 @@ messages! {
         "value" = 2 Kind::Double,
     }
     /// Logs.
-    pub(crate) LOGS_DATA { "resourceLogs" = 1 Kind::Messages(&RESOURCE_LOGS) }
+    pub(super) LOGS_DATA { "resourceLogs" = 1 Kind::Messages(&RESOURCE_LOGS) }
     RESOURCE_LOGS {
         "resource" = 1 Kind::Message(&RESOURCE),
         "scopeLogs" = 2 Kind::Messages(&SCOPE_LOGS),
@@ -173,7 +173,7 @@ messages! {
         "eventName" = 12 Kind::String,
     }
     /// Spans.
-    pub(crate) TRACES_DATA { "resourceSpans" = 1 Kind::Messages(&RESOURCE_SPANS) }
+    pub(super) TRACES_DATA { "resourceSpans" = 1 Kind::Messages(&RESOURCE_SPANS) }
     RESOURCE_SPANS {
         "resource" = 1 Kind::Message(&RESOURCE),
         "scopeSpans" = 2 Kind::Messages(&SCOPE_SPANS),
@@ -260,7 +260,7 @@ const SEVERITY: &[&str] = &[
 ];
 
 /// Rewrites documents of one kind; the buffer is kept.
-pub(crate) struct Transcoder {
+pub(super) struct Transcoder {
     root: &'static Message,
     out: Vec<u8>,
     scratch: Vec<u8>,

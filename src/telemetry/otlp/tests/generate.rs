@@ -13,17 +13,34 @@ use opentelemetry_proto::tonic::{
     trace::v1::{ResourceSpans, ScopeSpans, Span, Status, TracesData, span::Event},
 };
 
-/// SplitMix64, and what the tests draw from it.
+use crate::testing::Random;
+
+/// What the tests draw from a seed.
 pub(super) struct Generator {
-    state: u64,
+    random: Random,
     /// No NaN, no infinities: JSON has none.
     finite: bool,
+}
+
+/// So that a generator draws like its source.
+impl std::ops::Deref for Generator {
+    type Target = Random;
+
+    fn deref(&self) -> &Random {
+        &self.random
+    }
+}
+
+impl std::ops::DerefMut for Generator {
+    fn deref_mut(&mut self) -> &mut Random {
+        &mut self.random
+    }
 }
 
 impl Generator {
     pub fn new(seed: u64) -> Self {
         Self {
-            state: seed,
+            random: Random::new(seed),
             finite: false,
         }
     }
@@ -33,22 +50,6 @@ impl Generator {
             finite: true,
             ..Self::new(seed)
         }
-    }
-
-    pub fn next(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.state;
-        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ mixed >> 31
-    }
-
-    pub fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
-    }
-
-    pub fn chance(&mut self, probability: f64) -> bool {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64 <= probability
     }
 
     fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
@@ -61,27 +62,6 @@ impl Generator {
 
     fn maybe<T>(&mut self, one: impl FnOnce(&mut Self) -> T) -> Option<T> {
         self.chance(0.7).then(|| one(self))
-    }
-
-    /// Bytes changed, removed, added or cut off; `None` when there is nothing to break.
-    pub fn break_bytes(&mut self, mut bytes: Vec<u8>) -> Option<Vec<u8>> {
-        if bytes.is_empty() {
-            return None;
-        }
-        for _ in 0..=self.below(2) {
-            let at = self.below(bytes.len());
-            match self.below(5) {
-                0 => bytes[at] = self.next() as u8,
-                1 => bytes[at] ^= 1 << self.below(8),
-                2 => drop(bytes.remove(at)),
-                3 => bytes.insert(at, self.next() as u8),
-                _ => bytes.truncate(at),
-            }
-            if bytes.is_empty() {
-                break;
-            }
-        }
-        Some(bytes)
     }
 
     fn string(&mut self) -> String {
@@ -264,7 +244,7 @@ impl Generator {
             time_unix_nano: self.time(),
             count: self.below(1000) as u64,
             sum: self.maybe(Self::double),
-            bucket_counts: self.many(6, Self::next),
+            bucket_counts: self.many(6, |g| g.next()),
             explicit_bounds: self.many(6, Self::double),
             exemplars: self.many(1, Self::exemplar),
             flags: self.flags(),

@@ -1,13 +1,11 @@
-//! Attributes of a row or a resource: single entries as columns, and the whole map where somebody asks for it.
+//! Attributes, labels, tags of a row or of many: single entries as columns, and the whole map where somebody asks for it.
 
 use arrow::datatypes::DataType;
 
-use super::{any_value, message::key_value};
 use crate::{
     column::{AnySlot, Column, Dictionary, Map, REPEAT_BYTES_MAX, Slot},
     error::Fault,
     schema,
-    wire::{Merged, Reader},
 };
 
 /// The columns that read one kind of attributes. Of equal keys the first counts.
@@ -16,13 +14,28 @@ pub(crate) struct Attributes {
     entries: Vec<Entry>,
     map: Slot<Map>,
     wanted: bool,
-    scratch: Vec<u8>,
+    map_wanted: bool,
     repeat_budget: usize,
 }
 
 struct Entry {
     key: Box<[u8]>,
     column: Slot<Dictionary>,
+}
+
+impl Entry {
+    /// The first of equal keys counts.
+    fn set(&mut self, value: Option<&[u8]>, row: usize) -> Result<(), Fault> {
+        match (self.column.get(), value) {
+            (Some(column), _) if column.len() > row => Ok(()),
+            (Some(column), Some(value)) => column.set(row, value),
+            (Some(column), None) => {
+                column.set_null(row);
+                Ok(())
+            }
+            (None, _) => Ok(()),
+        }
+    }
 }
 
 impl Attributes {
@@ -40,6 +53,7 @@ impl Attributes {
     /// Asks for the whole map.
     pub fn bind_map(&mut self, output: usize, data_type: &DataType) {
         self.map.bind(output, data_type);
+        self.map_wanted = true;
         self.wanted = true;
     }
 
@@ -70,35 +84,21 @@ impl Attributes {
         }
     }
 
-    /// Takes one `KeyValue`.
+    /// Does any column read the value at this key?
     #[inline]
-    pub fn add(&mut self, key_value: &[u8], row: usize) -> Result<(), Fault> {
-        let mut reader = Reader::new(key_value);
-        let mut key: &[u8] = &[];
-        let mut value = Merged::default();
-        while let Some(field) = reader.tag()? {
-            match field {
-                key_value::KEY => key = reader.string(key)?,
-                key_value::VALUE => value.add(reader.bytes()?)?,
-                other => reader.skip_other(other, &key_value::KNOWN)?,
-            }
-        }
+    pub fn reads(&self, key: &[u8]) -> bool {
+        self.map_wanted || self.entries.iter().any(|entry| *entry.key == *key)
+    }
+
+    /// Takes one attribute; `None` is NULL.
+    #[inline]
+    pub fn add(&mut self, key: &[u8], value: Option<&[u8]>, row: usize) -> Result<(), Fault> {
         for entry in &mut self.entries {
-            if *entry.key == *key
-                && let Some(column) = entry.column.get()
-                && column.len() <= row
-            {
-                match any_value::text(value.get().unwrap_or_default(), &mut self.scratch)? {
-                    Some(text) => column.set(row, text)?,
-                    None => column.set_null(row),
-                }
+            if *entry.key == *key {
+                entry.set(value, row)?;
             }
         }
-        if let Some(map) = self.map.get() {
-            let text = any_value::text(value.get().unwrap_or_default(), &mut self.scratch)?;
-            map.entry(key, text)?;
-        }
-        Ok(())
+        self.map.get().map_or(Ok(()), |map| map.entry(key, value))
     }
 
     /// Closes the row opened last.
