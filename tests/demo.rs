@@ -126,7 +126,7 @@ fn what_cannot_be_run_is_refused_with_the_fix() {
         (["--duration", "soon"], "invalid value"),
         (["--pipelines", "/nowhere"], "/nowhere"),
         (["--config", "/nowhere.toml"], "/nowhere.toml"),
-        (["--output", "xml"], "json"),
+        (["--seed", "one"], "invalid value"),
     ] {
         let (output, lines, _) = demo(&arguments);
         let said = said(&output, &lines);

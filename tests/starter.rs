@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::{
+    collections::BTreeMap,
     fs,
     process::{Child, Command, Stdio},
     sync::{
@@ -15,7 +16,7 @@ use std::{
 use kafka::{Broker, Consumer, ConsumerConfig, ProducerConfig, TopicConfig};
 use protocol::{
     Batch, CloudEvent, Output, Topics, cloudevent,
-    message::{self, Action, Anomaly, ApprovalRecord, Decision, DecisionKind, Mode},
+    message::{self, Action, Anomaly, ApprovalRecord, Decision, DecisionKind, Mode, TimeProgress},
 };
 use rustix::process::{Pid, Signal, kill_process};
 use tests::rig::Kafka;
@@ -215,6 +216,19 @@ fn decision(kind: &str, value: &[u8]) -> Option<Decision> {
     (kind == cloudevent::DECISION).then(|| message::read("decision", value).unwrap())
 }
 
+/// Waits until every service has been heard of, since whoever never spoke cannot fall silent.
+fn wait_until_heard(fleet: &Fleet, anomalies: &mut Follow) {
+    let mut population: BTreeMap<i32, u64> = BTreeMap::new();
+    let heard = anomalies.until(Duration::from_secs(60), |kind, value| {
+        if kind == cloudevent::PROGRESS {
+            let progress: TimeProgress = message::read("progress", value).unwrap();
+            population.insert(progress.partition, progress.population.values().sum());
+        }
+        (population.values().sum::<u64>() >= SERVICES.len() as u64).then_some(())
+    });
+    assert_eq!(heard, Some(()), "not every service was heard of: {}", fleet.log());
+}
+
 fn wait_for_topic(fleet: &Fleet, topic: &str) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while fleet.broker.partition_count(topic).unwrap().is_none() {
@@ -232,8 +246,8 @@ fn the_starter_watches_in_shadow_and_asks_when_told_to() {
     let mut decisions = fleet.follow(&fleet.topics.decisions());
     let mut actions = fleet.follow(&fleet.topics.actions());
 
+    wait_until_heard(&fleet, &mut anomalies);
     // Two fall silent: one that the policy names, and one that it does not.
-    thread::sleep(Duration::from_secs(8));
     let since = Instant::now();
     fleet.silence("checkout", true);
     fleet.silence("cart", true);
@@ -281,7 +295,18 @@ fn the_starter_watches_in_shadow_and_asks_when_told_to() {
     fleet.silence("cart", false);
     fleet.operator(&["mode", "approve", "--service", "payment", "--action", "restart"]);
     fleet.run("APPROVE");
-    thread::sleep(Duration::from_secs(8));
+    // It is restored, reads on, and has heard the two again: a silence that began before it was stopped has ended.
+    let mut again = Vec::new();
+    let ended = anomalies.until(Duration::from_secs(60), |kind, value| {
+        if kind == cloudevent::ANOMALY {
+            let anomaly: Anomaly = message::read("anomaly", value).unwrap();
+            if !anomaly.is_anomaly {
+                again.push(anomaly.target["service"].as_str().unwrap().to_owned());
+            }
+        }
+        (again.contains(&"checkout".to_owned()) && again.contains(&"cart".to_owned())).then_some(())
+    });
+    assert_eq!(ended, Some(()), "{again:?}: {}", fleet.log());
     fleet.silence("payment", true);
     let mut approvals = fleet.follow(&fleet.topics.approvals());
     let asked = approvals.until(Duration::from_secs(90), |kind, value| {
