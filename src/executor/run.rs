@@ -18,6 +18,7 @@ use kafka::{Broker, Class, Consumer, ConsumerConfig, Polled, Producer, ProducerC
 use protocol::{
     Batch, Output, Progress, Record, TopicPartition, Topics,
     cloudevent::{ACTION_CANCELLED, CloudEvent},
+    dead_letter,
     message::{self, ActionCancelled},
 };
 use uuid::Uuid;
@@ -237,7 +238,8 @@ impl<'a> Runner<'a> {
         match self.reader.read(record) {
             Ok(command) => Task::Command(Box::new(command)),
             Err(malformed) => {
-                let letter = dead_letter(&self.settings.topics, record, &malformed.reason);
+                let topic = self.settings.topics.dead_letters().into();
+                let letter = dead_letter(&topic, "executor", record, &malformed.reason, DEAD_LETTER_BYTES);
                 Task::Malformed(malformed, Box::new(letter))
             }
         }
@@ -301,20 +303,27 @@ impl<'a> Runner<'a> {
 
     fn try_positions(&mut self, partitions: &[TopicPartition]) -> Result<Vec<(TopicPartition, i64)>, kafka::Error> {
         let committed = self.consumer.committed(partitions, BROKER_TIMEOUT)?;
-        let oldest_ms = (self.worker.now_ms)().saturating_sub(self.settings.age_ms_max);
         let mut positions = Vec::with_capacity(partitions.len());
         for (partition, committed) in partitions.iter().zip(committed) {
             let offset = match committed {
                 Some(committed) => committed.offset,
-                None if self.broker.capabilities().time_index => {
-                    let found = self.consumer.offset_for_time(partition, oldest_ms, BROKER_TIMEOUT)?;
-                    found.map_or_else(|| Ok(self.broker.watermarks(partition)?.1), Ok)?
-                }
-                None => self.broker.watermarks(partition)?.0,
+                None => self.first_position(partition)?,
             };
             positions.push((partition.clone(), offset));
         }
         Ok(positions)
+    }
+
+    /// Where a first start reads from: the first command that is not too old. Where the broker does not stamp records
+    /// with its own clock their age is not known, and all are read; what has expired is refused.
+    fn first_position(&mut self, partition: &TopicPartition) -> Result<i64, kafka::Error> {
+        let (start, end) = self.broker.watermarks(partition)?;
+        if !self.broker.log_append_time(&partition.topic).unwrap_or(false) {
+            return Ok(start);
+        }
+        let oldest_ms = (self.worker.now_ms)().saturating_sub(self.settings.age_ms_max);
+        let found = self.consumer.offset_for_time(partition, oldest_ms, BROKER_TIMEOUT)?;
+        Ok(found.unwrap_or(end))
     }
 
     /// Commands that were committed to be read and are gone from the log are too old to be carried out.
@@ -424,27 +433,6 @@ fn carry_out(worker: &Worker, task: Task) -> Result<(), Error> {
             worker.reporter.publish(*letter)?;
             worker.answer_malformed(&malformed)
         }
-    }
-}
-
-fn dead_letter(topics: &Topics, record: &Record<'_>, reason: &str) -> Output {
-    let value = record.value.unwrap_or_default();
-    let headers = [
-        ("reason", reason.to_owned()),
-        ("topic", record.partition.topic.to_string()),
-        ("partition", record.partition.partition.to_string()),
-        ("offset", record.offset.to_string()),
-        ("length", value.len().to_string()),
-    ];
-    Output {
-        topic: topics.dead_letters().into(),
-        partition: None,
-        key: record.key.map(<[u8]>::to_vec),
-        value: Some(value[..value.len().min(DEAD_LETTER_BYTES)].to_vec()),
-        headers: headers
-            .into_iter()
-            .map(|(name, value)| (name.to_owned(), value.into_bytes()))
-            .collect(),
     }
 }
 

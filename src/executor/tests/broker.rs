@@ -357,7 +357,7 @@ fn invariant_7_a_bad_record_is_a_dead_letter_and_stops_nothing() {
             .1
             .clone()
     };
-    assert_eq!(header("topic"), b"homeostat.actions");
+    assert_eq!(header("source_topic"), b"homeostat.actions");
     assert!(String::from_utf8(header("reason")).unwrap().contains("ce_"));
 }
 
