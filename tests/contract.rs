@@ -20,8 +20,16 @@ fn every_broker_keeps_the_contract_as_far_as_it_claims() {
     println!("{}", Matrix(&reports));
     for report in &reports {
         report.assert_passed();
-        let skipped = report.outcomes.iter().filter(|(_, outcome)| *outcome != Outcome::Passed).count();
-        assert!(skipped == 0 || report.broker == "embedded", "{} skips {skipped} cases", report.broker);
+        let skipped = report
+            .outcomes
+            .iter()
+            .filter(|(_, outcome)| *outcome != Outcome::Passed)
+            .count();
+        assert!(
+            skipped == 0 || report.broker == "embedded",
+            "{} skips {skipped} cases",
+            report.broker
+        );
     }
 }
 
@@ -31,7 +39,13 @@ fn works(config: &KafkaConfig, topic: &str) {
     broker.ensure_topics(&[TopicConfig::new(topic, 1)]).unwrap();
     let mut producer = broker.producer(&ProducerConfig::transactional(topic, topic)).unwrap();
     producer.begin().unwrap();
-    let output = Output { topic: topic.into(), partition: None, key: None, value: Some(b"v".to_vec()), headers: vec![] };
+    let output = Output {
+        topic: topic.into(),
+        partition: None,
+        key: None,
+        value: Some(b"v".to_vec()),
+        headers: vec![],
+    };
     producer.send(&output).unwrap();
     producer.commit().unwrap();
     let (low, high) = broker.watermarks(&TopicPartition::new(topic, 0)).unwrap();
@@ -41,7 +55,10 @@ fn works(config: &KafkaConfig, topic: &str) {
 #[test]
 fn tls_and_sasl_reach_a_kafka_that_demands_them() {
     let kafka = rig::Kafka::start(&["--tls"]).unwrap();
-    let tls = Tls { ca_file: Some(kafka.file("ca.pem").unwrap()), ..Tls::default() };
+    let tls = Tls {
+        ca_file: Some(kafka.file("ca.pem").unwrap()),
+        ..Tls::default()
+    };
 
     let mut mutual = KafkaConfig::new(kafka.address("ssl").unwrap());
     mutual.tls = Some(Tls {
@@ -55,9 +72,17 @@ fn tls_and_sasl_reach_a_kafka_that_demands_them() {
     for (mechanism, topic) in mechanisms.into_iter().zip(["plain", "scram-256", "scram-512"]) {
         let mut config = KafkaConfig::new(kafka.address("sasl_ssl").unwrap());
         config.tls = Some(tls.clone());
-        config.sasl = Some(Sasl { mechanism, username: "homeostat".into(), password: Secret("secret".into()) });
+        config.sasl = Some(Sasl {
+            mechanism,
+            username: "homeostat".into(),
+            password: Secret("secret".into()),
+        });
         works(&config, topic);
-        config.sasl = Some(Sasl { mechanism, username: "homeostat".into(), password: Secret("wrong".into()) });
+        config.sasl = Some(Sasl {
+            mechanism,
+            username: "homeostat".into(),
+            password: Secret("wrong".into()),
+        });
         refused(&config);
     }
 
