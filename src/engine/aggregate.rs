@@ -15,7 +15,6 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    ops::Range,
     sync::Arc,
 };
 
@@ -99,6 +98,42 @@ struct Partition {
     paused: bool,
 }
 
+/// The records of one partition in a batch, in offset order.
+struct Run<'a> {
+    batch: &'a Batch,
+    place: &'a TopicPartition,
+    records: Vec<u32>,
+}
+
+impl<'a> Run<'a> {
+    /// A batch by partition, in order of first appearance: partitions that alternate record by record would be folded row by row.
+    fn split(batch: &'a Batch) -> Vec<Self> {
+        let mut runs: Vec<Self> = Vec::new();
+        for (place, range) in batch.runs() {
+            let records = range.start as u32..range.end as u32;
+            match runs.iter_mut().find(|run| std::ptr::eq(run.place, place)) {
+                Some(run) => run.records.extend(records),
+                None => runs.push(Self {
+                    batch,
+                    place,
+                    records: records.collect(),
+                }),
+            }
+        }
+        runs
+    }
+
+    fn records(&self) -> impl Iterator<Item = Record<'a>> + use<'a, '_> {
+        self.records.iter().map(|index| self.batch.get(*index as usize))
+    }
+
+    fn find(&self, offset: i64) -> Option<Record<'a>> {
+        let offset_at = |index: &u32| self.batch.get(*index as usize).offset;
+        let at = self.records.binary_search_by_key(&offset, offset_at).ok()?;
+        Some(self.batch.get(self.records[at] as usize))
+    }
+}
+
 /// What another instance says of a partition.
 struct Peer {
     watermark_ms: Option<i64>,
@@ -175,33 +210,21 @@ impl Aggregate {
         sources.filter(move |(_, source)| source.spec.topic == topic)
     }
 
-    /// Steps one run of records of one partition, through every source on its topic.
-    fn run(
-        &mut self,
-        place: &TopicPartition,
-        batch: &Batch,
-        run: Range<usize>,
-        out: &mut Outputs,
-    ) -> Result<(), Error> {
-        let Some(mut partition) = self.partitions.remove(place) else {
+    /// Steps the records of one partition through every source on its topic.
+    fn run(&mut self, run: &Run<'_>, out: &mut Outputs) -> Result<(), Error> {
+        let Some(mut partition) = self.partitions.remove(run.place) else {
             return Ok(());
         };
         partition.quiet_since_ms = None;
-        let last = batch.get(run.end - 1).offset;
-        let fresh = match batch.get(run.start).offset >= partition.committed {
-            true => run.len(),
-            false => run
-                .clone()
-                .filter(|index| batch.get(*index).offset >= partition.committed)
-                .count(),
-        };
-        self.counters.records += fresh as u64;
+        for record in run.records() {
+            self.counters.records += u64::from(record.offset >= partition.committed);
+            partition.position = partition.position.max(record.offset + 1);
+        }
         let mut result = Ok(());
         for (source, lane) in &mut partition.lanes {
-            result = result.and_then(|()| self.run_lane(*source, lane, partition.committed, batch, run.clone(), out));
+            result = result.and_then(|()| self.run_lane(*source, lane, partition.committed, run, out));
         }
-        partition.position = partition.position.max(last + 1);
-        self.partitions.insert(place.clone(), partition);
+        self.partitions.insert(run.place.clone(), partition);
         result
     }
 
@@ -210,25 +233,22 @@ impl Aggregate {
         source: usize,
         lane: &mut Lane,
         committed: i64,
-        batch: &Batch,
-        run: Range<usize>,
+        run: &Run<'_>,
         out: &mut Outputs,
     ) -> Result<(), Error> {
+        let is_heartbeat = self.sources[source].spec.format == Format::Heartbeat;
         let mut rows = 0;
-        for index in run.clone() {
-            let record = batch.get(index);
+        for record in run.records() {
             if record.offset < lane.read_from() {
                 continue;
             }
             if record.offset >= committed && lane.is_replaying() {
-                self.fold(source, lane, batch, run.clone(), out)?;
+                self.fold(source, lane, run, out)?;
                 rows = 0;
                 lane.end_replay()?;
             }
             lane.wake();
-            if self.sources[source].spec.format == Format::Heartbeat && record.timestamp_kind == TimestampKind::Create {
-                lane.receive_timed = true;
-            }
+            lane.receive_timed |= is_heartbeat && record.timestamp_kind == TimestampKind::Create;
             // Until the first tick the last time this source has seen stands in for the clock.
             let receive_ms = match self.now_ms {
                 0 => lane.greatest_time_ms().unwrap_or(record.timestamp_ms),
@@ -242,22 +262,15 @@ impl Aggregate {
                 Err(_) => {}
             }
             if rows >= ROWS_PER_BATCH {
-                self.fold(source, lane, batch, run.clone(), out)?;
+                self.fold(source, lane, run, out)?;
                 rows = 0;
             }
         }
-        self.fold(source, lane, batch, run, out)
+        self.fold(source, lane, run, out)
     }
 
     /// Hands what has been decoded to the lane, and says what became of rows that were not folded.
-    fn fold(
-        &mut self,
-        source: usize,
-        lane: &mut Lane,
-        batch: &Batch,
-        run: Range<usize>,
-        out: &mut Outputs,
-    ) -> Result<(), Error> {
+    fn fold(&mut self, source: usize, lane: &mut Lane, run: &Run<'_>, out: &mut Outputs) -> Result<(), Error> {
         let rows = self.decoders[source].finish()?;
         if rows.batch.num_rows() == 0 {
             return Ok(());
@@ -266,36 +279,28 @@ impl Aggregate {
             self.counters.rows += rows.batch.num_rows() as u64;
         }
         let remarks = lane.process(&self.sources[source].spec, &rows)?;
-        self.say(source, &remarks, &rows, batch, run, out);
+        self.say(source, &remarks, &rows, run, out);
         Ok(())
     }
 
-    fn say(
-        &mut self,
-        source: usize,
-        remarks: &Remarks,
-        rows: &Rows,
-        batch: &Batch,
-        run: Range<usize>,
-        out: &mut Outputs,
-    ) {
-        let record_of = |row: usize| find(batch, run.clone(), rows.offsets[row]);
+    fn say(&mut self, source: usize, remarks: &Remarks, rows: &Rows, run: &Run<'_>, out: &mut Outputs) {
         let mut said = BTreeSet::new();
         for unusable in &remarks.unusable {
+            let offset = rows.offsets[unusable.row];
             // One dead letter per record and reason, however many of its rows share it.
-            if said.insert((rows.offsets[unusable.row], unusable.fault))
-                && let Some(record) = record_of(unusable.row)
+            if said.insert((offset, unusable.fault))
+                && let Some(record) = run.find(offset)
             {
                 self.dead_letter(source, &record, unusable.fault, &unusable.reason, out);
             }
         }
         for late in &remarks.late {
             let window = &self.sources[source].sets[late.set].windows[late.window];
-            let Some(record) = record_of(late.row) else { continue };
-            let first = rows.offsets.partition_point(|offset| *offset < record.offset);
+            let offset = rows.offsets[late.row];
+            let Some(record) = run.find(offset) else { continue };
             let row = LateRow {
                 record,
-                index: late.row - first,
+                index: late.row - rows.offsets.partition_point(|other| *other < offset),
                 rows: &rows.batch,
                 row: late.row,
                 event_time_ms: late.event_time_ms,
@@ -309,7 +314,13 @@ impl Aggregate {
     fn dead_letter(&mut self, source: usize, record: &Record<'_>, fault: Fault, reason: &str, out: &mut Outputs) {
         let bytes_max = self.options.dead_letter_bytes_max;
         let name = &self.sources[source].name;
-        out.push(protocol::dead_letter(&self.dead_letters, name, record, reason, bytes_max));
+        out.push(protocol::dead_letter(
+            &self.dead_letters,
+            name,
+            record,
+            reason,
+            bytes_max,
+        ));
         *self.counters.dead_letters.entry((source, fault)).or_default() += 1;
     }
 
@@ -523,21 +534,6 @@ impl Partition {
     }
 }
 
-/// The record of a run that has this offset.
-fn find<'a>(batch: &'a Batch, run: Range<usize>, offset: i64) -> Option<Record<'a>> {
-    let (mut low, mut high) = (run.start, run.end);
-    while low < high {
-        let middle = low.midpoint(high);
-        let record = batch.get(middle);
-        match record.offset.cmp(&offset) {
-            std::cmp::Ordering::Less => low = middle + 1,
-            std::cmp::Ordering::Greater => high = middle,
-            std::cmp::Ordering::Equal => return Some(record),
-        }
-    }
-    None
-}
-
 fn fatal(error: Error) -> StageError {
     use std::error::Error as _;
     let mut text = error.to_string();
@@ -610,8 +606,8 @@ impl Stage for Aggregate {
     }
 
     fn step(&mut self, batch: &Batch, out: &mut Outputs) -> Result<(), StageError> {
-        for (place, run) in batch.runs() {
-            self.run(place, batch, run, out).map_err(fatal)?;
+        for run in Run::split(batch) {
+            self.run(&run, out).map_err(fatal)?;
         }
         self.align();
         Ok(())

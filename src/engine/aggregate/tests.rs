@@ -133,7 +133,7 @@ fn check(harness: &Harness, sets: &[PaneSetSpec]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(100))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
     fn windows_are_exact_for_any_batches_commits_and_crashes(
@@ -210,7 +210,7 @@ fn assemble(pipeline: &Pipeline, instances: &[Harness], mut order: impl Iterator
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(60))]
+    #![proptest_config(ProptestConfig::with_cases(40))]
 
     #[test]
     fn detect_assembles_exact_windows_from_many_instances(
