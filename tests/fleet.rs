@@ -20,8 +20,6 @@ use crate::programs::program;
 /// One record as read back.
 #[derive(Clone, Debug)]
 pub struct Published {
-    pub partition: i32,
-    pub offset: i64,
     pub key: Option<String>,
     pub headers: BTreeMap<String, String>,
     pub value: Option<Vec<u8>>,
@@ -106,12 +104,6 @@ impl Fleet {
         Ok(producer.flush()?)
     }
 
-    pub fn send(&self, output: &Output) -> anyhow::Result<()> {
-        let mut producer = self.broker.producer(&ProducerConfig::new("test"))?;
-        producer.send(output)?;
-        Ok(producer.flush()?)
-    }
-
     /// Starts one more process of the fleet: identical configuration, environment and working directory.
     pub fn start(&self, environment: &[(&str, &str)]) -> anyhow::Result<Process> {
         let log = self.folder.path().join(format!("{}.log", uuid_like()));
@@ -173,8 +165,6 @@ impl Fleet {
             for record in batch.iter() {
                 let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
                 found.push(Published {
-                    partition: partition.partition,
-                    offset: record.offset,
                     key: record.key.map(text),
                     headers: record
                         .headers()
@@ -294,21 +284,14 @@ fn strip(data: &mut Value) {
     ];
     match data {
         Value::Object(fields) => {
-            fields.retain(|name, _| !WALL_CLOCK.contains(&name.as_str()) && !name.ends_with("_ms") && !name.ends_with("_now"));
+            fields.retain(|name, _| {
+                !WALL_CLOCK.contains(&name.as_str()) && !name.ends_with("_ms") && !name.ends_with("_now")
+            });
             fields.values_mut().for_each(strip);
         }
         Value::Array(values) => values.iter_mut().for_each(strip),
         _ => {}
     }
-}
-
-/// The id of an event.
-pub fn event_ids(published: &[Published]) -> Vec<&str> {
-    published
-        .iter()
-        .filter_map(|record| record.headers.get("ce_id"))
-        .map(String::as_str)
-        .collect()
 }
 
 /// Unique within a test run.

@@ -17,7 +17,6 @@ use crate::{
     workload::{self, CONFIG, PIPELINE},
 };
 
-const STAGES: [&str; 3] = ["aggregate", "detect", "decide"];
 static POINTS: [&str; 6] = [
     "after_poll",
     "after_step",
