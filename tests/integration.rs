@@ -1,3 +1,8 @@
+//! One program for all tests that cross crates, most of them on a real Kafka.
+
+// A test that cannot go on fails right there.
+#![allow(clippy::unwrap_used)]
+
 mod contract;
 mod delivery;
 mod demo;

@@ -243,7 +243,7 @@ fn zombie(switch: Option<&str>) -> bool {
     // After a step, not after its state is written: that would hold the successor's restore back, as it must.
     let first = run.start(Some("after_step:3:stop:"), switch);
     wait_for_offsets(&run, 0);
-    let exact = thread::scope(|scope| {
+    thread::scope(|scope| {
         scope.spawn(|| run.write());
         run.wait_for_mark();
         let _second = run.start(None, None);
@@ -255,8 +255,7 @@ fn zombie(switch: Option<&str>) -> bool {
             thread::sleep(Duration::from_secs(3));
             run.is_exact()
         }
-    });
-    exact
+    })
 }
 
 /// Waits until the group has committed offsets for every partition that add up to so many records.

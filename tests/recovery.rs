@@ -80,12 +80,16 @@ fn undisturbed() -> anyhow::Result<&'static Content> {
         .map_err(|error| anyhow::anyhow!("the run without crashes failed: {error}"))
 }
 
-/// Runs a fleet that is killed at each of these places in turn and then left alone.
-fn killed_at(places: &[(&str, &str)], environment: &[(&str, &str)]) -> anyhow::Result<(Content, Vec<String>)> {
+/// Runs a fleet that is killed at each of these places in turn, the nth time it comes there, and then left alone.
+fn killed_at(
+    places: &[(&str, &str)],
+    nth: u32,
+    environment: &[(&str, &str)],
+) -> anyhow::Result<(Content, Vec<String>)> {
     let fleet = start_fleet("recovery")?;
     let marks = fleet.folder.path().join("marks");
     for (stage, point) in places {
-        let crash = format!("{stage}:{point}:1:{}", marks.display());
+        let crash = format!("{stage}:{point}:{nth}:{}", marks.display());
         let mut variables = vec![("HOMEOSTAT_TEST_CRASH_POINT", crash.as_str())];
         variables.extend(environment);
         let mut process = fleet.start(&variables)?;
@@ -124,7 +128,7 @@ fn killed_at_every_point_of_every_stage_the_content_is_that_of_a_run_without_cra
             .iter()
             .map(|share| {
                 scope.spawn(move || -> anyhow::Result<()> {
-                    let (content, marked) = killed_at(share, &[])?;
+                    let (content, marked) = killed_at(share, 1, &[])?;
                     for topic in TOPICS {
                         assert_eq!(content[topic], expected[topic], "{topic} after kills at {share:?}");
                     }
@@ -163,7 +167,7 @@ fn without_offsets_in_the_transaction_the_comparison_fails() -> anyhow::Result<(
     let expected = undisturbed()?;
     let places = [("aggregate", "after_commit"), ("detect", "after_commit")];
     // A window published twice panics in there: that is noticing, too.
-    let run = || killed_at(&places, &[("HOMEOSTAT_TEST_SKIP_SEND_OFFSETS", "1")]);
+    let run = || killed_at(&places, 3, &[("HOMEOSTAT_TEST_SKIP_SEND_OFFSETS", "1")]);
     let same = match std::thread::scope(|scope| scope.spawn(run).join()) {
         Ok(Ok((content, _))) => TOPICS.iter().all(|topic| content[topic] == expected[topic]),
         Ok(Err(_)) | Err(_) => false,

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use crate::parameter::{Parameter, nearest};
 use crate::{Detector, Error, Value};
 use crate::{
-    ar, auto, bocpd, cusum, ewma, extra_trees, fuzzy_art, half_space_trees, holt_winters, isolation_forest,
-    mahalanobis, markov_surprise, page_hinkley, population, range_novelty, relative_entropy, robust_zscore, seasonal,
-    silence, spot, static_threshold, streaming_pca, transition_novelty,
+    ar, auto, bocpd, cusum, ewma, extra_trees, forecast_breach, fuzzy_art, half_space_trees, holt_winters,
+    isolation_forest, mahalanobis, markov_surprise, page_hinkley, population, range_novelty, relative_entropy,
+    robust_zscore, seasonal, silence, spot, static_threshold, streaming_pca, transition_novelty,
 };
 
 type Build = fn(&[(String, Value)], usize) -> Result<Arc<dyn Detector>, Error>;
@@ -35,6 +35,7 @@ const CATALOG: &[Entry] = entries![
     cusum,
     ewma,
     extra_trees,
+    forecast_breach,
     fuzzy_art,
     half_space_trees,
     holt_winters,

@@ -17,6 +17,7 @@ mod cusum;
 mod evidence;
 mod ewma;
 mod extra_trees;
+mod forecast_breach;
 mod fuzzy_art;
 mod half_space_trees;
 mod holt_winters;
@@ -104,6 +105,29 @@ pub struct Score {
     pub since_ms: Option<i64>,
     /// The series has settled on a new level and the detector has accepted it. Said once, on the row of acceptance.
     pub level_shift: bool,
+    /// When a limit will be reached, from detectors that forecast it.
+    pub breach: Option<Breach>,
+}
+
+/// A limit ahead.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Breach {
+    /// That the limit is reached within the horizon.
+    pub probability: f64,
+    /// Time until then in the middle case, and the 80 % interval around it; no end where the trend may flatten out.
+    pub median_ms: f64,
+    pub earliest_ms: f64,
+    pub latest_ms: f64,
+    pub trend: Trend,
+}
+
+/// What kind of rise it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trend {
+    /// Long and steady, and its lows rise too: what a garbage collector cannot take back.
+    Leak,
+    /// Shorter, or its lows stay.
+    Ramp,
 }
 
 impl Score {
@@ -120,6 +144,7 @@ impl Score {
         self.confidence = 0.0;
         self.since_ms = None;
         self.level_shift = false;
+        self.breach = None;
         self.contributions.clear();
         self.contributions.resize(features, 0.0);
         for values in [&mut self.expected, &mut self.lower, &mut self.upper] {

@@ -142,7 +142,6 @@ struct Peer {
 
 #[derive(Default)]
 struct Counters {
-    records: u64,
     rows: u64,
     dead_letters: BTreeMap<(usize, Fault), u64>,
     late: BTreeMap<String, u64>,
@@ -217,7 +216,6 @@ impl Aggregate {
         };
         partition.quiet_since_ms = None;
         for record in run.records() {
-            self.counters.records += u64::from(record.offset >= partition.committed);
             partition.position = partition.position.max(record.offset + 1);
         }
         let mut result = Ok(());
@@ -664,7 +662,6 @@ impl Stage for Aggregate {
     }
 
     fn observe(&self, sink: &mut dyn FnMut(&'static str, &[(&'static str, &str)], f64)) {
-        sink("records_total", &[], self.counters.records as f64);
         sink("rows_total", &[], self.counters.rows as f64);
         for ((source, fault), count) in &self.counters.dead_letters {
             let labels = [
@@ -684,7 +681,8 @@ impl Stage for Aggregate {
                     ("partition", number.as_str()),
                 ];
                 if let Some(watermark_ms) = lane.watermark_ms().filter(|_| self.now_ms > 0) {
-                    sink("watermark_delay_ms", &labels, (self.now_ms - watermark_ms) as f64);
+                    let delay_ms = self.now_ms - watermark_ms;
+                    sink("watermark_delay_seconds", &labels, delay_ms as f64 / 1_000.0);
                 }
                 sink("idle", &labels, f64::from(u8::from(lane.is_idle())));
                 sink(

@@ -86,8 +86,28 @@ impl std::fmt::Display for Bound {
     }
 }
 
+/// Why no permission admits a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Denied {
+    /// None is for this action on this target.
+    Unlisted(String),
+    /// One is, and a parameter is out of its bounds.
+    OutOfBounds(String),
+}
+
+/// What becomes of commands that are not in the allow-list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Unlisted {
+    /// They are refused: this executor is the only one.
+    #[default]
+    Reject,
+    /// They are another executor's, of another group: nothing is said of them.
+    Ignore,
+}
+
 /// The first permission that admits the command, or why none does.
-pub fn permit<'a>(list: &'a [Allow], command: &Command) -> Result<&'a Allow, String> {
+pub fn permit<'a>(list: &'a [Allow], command: &Command) -> Result<&'a Allow, Denied> {
     let (kind, service) = (command.kind(), command.service());
     let mut refusal = None;
     for allow in list {
@@ -101,11 +121,15 @@ pub fn permit<'a>(list: &'a [Allow], command: &Command) -> Result<&'a Allow, Str
             }
         }
     }
-    Err(refusal.unwrap_or_else(|| {
-        format!(
-            "action {kind:?} on {service:?} is not in this executor's allow-list; an [[allow]] entry would permit it"
-        )
-    }))
+    Err(refusal.map_or_else(
+        || {
+            let entry = "an [[allow]] entry would permit it";
+            Denied::Unlisted(format!(
+                "action {kind:?} on {service:?} is not in this executor's allow-list; {entry}"
+            ))
+        },
+        Denied::OutOfBounds,
+    ))
 }
 
 fn refused_param(allow: &Allow, command: &Command) -> Option<String> {

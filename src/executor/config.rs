@@ -20,7 +20,7 @@ use crate::{
     Error,
     adapter::{log, process, webhook},
     admission::Limits,
-    allow::{AdapterKind, Allow},
+    allow::{AdapterKind, Allow, Unlisted},
 };
 
 /// The defaults, as shipped.
@@ -38,6 +38,8 @@ pub struct Config {
     /// Executors of one group share the commands out; by default all of the fleet's do.
     #[serde(default)]
     pub group: Option<String>,
+    /// What becomes of commands that no entry of `allow` is for.
+    pub unlisted: Unlisted,
     pub kafka: kafka::KafkaConfig,
     pub topics: TopicsConfig,
     pub limits: LimitsConfig,

@@ -127,6 +127,7 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
         },
         limits: config.limits(),
         allow: config.allow.clone(),
+        unlisted: config.unlisted,
         adapters,
         ledger,
         control: Box::new(control),

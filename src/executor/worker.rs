@@ -17,7 +17,7 @@ use crate::{
     Error,
     adapter::{Adapter, Reconciled},
     admission::{self, Limits, Refusal},
-    allow::{self, AdapterKind, Allow},
+    allow::{self, AdapterKind, Allow, Denied, Unlisted},
     command::{Addressee, Command, Malformed},
     control::ControlView,
     crash::CrashPoint,
@@ -63,6 +63,7 @@ pub struct Worker {
     pub identity: Identity,
     pub limits: Limits,
     pub allow: Vec<Allow>,
+    pub unlisted: Unlisted,
     pub adapters: BTreeMap<AdapterKey, Box<dyn Adapter>>,
     pub ledger: Ledger,
     pub control: Box<dyn ControlSource>,
@@ -77,6 +78,12 @@ impl Worker {
     pub fn carry_out(&self, command: &Command) -> Result<(), Error> {
         let since_ms = (self.now_ms)();
         let to = Addressee::from(command);
+        if self.unlisted == Unlisted::Ignore
+            && let Err(Denied::Unlisted(reason)) = allow::permit(&self.allow, command)
+        {
+            tracing::debug!(action_id = %command.id(), target = %to.target_key, reason, "left to other executors");
+            return Ok(());
+        }
         let tenant = &command.action.target.target.tenant;
         if *tenant != self.identity.tenant {
             let reason = format!(
@@ -126,7 +133,9 @@ impl Worker {
     }
 
     fn permit(&self, command: &Command) -> Result<&dyn Adapter, Refusal> {
-        let allow = allow::permit(&self.allow, command).map_err(|reason| Refusal::rejected(403, reason))?;
+        let allow = allow::permit(&self.allow, command).map_err(|denied| match denied {
+            Denied::Unlisted(reason) | Denied::OutOfBounds(reason) => Refusal::rejected(403, reason),
+        })?;
         let adapter = self
             .adapters
             .get(&(allow.adapter, allow.endpoint.clone()))

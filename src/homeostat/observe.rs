@@ -1,21 +1,15 @@
-//! What the process shows of itself.
+//! What the process shows of itself: `/metrics`, `/healthz`, `/readyz`, and what it exports where the environment names
+//! an endpoint. The work is the `observe` crate's; here it learns whose it is.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::net::SocketAddr;
 
-use kafka::{Observer, Shutdown};
+use ::observe::{Error, Observation, Otlp, Service};
 
-/// Metrics and traces, for as long as the process runs.
-pub struct Observed;
-
-/// Starts observing.
-pub fn start(_listen: SocketAddr, _service: &str, _shutdown: Shutdown) -> anyhow::Result<Observed> {
-    Ok(Observed)
-}
-
-impl Observed {
-    pub fn observer(&self) -> Arc<dyn Observer> {
-        Arc::new(())
-    }
-
-    pub fn stop(self) {}
+/// Observes until the answer is dropped; [`Observation::stages`] is for the loop.
+pub fn start(listen: SocketAddr, service: &'static str) -> Result<Observation, Error> {
+    let service = Service {
+        name: service,
+        version: env!("CARGO_PKG_VERSION"),
+    };
+    Observation::start(&service, listen, Otlp::from_environment()?)
 }

@@ -101,7 +101,7 @@ impl Processor {
         let group = format!("{}{}", self.config.topics.prefix, name.as_str());
         let mut config = LoopConfig::new(group);
         config.commit_interval_ms = self.config.stages.commit_interval.as_millis() as i64;
-        if self.crash.is_some() {
+        if self.crash.as_ref().is_some_and(|crash| crash.stage == name.as_str()) {
             // Transactions stay open from poll to poll, so that there is one to die in.
             config.output_interval_ms = 1_500;
             config.commit_interval_ms = 3_000;

@@ -33,11 +33,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Cases that run at once: most of their time is waiting for groups to form.
 const THREADS: usize = 8;
 
+/// A capability by name, and how to ask for it.
+pub type Needs = (&'static str, fn(&Capabilities) -> bool);
+
 /// One promise.
 pub struct Case {
     pub name: &'static str,
     /// The capability that it needs, if any.
-    pub needs: Option<(&'static str, fn(&Capabilities) -> bool)>,
+    pub needs: Option<Needs>,
     run: fn(&World),
 }
 
@@ -111,11 +114,7 @@ pub fn cases() -> Vec<Case> {
         .collect()
 }
 
-type Entry = (
-    &'static str,
-    Option<(&'static str, fn(&Capabilities) -> bool)>,
-    fn(&World),
-);
+type Entry = (&'static str, Option<Needs>, fn(&World));
 
 /// Runs every case that the broker claims to be able to.
 pub fn run(broker: &Arc<dyn Broker>) -> Report {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use engine::spec::{DetectorSpec, PaneSetSpec, Pipeline, SourceSpec, ViewSpec};
+use engine::spec::{DetectorSpec, PaneSetSpec, Pipeline, PolicySpec, SourceSpec, ViewSpec};
 
 use crate::{
     DetectorCatalog,
@@ -13,7 +13,7 @@ use crate::{
     pane_set::{self, PaneSet},
     parse, policy, select,
     source::{self, Source},
-    text::{LineMap, Token, statements, tokenize},
+    text::{LineMap, Name, Token, statements, tokenize},
     view::{self, View},
 };
 
@@ -58,8 +58,9 @@ struct Compiler<'a> {
     name: &'a str,
     lines: LineMap<'a>,
     functions: Functions,
-    /// Names that are declared, but wrongly: what refers to them is not blamed for it.
-    failed: Vec<String>,
+    /// Sources and views, and detectors, that are declared, but wrongly: what refers to them is not blamed for it.
+    failed_relations: Vec<String>,
+    failed_detectors: Vec<String>,
     errors: Vec<Diagnostic>,
 }
 
@@ -69,7 +70,8 @@ impl<'a> Compiler<'a> {
             name,
             lines: LineMap::new(text),
             functions: Functions::new(),
-            failed: Vec::new(),
+            failed_relations: Vec::new(),
+            failed_detectors: Vec::new(),
             errors: Vec::new(),
         }
     }
@@ -102,17 +104,7 @@ impl<'a> Compiler<'a> {
         let mut sets = Vec::new();
         let placed = pane_set::share(&views, &mut sets);
         let mut detectors = self.detectors(&statements, &sources, &views, &mut sets, catalog);
-        let policies = statements.policies.iter().filter_map(|ast| {
-            policy::resolve(
-                ast,
-                &mut detectors,
-                &self.failed,
-                &self.functions,
-                &self.lines,
-                &mut self.errors,
-            )
-        });
-        let policies = policies.collect();
+        let policies = self.policies(&statements, &mut detectors);
         if !self.errors.is_empty() {
             return None;
         }
@@ -143,7 +135,7 @@ impl<'a> Compiler<'a> {
                 Ok(statement) => statement,
                 Err(error) => {
                     self.errors.push(error);
-                    self.failed.extend(declared_name(tokens));
+                    self.failed(tokens);
                     continue;
                 }
             };
@@ -175,12 +167,41 @@ impl<'a> Compiler<'a> {
         parsed
     }
 
+    /// Remembers the name that a statement which does not parse would have declared.
+    fn failed(&mut self, tokens: &[Token]) {
+        let head = ["SOURCE", "TABLE", "VIEW", "DETECTOR"];
+        let found = tokens
+            .iter()
+            .take(5)
+            .position(|token| head.iter().any(|word| token.is_word(word)));
+        let Some(at) = found else { return };
+        let Some(name) = tokens.get(at + 1).and_then(Token::word) else {
+            return;
+        };
+        if tokens[at].is_word("DETECTOR") {
+            self.failed_detectors.push(name.value.clone());
+        } else {
+            self.failed_relations.push(name.value.clone());
+        }
+    }
+
+    /// What is left out of a plan is never left out in silence.
+    fn explained(&mut self, name: &Name) {
+        if self.errors.is_empty() {
+            self.errors
+                .push(Diagnostic::new(format!("`{}` cannot be planned", name.text), name.span));
+        }
+    }
+
     fn sources(&mut self, statements: &Statements) -> Vec<Source> {
         let mut sources = Vec::new();
         for ast in &statements.sources {
             match source::resolve(ast, &mut self.errors) {
                 Some(source) => sources.push(source),
-                None => self.failed.push(ast.name.text.clone()),
+                None => {
+                    self.explained(&ast.name);
+                    self.failed_relations.push(ast.name.text.clone());
+                }
             }
         }
         sources
@@ -192,12 +213,15 @@ impl<'a> Compiler<'a> {
             let context = select::Context {
                 functions: &self.functions,
                 lines: &self.lines,
-                failed: &self.failed,
+                failed: &self.failed_relations,
                 views: &statements.views,
             };
             match view::plan(self.name, ast, sources, &context, &mut self.errors) {
                 Some(view) => views.push(view),
-                None => self.failed.push(ast.name.text.clone()),
+                None => {
+                    self.explained(&ast.name);
+                    self.failed_relations.push(ast.name.text.clone());
+                }
             }
         }
         views
@@ -216,14 +240,29 @@ impl<'a> Compiler<'a> {
             let relations = Relations {
                 sources,
                 views,
-                failed: &self.failed,
+                failed: &self.failed_relations,
             };
             match detector::resolve(ast, &relations, sets, catalog, &mut self.errors) {
                 Some(detector) => detectors.push(detector),
-                None => self.failed.push(ast.name.text.clone()),
+                None => {
+                    self.explained(&ast.name);
+                    self.failed_detectors.push(ast.name.text.clone());
+                }
             }
         }
         detectors
+    }
+
+    fn policies(&mut self, statements: &Statements, detectors: &mut [Detector]) -> Vec<PolicySpec> {
+        let mut policies = Vec::new();
+        for ast in &statements.policies {
+            let failed = &self.failed_detectors;
+            match policy::resolve(ast, detectors, failed, &self.functions, &self.lines, &mut self.errors) {
+                Some(policy) => policies.push(policy),
+                None => self.explained(&ast.name),
+            }
+        }
+        policies
     }
 }
 
@@ -235,16 +274,6 @@ impl Detector {
         spec.columns = columns.collect();
         spec
     }
-}
-
-/// The name that a statement which does not parse would have declared.
-fn declared_name(tokens: &[Token]) -> Option<String> {
-    let head = ["SOURCE", "TABLE", "VIEW", "DETECTOR", "POLICY"];
-    let at = tokens
-        .iter()
-        .take(5)
-        .position(|token| head.iter().any(|word| token.is_word(word)))?;
-    Some(tokens.get(at + 1)?.word()?.value.clone())
 }
 
 type Physical = (Vec<SourceSpec>, Vec<PaneSetSpec>, Vec<ViewSpec>);

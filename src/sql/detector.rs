@@ -57,6 +57,7 @@ pub(crate) fn resolve(
     if let Err(error) = catalog.check(&using, &options, ast.features.len()) {
         errors.push(catalog_error(error, ast));
     }
+    let step_ms = (using == SILENCE).then(|| timeout_ms(&ast.options, errors));
     if relations.failed.contains(&ast.on.text) {
         return None;
     }
@@ -88,9 +89,7 @@ pub(crate) fn resolve(
     }?;
     detector.spec.using = using;
     detector.spec.options = options;
-    if detector.spec.using == SILENCE {
-        detector.step_ms = timeout_ms(&ast.options, errors);
-    }
+    detector.step_ms = step_ms.unwrap_or(detector.step_ms);
     (errors.len() == before).then_some(detector)
 }
 
@@ -100,7 +99,13 @@ fn catalog_error(error: crate::CatalogError, ast: &ast::Detector) -> Diagnostic 
         .iter()
         .find(|option| Some(&option.key.value) == error.option.as_ref());
     let span = option.map_or(ast.using.span, |option| option.key.span);
-    Diagnostic::new(error.message, span).help_opt(error.suggestion)
+    let help = error.suggestion.map(|name| format!("did you mean `{name}`?"));
+    // Said once: as help, where the suggestion comes with the message, too.
+    let message = match (&help, error.message.split_once("; did you mean")) {
+        (Some(_), Some((message, _))) => message.to_owned(),
+        _ => error.message,
+    };
+    Diagnostic::new(message, span).help_opt(help)
 }
 
 fn timeout_ms(options: &[Setting], errors: &mut Vec<Diagnostic>) -> i64 {

@@ -7,7 +7,7 @@ use engine::spec::{
     PolicySpec, SourceSpec, StartupMode, ViewSpec, WindowSpec,
 };
 
-use crate::duration::display;
+use crate::{duration::display, source::telemetry_format};
 
 /// The plan of a pipeline, for people.
 pub fn explain(pipeline: &Pipeline) -> String {
@@ -47,9 +47,9 @@ fn explain_source(out: &mut String, source: &SourceSpec) {
     line!(out, "\nsource {}  [{:016x}]", source.name, source.fingerprint);
     line!(
         out,
-        "  topic {}, {:?}, first start from {start}",
+        "  topic {}, {}, first start from {start}",
         source.topic,
-        source.format
+        telemetry_format(source.format)
     );
     let idle = source
         .idle_timeout_ms
@@ -244,15 +244,9 @@ fn explain_policy(out: &mut String, pipeline: &Pipeline, policy: &PolicySpec) {
         policy.name,
         pipeline.detectors[policy.detector].name
     );
-    let when = policy
-        .when
-        .as_ref()
-        .map_or("is_anomaly".into(), |when| when.to_string());
+    let when = policy.when.as_ref().map_or_else(String::new, ToString::to_string);
     line!(out, "  when {when} for {} of {} windows", policy.for_k, policy.for_n);
-    let clear = policy
-        .clear
-        .as_ref()
-        .map_or("not is_anomaly".into(), |clear| clear.to_string());
+    let clear = policy.clear.as_ref().map_or_else(String::new, ToString::to_string);
     line!(out, "  clear when {clear} for {} windows", policy.clear_windows);
     let action = match &policy.action {
         ActionSpec::Fixed(verb) => verb.clone(),

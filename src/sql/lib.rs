@@ -52,6 +52,7 @@ pub struct CatalogError {
     pub message: String,
     /// The option at fault; `None` when it is the algorithm or its features.
     pub option: Option<String>,
+    /// The name that may have been meant.
     pub suggestion: Option<String>,
 }
 
@@ -63,16 +64,19 @@ pub fn compile(name: &str, text: &str, catalog: &dyn DetectorCatalog) -> Result<
     on_large_stack(|| compile::compile(name, text, catalog))
 }
 
-fn on_large_stack<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+fn on_large_stack<T: Send>(work: impl FnOnce() -> Result<T, Diagnostics> + Send) -> Result<T, Diagnostics> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new()
             .name("sql".into())
             .stack_size(STACK_BYTES)
-            .spawn_scoped(scope, work)
-            .expect("a thread can be started");
-        match thread.join() {
-            Ok(result) => result,
-            Err(panic) => std::panic::resume_unwind(panic),
+            .spawn_scoped(scope, work);
+        match thread.map(|thread| thread.join()) {
+            Ok(Ok(result)) => result,
+            Ok(Err(panic)) => std::panic::resume_unwind(panic),
+            Err(error) => {
+                let message = format!("cannot start a thread to plan in: {error}");
+                Err(Diagnostics::locate(vec![Diagnostic::new(message, Span::default())], ""))
+            }
         }
     })
 }

@@ -163,7 +163,12 @@ pub(crate) fn physical(set: &PaneSet, source: usize, declared: &Source, spec: &S
 }
 
 fn fingerprint(set: &PaneSet, source: &Source) -> u64 {
-    let mut text = Fingerprint::new("pane set");
+    // Lateness is judged otherwise where no view is served.
+    let mut text = Fingerprint::new(if set.windows.is_empty() {
+        "sightings"
+    } else {
+        "pane set"
+    });
     text.part(&source.fingerprint.to_string());
     text.part(&set.filter.as_ref().map_or_else(String::new, canonical));
     text.part(&set.keys.len().to_string());

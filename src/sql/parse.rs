@@ -8,7 +8,7 @@ use engine::spec::OptionValue;
 
 use crate::{
     ast::{Detector, Setting, Statement, View},
-    diagnostic::{Diagnostic, did_you_mean},
+    diagnostic::{Diagnostic, did_you_mean, one_of},
     text::{At, Cursor, Name, Parsed, Token},
 };
 
@@ -16,6 +16,7 @@ const STATEMENTS: [&str; 5] = ["SOURCE", "TABLE", "FEATURE VIEW", "DETECTOR", "P
 
 /// One statement, all of its tokens.
 pub(crate) fn statement(tokens: &[Token]) -> Parsed<Statement> {
+    balanced(tokens)?;
     let mut cursor = Cursor::new(tokens);
     let start = cursor.here();
     cursor.expect("CREATE")?;
@@ -50,6 +51,24 @@ pub(crate) fn statement(tokens: &[Token]) -> Parsed<Statement> {
     Ok(statement)
 }
 
+/// A parenthesis too many or too few is best said at its own place.
+fn balanced(tokens: &[Token]) -> Parsed<()> {
+    let mut open = Vec::new();
+    for token in tokens {
+        match token.kind {
+            Tok::LParen => open.push(token.span),
+            Tok::RParen if open.pop().is_none() => {
+                return Err(Diagnostic::new("this `)` closes nothing", token.span));
+            }
+            _ => {}
+        }
+    }
+    match open.pop() {
+        Some(span) => Err(Diagnostic::new("this `(` is never closed", span)),
+        None => Ok(()),
+    }
+}
+
 const VIEW_CLAUSES: [&str; 4] = ["ALLOW LATENESS", "LATE DATA TO", "FILL MISSING", "AS"];
 
 fn view(cursor: &mut Cursor<'_>) -> Parsed<View> {
@@ -67,7 +86,7 @@ fn view(cursor: &mut Cursor<'_>) -> Parsed<View> {
         if cursor.eat("ALLOW") {
             cursor.expect("LATENESS")?;
             seen.first("ALLOW LATENESS", clause)?;
-            view.lateness = Some(cursor.interval()?).map(not_negative).transpose()?;
+            view.lateness = Some(not_negative(cursor.interval()?)?);
         } else if cursor.eat("LATE") {
             cursor.expect("DATA TO")?;
             seen.first("LATE DATA TO", clause)?;
@@ -82,7 +101,7 @@ fn view(cursor: &mut Cursor<'_>) -> Parsed<View> {
         }
     }
     if !cursor.eat("AS") {
-        return Err(cursor.expected(&VIEW_CLAUSES.join(", "), &VIEW_CLAUSES));
+        return Err(cursor.expected(&one_of(VIEW_CLAUSES), &VIEW_CLAUSES));
     }
     if !cursor.is("SELECT") && !cursor.is("WITH") {
         return Err(cursor.expected("SELECT", &["SELECT"]));
@@ -129,7 +148,7 @@ fn detector(cursor: &mut Cursor<'_>) -> Parsed<Detector> {
                 2
             },
         );
-        return Err(cursor.expected(&clauses.join(", "), &["KEY", "FEATURES", "USING"]));
+        return Err(cursor.expected(&one_of(clauses), &["KEY", "FEATURES", "USING"]));
     }
     let using = cursor.name("the name of an algorithm")?;
     let mut options = Vec::new();

@@ -3,7 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use arrow::datatypes::{DataType, Field, Schema};
-use datafusion::common::DFSchema;
+use datafusion::{
+    common::{Column, DFSchema},
+    logical_expr::Expr,
+    physical_expr::PhysicalExpr,
+};
 use engine::spec::{Mode, PolicySpec};
 
 use crate::{
@@ -53,8 +57,8 @@ pub(crate) fn resolve(
         lines,
         errors,
     };
-    let when = ast.when.as_ref().and_then(|tokens| conditions.plan(tokens));
-    let clear = ast.clear.as_ref().and_then(|tokens| conditions.plan(tokens));
+    let when = conditions.plan(ast.when.as_deref(), Alarm::On);
+    let clear = conditions.plan(ast.clear.as_deref(), Alarm::Off);
     let target = target(ast, &detectors[index], errors);
     if ast.action.is_none() {
         errors.push(
@@ -106,6 +110,13 @@ fn input(detector: &Detector) -> Arc<Schema> {
     Arc::new(Schema::new(fields))
 }
 
+/// What the detector says where a policy has no condition.
+#[derive(Clone, Copy)]
+enum Alarm {
+    On,
+    Off,
+}
+
 struct Conditions<'a> {
     input: Arc<Schema>,
     detector: &'a mut Detector,
@@ -115,8 +126,13 @@ struct Conditions<'a> {
 }
 
 impl Conditions<'_> {
-    fn plan(&mut self, tokens: &[Token]) -> Option<Arc<dyn datafusion::physical_expr::PhysicalExpr>> {
-        match self.try_plan(tokens) {
+    /// The condition as written; without one, that the detector alarms, or that it does not.
+    fn plan(&mut self, tokens: Option<&[Token]>, otherwise: Alarm) -> Option<Arc<dyn PhysicalExpr>> {
+        let planned = match tokens {
+            Some(tokens) => self.try_plan(tokens),
+            None => self.default(otherwise),
+        };
+        match planned {
             Ok(expr) => expr,
             Err(error) => {
                 self.errors.push(error);
@@ -125,10 +141,18 @@ impl Conditions<'_> {
         }
     }
 
-    fn try_plan(
-        &mut self,
-        tokens: &[Token],
-    ) -> Result<Option<Arc<dyn datafusion::physical_expr::PhysicalExpr>>, Diagnostic> {
+    fn default(&self, alarm: Alarm) -> Result<Option<Arc<dyn PhysicalExpr>>, Diagnostic> {
+        let unplanned = |error| planner_error(&error, Span::default(), self.lines);
+        let is_anomaly = Expr::Column(Column::from_name("is_anomaly"));
+        let expr = match alarm {
+            Alarm::On => is_anomaly,
+            Alarm::Off => Expr::Not(Box::new(is_anomaly)),
+        };
+        let planner = Planner::new(&self.input).map_err(unplanned)?;
+        planner.expr(&expr).map(Some).map_err(unplanned)
+    }
+
+    fn try_plan(&mut self, tokens: &[Token]) -> Result<Option<Arc<dyn PhysicalExpr>>, Diagnostic> {
         let span = tokens
             .iter()
             .map(|token| token.span)

@@ -110,11 +110,11 @@ fn read(
     let tokens = map_entries(tokens, &mut sources[index]);
     let mut query = parse(&tokens, context.lines)?;
     let table = sources[index].name.clone();
-    let select = check_shape(&mut query, context.lines, errors)?;
     let before = errors.len();
+    let select = check_shape(&mut query, context.lines, errors)?;
     rename_table(select, &table);
     let outputs = name_outputs(select, context.lines, errors);
-    resolve_names(select, &sources[index], &outputs, context, errors);
+    resolve_names(select, &sources[index], context, errors);
     let spans = spans(select, context.lines, whole);
     group_by_window(select, &from.source, context.lines, errors);
     if errors.len() > before {
@@ -199,10 +199,7 @@ fn parse(tokens: &[Token], lines: &LineMap<'_>) -> Parsed<Query> {
             lines.span(rest.span),
         );
         if let Tok::Word(word) = &rest.token {
-            error = error.help_opt(did_you_mean(
-                &word.value,
-                ["WHERE", "GROUP BY", "HAVING", "EMIT ON WINDOW CLOSE"],
-            ));
+            error = error.help_opt(did_you_mean(&word.value, ["WHERE", "GROUP", "HAVING", "EMIT"]));
         }
         return Err(error);
     }
@@ -396,22 +393,21 @@ fn name_outputs(select: &mut Select, lines: &LineMap<'_>, errors: &mut Vec<Diagn
     outputs
 }
 
-fn resolve_names(
-    select: &mut Select,
-    source: &Source,
-    outputs: &[(String, Span)],
-    context: &Context<'_>,
-    errors: &mut Vec<Diagnostic>,
-) {
+fn resolve_names(select: &mut Select, source: &Source, context: &Context<'_>, errors: &mut Vec<Diagnostic>) {
     let alias = match select.from.first().map(|from| &from.relation) {
         Some(TableFactor::Table { alias: Some(alias), .. }) => Some(alias.name.value.clone()),
         _ => None,
     };
+    let given = select.projection.iter().filter_map(|item| match item {
+        SelectItem::ExprWithAlias { alias, .. } => Some(alias.value.clone()),
+        _ => None,
+    });
+    let aliases = given.collect();
     let mut names = Names {
         columns: source.column_names().chain(WINDOW_COLUMNS).map(str::to_owned).collect(),
         table: alias.unwrap_or_else(|| source.name.clone()),
         event_time: source.event_time.clone(),
-        aliases: outputs.iter().map(|(name, _)| name.clone()).collect(),
+        aliases,
         place: Place::Select,
         functions: context.functions,
         lines: context.lines,
@@ -462,11 +458,12 @@ fn group_by_window(select: &mut Select, source: &Name, lines: &LineMap<'_>, erro
             errors.push(Diagnostic::new("GROUP BY ALL is not supported", span).help("name the columns"));
         }
         GroupByExpr::Expressions(exprs, modifiers) => {
-            if !modifiers.is_empty() {
+            let set = |expr: &Expr| matches!(expr, Expr::Rollup(_) | Expr::Cube(_) | Expr::GroupingSets(_));
+            if !modifiers.is_empty() || exprs.iter().any(set) {
                 let span = exprs.iter().map(|expr| lines.span(expr.span())).reduce(Span::to);
                 let span = span.unwrap_or(source.span);
                 errors.push(
-                    Diagnostic::new("ROLLUP, CUBE and TOTALS are not supported", span)
+                    Diagnostic::new("ROLLUP, CUBE and GROUPING SETS are not supported", span)
                         .help("write one view per grouping"),
                 );
             }

@@ -395,7 +395,8 @@ fn known_columns(format: Format) -> Vec<SourceColumn> {
         .collect()
 }
 
-fn telemetry_format(format: Format) -> telemetry::Format {
+/// The same format as the decoder calls it.
+pub(crate) fn telemetry_format(format: Format) -> telemetry::Format {
     match format {
         Format::OtlpMetrics { json } => telemetry::Format::OtlpMetrics { json },
         Format::OtlpLogs { json } => telemetry::Format::OtlpLogs { json },

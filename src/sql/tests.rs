@@ -2,11 +2,19 @@
 //!
 //! `BLESS=1` writes what becomes of them now; read the difference before it is committed.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, sync::Arc};
 
-use engine::spec::OptionValue;
+use arrow::datatypes::{DataType, SchemaRef};
+use datafusion::{
+    common::tree_node::{TreeNode, TreeNodeRecursion},
+    physical_expr::{PhysicalExpr, expressions::CastExpr},
+};
+use engine::spec::{OptionValue, Pipeline};
 
 use crate::{CatalogError, DetectorCatalog, compile, explain};
+
+mod batch;
+mod soup;
 
 /// A few algorithms, with the options that the texts use.
 pub(crate) struct Algorithms;
@@ -27,7 +35,7 @@ impl DetectorCatalog for Algorithms {
             Err(CatalogError {
                 message,
                 option: option.cloned(),
-                suggestion: crate::diagnostic::did_you_mean(name, known),
+                suggestion: crate::diagnostic::nearest(name, known).map(str::to_owned),
             })
         };
         let Some((_, known)) = ALGORITHMS.iter().find(|(name, _)| *name == using) else {
@@ -85,4 +93,143 @@ fn texts_and_what_becomes_of_them() {
         }
     }
     assert!(changed.is_empty(), "BLESS=1 takes these over:\n{}", changed.join("\n"));
+}
+
+/// Takes any algorithm with any options.
+struct Anything;
+
+impl DetectorCatalog for Anything {
+    fn check(&self, _using: &str, _options: &[(String, OptionValue)], _features: usize) -> Result<(), CatalogError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn the_pipelines_of_the_project_compile() {
+    let pipelines = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../pipelines");
+    for entry in fs::read_dir(pipelines).unwrap() {
+        let path = entry.unwrap().path().join("pipeline.sql");
+        let Ok(text) = fs::read_to_string(&path) else {
+            continue;
+        };
+        if let Err(diagnostics) = compile("test", &text, &Anything) {
+            panic!("{}", diagnostics.render(&path.display().to_string(), &text, false));
+        }
+    }
+}
+
+/// Every expression of a plan that is evaluated per row.
+fn row_expressions(pipeline: &Pipeline) -> Vec<(SchemaRef, Arc<dyn PhysicalExpr>)> {
+    let mut expressions = Vec::new();
+    for set in &pipeline.pane_sets {
+        let schema = &pipeline.sources[set.source].schema;
+        let aggregates = set.aggregates.iter();
+        let filters = aggregates.clone().filter_map(|aggregate| aggregate.filter.clone());
+        let all = set.filter.iter().chain(&set.keys).cloned().chain(filters);
+        let all = all.chain(aggregates.flat_map(|aggregate| aggregate.args.clone()));
+        expressions.extend(all.map(|expr| (Arc::clone(schema), expr)));
+    }
+    expressions
+}
+
+/// Invariant of the cost model: a string is compared by its dictionary, once per value and not once per row.
+#[test]
+fn no_row_expression_unpacks_a_dictionary() {
+    for name in ["design", "json_windows", "silence_and_policies", "dictionaries"] {
+        let text = fs::read_to_string(testdata().join(format!("{name}.sql"))).unwrap();
+        let pipeline = compile(name, &text, &Algorithms).unwrap();
+        for (schema, expr) in row_expressions(&pipeline) {
+            expr.apply(|part| {
+                let children = part.children();
+                let unpacks = part.downcast_ref::<CastExpr>().is_some()
+                    && children
+                        .iter()
+                        .any(|child| matches!(child.data_type(&schema), Ok(DataType::Dictionary(..))));
+                assert!(!unpacks, "{name}: {expr}");
+                Ok(TreeNodeRecursion::Continue)
+            })
+            .unwrap();
+        }
+    }
+}
+
+#[test]
+fn fingerprints_are_stable_and_tell_what_changed() {
+    let text = |delay: &str, filter: &str, size: &str, extra: &str| {
+        format!(
+            "CREATE SOURCE m WATERMARK FOR event_time AS event_time - INTERVAL '{delay}' WITH (topic='m', format='otlp_metrics');
+             CREATE FEATURE VIEW v AS SELECT service_name, window_end, avg(value) AS a{extra}
+             FROM TUMBLE(m, event_time, INTERVAL '{size}') WHERE metric_name = '{filter}' GROUP BY service_name, window_end;"
+        )
+    };
+    let prints = |text: &str| {
+        let pipeline = compile("p", text, &Algorithms).unwrap();
+        (pipeline.sources[0].fingerprint, pipeline.pane_sets[0].fingerprint)
+    };
+    let base = prints(&text("5 s", "x", "1 min", ""));
+    assert_eq!(
+        base,
+        (0x0, 0x0),
+        "a fingerprint that changes rebuilds every state in the field"
+    );
+    assert_eq!(base, prints(&text("5000 ms", "x", "60 s", "")));
+    assert_eq!(base, prints(&text("5 s", "x", "2 min", "")), "panes are as wide");
+    assert_eq!(
+        base,
+        prints(&text("5 s", "x", "1 min", ", avg(value) * 2 AS b")),
+        "a projection is not in panes"
+    );
+    let (source, panes) = prints(&text("6 s", "x", "1 min", ""));
+    assert!(source != base.0 && panes != base.1);
+    for other in [
+        text("5 s", "y", "1 min", ""),
+        text("5 s", "x", "3 s", ""),
+        text("5 s", "x", "1 min", ", count(*) AS n"),
+        text("5 s", "x", "1 min", ", avg(sum) AS n"),
+    ] {
+        let (source, panes) = prints(&other);
+        assert!(source == base.0 && panes != base.1, "{other}");
+    }
+}
+
+#[test]
+fn findings_for_programs() {
+    let diagnostics = compile("p", "CREATE SOURCE ä WITH (topic='t', fromat='json');", &Algorithms).unwrap_err();
+    let json = serde_json::to_value(&diagnostics).unwrap();
+    assert_eq!(
+        json,
+        serde_json::json!([
+            {
+                "severity": "error", "message": "source `ä` has no format", "span": {"start": 14, "end": 16},
+                "line": 1, "column": 15, "help": "add format = 'json' to WITH (…)",
+            },
+            {
+                "severity": "error", "message": "unknown option `fromat`", "span": {"start": 34, "end": 40},
+                "line": 1, "column": 34, "help": "did you mean `format`?",
+            },
+        ])
+    );
+    let text = diagnostics.to_string();
+    assert!(text.starts_with("1:15: source `ä` has no format; add format"), "{text}");
+    assert!(diagnostics.render("p.sql", "x", true).contains('\u{1b}'));
+}
+
+/// The SQL blocks of the language reference.
+fn reference() -> Vec<String> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/sql.md");
+    let text = fs::read_to_string(path).unwrap();
+    let blocks = text.split("```sql\n").skip(1);
+    blocks
+        .map(|block| block.split("```").next().unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn every_example_of_the_reference_compiles() {
+    let blocks = reference();
+    assert!(blocks.len() >= 8, "{}", blocks.len());
+    let text = blocks.concat();
+    if let Err(diagnostics) = compile("reference", &text, &Algorithms) {
+        panic!("{}", diagnostics.render("docs/sql.md", &text, false));
+    }
 }

@@ -261,7 +261,7 @@ impl<'t> Cursor<'t> {
             return Ok(());
         }
         let what = if clauses.is_empty() {
-            "the end of the statement, `;`,".to_owned()
+            "`;`".to_owned()
         } else {
             format!("{} or `;`", clauses.join(", "))
         };
@@ -342,7 +342,11 @@ impl<'t> Cursor<'t> {
     /// `INTERVAL '10' SECOND`, `INTERVAL '1 minute'`: milliseconds.
     pub fn interval(&mut self) -> Parsed<At<i64>> {
         let start = self.here();
-        self.expect("INTERVAL")?;
+        if !self.eat("INTERVAL") {
+            return Err(self
+                .expected("`INTERVAL`", &["INTERVAL"])
+                .help("write INTERVAL '10' SECOND"));
+        }
         let negative = self.eat_punct(Tok::Minus);
         let (mut text, span) = match self.next().map(|token| (&token.kind, token.span)) {
             Some((Tok::SingleQuotedString(text), span)) => (text.clone(), span),
@@ -362,6 +366,12 @@ impl<'t> Cursor<'t> {
             text.push(' ');
             text.push_str(&unit.value);
             self.at += 1;
+        } else if let Some(token) = self
+            .peek()
+            .filter(|token| token.word().is_some() && text.parse::<f64>().is_ok())
+        {
+            let message = format!("expected a unit of time such as SECOND, found `{}`", token.kind);
+            return Err(Diagnostic::new(message, token.span));
         }
         let ms = duration::parse(&text).map_err(|reason| {
             Diagnostic::new(reason, span).help("write INTERVAL '10' SECOND or INTERVAL '1 minute'")

@@ -1,7 +1,7 @@
 //! Views: one SELECT over windows of a source, planned by DataFusion and taken apart into filter, keys, aggregates and
 //! projection. Nothing here is physical yet: which columns a source delivers is known only when every view is planned.
 
-use std::sync::Arc;
+use std::{ops::ControlFlow, sync::Arc};
 
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, TimeUnit};
 use datafusion::{
@@ -13,13 +13,17 @@ use datafusion::{
         Aggregate, Expr, ExprSchemable, LogicalPlan,
         expr::{AggregateFunction, AggregateFunctionParams, NullTreatment},
     },
-    sql::sqlparser::ast::{GroupByExpr, Query, Select, SetExpr},
+    sql::sqlparser::{
+        ast::{Expr as SqlExpr, GroupByExpr, Query, Select, SelectItem, SetExpr, Spanned, visit_expressions},
+        tokenizer,
+    },
 };
 use engine::spec::WindowSpec;
 
 use crate::{
     ast,
     catalog::{Functions, simplify},
+    detector::type_name,
     diagnostic::{Diagnostic, Span},
     pane_set::{WIDTH_MAX_PANES, pane_width_ms},
     select::{self, Flat, Window},
@@ -296,11 +300,15 @@ impl Builder<'_> {
             let Some(expr) = self.simplified(unqualified(bare(group).clone()), rows, span) else {
                 continue;
             };
-            let Ok(data_type) = expr.get_type(rows) else {
-                continue;
+            let data_type = match expr.get_type(rows) {
+                Ok(data_type) => data_type,
+                Err(error) => {
+                    self.errors.push(planner_error(&error, span, self.context.lines));
+                    continue;
+                }
             };
             if data_type.is_nested() {
-                let message = format!("a key cannot be a {data_type}");
+                let message = format!("a key cannot be a {}", type_name(&data_type));
                 self.errors
                     .push(Diagnostic::new(message, span).help("group by one entry of it: attributes['http.route']"));
                 continue;
@@ -320,7 +328,7 @@ impl Builder<'_> {
 
     fn aggregates(&mut self, aggregate: &Aggregate, rows: &Arc<DFSchema>) -> Vec<ViewAggregate> {
         let mut aggregates = Vec::new();
-        for expr in &aggregate.aggr_expr {
+        for (index, expr) in aggregate.aggr_expr.iter().enumerate() {
             let Expr::AggregateFunction(function) = bare(expr) else {
                 self.errors.push(Diagnostic::new(
                     format!("`{expr}` is not an aggregate"),
@@ -328,7 +336,10 @@ impl Builder<'_> {
                 ));
                 continue;
             };
-            let span = self.aggregate_span(function);
+            let before = aggregate.aggr_expr[..index].iter().filter(|other| {
+                matches!(bare(other), Expr::AggregateFunction(other) if other.func.name() == function.func.name())
+            });
+            let span = self.aggregate_span(function, before.count());
             if let Err(error) = mergeable(function, span) {
                 self.errors.push(error);
                 continue;
@@ -353,9 +364,11 @@ impl Builder<'_> {
         aggregates
     }
 
-    /// The SELECT item or HAVING in which an aggregate's function stands.
-    fn aggregate_span(&self, function: &AggregateFunction) -> Span {
-        function_span(&self.flat.query, function.func.name(), self.context.lines).unwrap_or(self.flat.spans.whole)
+    /// Where the call of an aggregate stands that comes after so many others of the same function.
+    fn aggregate_span(&self, function: &AggregateFunction, others: usize) -> Span {
+        let calls = function_spans(&self.flat.query, function.func.name(), self.context.lines);
+        let found = calls.get(others).or(calls.last());
+        found.copied().unwrap_or(self.flat.spans.whole)
     }
 
     fn simplified_aggregate(
@@ -551,18 +564,16 @@ fn check_quantile(function: &AggregateFunction, span: Span) -> Result<(), Diagno
     }
 }
 
-/// Where the first call of a function stands in a query.
-fn function_span(query: &Query, name: &str, lines: &LineMap<'_>) -> Option<Span> {
-    use datafusion::sql::sqlparser::ast::{Spanned, visit_expressions};
-    let mut found = None;
+/// Where the calls of a function stand in a query.
+fn function_spans(query: &Query, name: &str, lines: &LineMap<'_>) -> Vec<Span> {
+    let mut found = Vec::new();
     let _ = visit_expressions(query, |expr| {
-        if let datafusion::sql::sqlparser::ast::Expr::Function(function) = expr
-            && found.is_none()
+        if let SqlExpr::Function(function) = expr
             && same_function(&function.name.to_string(), name)
         {
-            found = Some(lines.span(function.name.span()));
+            found.push(lines.span(function.name.span()));
         }
-        std::ops::ControlFlow::<()>::Continue(())
+        ControlFlow::<()>::Continue(())
     });
     found
 }
@@ -595,16 +606,14 @@ fn blame(error: DataFusionError, flat: &Flat, source: &Source, context: &select:
         context.functions.plan(query, &source.name, &schema).err()
     };
     let only_window = |select: &mut Select| {
-        let window = |expr: &datafusion::sql::sqlparser::ast::Expr| matches!(expr, datafusion::sql::sqlparser::ast::Expr::Identifier(ident) if WINDOW_COLUMNS.contains(&ident.value.as_str()));
+        let window = |expr: &SqlExpr| matches!(expr, SqlExpr::Identifier(ident) if WINDOW_COLUMNS.contains(&ident.value.as_str()));
         if let GroupByExpr::Expressions(exprs, _) = &mut select.group_by {
             exprs.retain(window);
         }
         select.projection.clear();
         select
             .projection
-            .push(datafusion::sql::sqlparser::ast::SelectItem::UnnamedExpr(
-                datafusion::sql::sqlparser::ast::Expr::Identifier(WINDOW_COLUMNS[0].into()),
-            ));
+            .push(SelectItem::UnnamedExpr(SqlExpr::Identifier(WINDOW_COLUMNS[0].into())));
     };
     if let Some(span) = flat.spans.filter
         && let Some(error) = fails(&|select| {
@@ -635,9 +644,7 @@ fn blame(error: DataFusionError, flat: &Flat, source: &Source, context: &select:
 pub(crate) fn planner_error(error: &DataFusionError, fallback: Span, lines: &LineMap<'_>) -> Diagnostic {
     if let Some(found) = error.diagnostic() {
         let span = found.span.map_or(fallback, |span| {
-            let location = |at: datafusion::common::Location| {
-                datafusion::sql::sqlparser::tokenizer::Location::new(at.line, at.column)
-            };
+            let location = |at: datafusion::common::Location| tokenizer::Location::new(at.line, at.column);
             Span::new(lines.offset(location(span.start)), lines.offset(location(span.end)))
         });
         let help = found.helps.first().map(|help| lower_first(&help.message));
@@ -645,13 +652,33 @@ pub(crate) fn planner_error(error: &DataFusionError, fallback: Span, lines: &Lin
         return Diagnostic::new(lower_first(&found.message), span).help_opt(help.or(note));
     }
     let message = error.find_root().message().into_owned();
-    let first = message.lines().next().unwrap_or("the query cannot be planned");
+    let first = message.lines().next().unwrap_or_default();
+    if let Some((function, given)) = wrong_argument(first) {
+        return Diagnostic::new(format!("`{function}` does not take a {given}"), fallback)
+            .help("CAST(x AS DOUBLE) makes a number of text");
+    }
+    if let Some((_, data_type)) = first
+        .split_once("non-boolean predicate")
+        .and_then(|(_, rest)| rest.split_once(" returning "))
+    {
+        return Diagnostic::new(format!("a condition is true or false, not a {data_type}"), fallback)
+            .help("compare it with something: value > 0");
+    }
     Diagnostic::new(lower_first(first.trim_end_matches('.')), fallback)
+}
+
+/// `Function 'avg' failed to match any signature, … but received String (…`: the function and what it was given.
+fn wrong_argument(message: &str) -> Option<(&str, String)> {
+    let (_, rest) = message.split_once("Function '")?;
+    let (function, rest) = rest.split_once('\'')?;
+    let (_, given) = rest.split_once("but received ")?;
+    let (given, _) = given.split_once(" (")?;
+    Some((function, given.to_lowercase()))
 }
 
 /// A condition over `schema`, typed and simplified; it must be a truth value.
 pub(crate) fn condition(
-    expr: datafusion::sql::sqlparser::ast::Expr,
+    expr: SqlExpr,
     schema: &Arc<DFSchema>,
     functions: &Functions,
     span: Span,

@@ -19,6 +19,7 @@ fn all() -> Vec<(&'static str, Arc<dyn Detector>)> {
                 "page_hinkley" => &[("min_instances", 8.0)],
                 "half_space_trees" => &[("window_size", 16.0), ("n_trees", 5.0), ("height", 5.0)],
                 "extra_trees" => &[("warmup", 16.0), ("n_estimators", 4.0), ("max_samples", 24.0)],
+                "forecast_breach" => &[("ceiling", 12.0), ("horizon", 120.0)],
                 "spot" => &[("warmup", 50.0)],
                 "streaming_pca" | "mahalanobis" => &[("warmup", 16.0), ("horizon", 50.0)],
                 "auto" => &[("warmup", 10.0), ("hold", 6.0)],

@@ -268,7 +268,7 @@ impl Lane {
             }
             let limit_ms = record_ms.saturating_add(skew_ms?);
             (time_ms > limit_ms).then(|| {
-                let ahead_ms = time_ms - record_ms;
+                let ahead_ms = time_ms.saturating_sub(record_ms);
                 let reason = format!("event time is {ahead_ms} ms ahead of the record's timestamp");
                 (Fault::Future, reason)
             })

@@ -89,7 +89,7 @@ fn standing(section: &str) -> Option<Standing> {
     let mut fields = section.split(':');
     let time = |text: &str| match text {
         "-" => Some(None),
-        ms => ms.parse().ok().map(Some),
+        ms => instant(ms).map(Some),
     };
     Some(Standing {
         source: u64::from_str_radix(fields.next()?, 16).ok()?,
@@ -110,9 +110,15 @@ fn set(text: &str) -> Option<(u64, FirstPane)> {
     let first = match first {
         "-" => FirstPane::Any,
         "?" => FirstPane::Pending,
-        ms => FirstPane::At(ms.parse().ok()?),
+        ms => FirstPane::At(instant(ms)?),
     };
     Some((u64::from_str_radix(set, 16).ok()?, first))
+}
+
+/// A time far from where arithmetic overflows.
+fn instant(text: &str) -> Option<i64> {
+    let ms: i64 = text.parse().ok()?;
+    (ms.unsigned_abs() < 1 << 53).then_some(ms)
 }
 
 #[cfg(test)]
@@ -125,12 +131,13 @@ mod tests {
         prop_oneof![
             Just(FirstPane::Any),
             Just(FirstPane::Pending),
-            any::<i64>().prop_map(FirstPane::At)
+            (-1_i64 << 52..1 << 52).prop_map(FirstPane::At)
         ]
     }
 
     fn any_standing() -> impl Strategy<Value = Standing> {
-        let times = (any::<Option<i64>>(), any::<Option<i64>>());
+        let time = || proptest::option::of(-1_i64 << 52..1 << 52);
+        let times = (time(), time());
         let sets = proptest::collection::vec((any::<u64>(), first_pane()), 0..4);
         (any::<u64>(), times, any::<i64>(), any::<bool>(), sets).prop_map(|(source, times, low_water, idle, sets)| {
             Standing {

@@ -493,7 +493,7 @@ fn keys_beyond_the_limit_are_dead_letters() {
         counted.insert(format!("{name} {}", labels.join(" ")), value);
     });
     assert_eq!(counted["dead_letters_total test.metrics key_limit"], 6.0);
-    assert_eq!(counted["records_total "], 11.0);
+    assert_eq!(counted["rows_total "], 11.0);
 }
 
 #[test]

@@ -5,18 +5,22 @@ mod common;
 
 use std::{
     fs,
-    io::Read,
+    io::{BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use common::{Counted, EXECUTOR, action, output, wait_until};
 use executor::crash::CrashPoint;
 use kafka::{Broker, ConsumerConfig, Embedded, Polled, ProducerConfig, TopicConfig};
+use opentelemetry_proto::tonic::{collector::trace::v1::ExportTraceServiceRequest, trace::v1::Span};
+use prost::Message;
 use protocol::{
-    Batch, CloudEvent, TopicPartition, Topics,
+    Batch, CloudEvent, TopicPartition, Topics, id,
     message::{Outcome, OutcomeStatus},
 };
 
@@ -61,18 +65,23 @@ impl Fleet {
     }
 
     fn start(&self, crash: Option<CrashPoint>) -> Program {
+        match crash {
+            Some(point) => self.start_with(&[("HOMEOSTAT_CRASH_POINT", point.as_str())]),
+            None => self.start_with(&[]),
+        }
+    }
+
+    fn start_with(&self, environment: &[(&str, &str)]) -> Program {
         let mut command = Command::new(EXECUTOR);
         command
             .arg("--config")
             .arg(&self.config)
             .current_dir(self.directory.path())
             .env("KAFKA_BOOTSTRAP", self.broker.bootstrap())
+            .envs(environment.iter().copied())
             .stderr(Stdio::from(
                 fs::File::create(self.directory.path().join("stderr.log")).unwrap(),
             ));
-        if let Some(point) = crash {
-            command.env("HOMEOSTAT_CRASH_POINT", point.as_str());
-        }
         Program(command.spawn().unwrap())
     }
 
@@ -196,6 +205,80 @@ fn one_effect_through_a_kill_at(point: CrashPoint) {
     assert_eq!(words[0].status, OutcomeStatus::Succeeded, "{point:?}");
     assert!(program.terminate().success(), "{point:?}: {}", fleet.log());
     let _ = by_hand.wait();
+}
+
+#[test]
+fn its_span_hangs_under_the_command_and_its_metrics_are_served() {
+    let fleet = Fleet::new();
+    let mut by_hand = fleet.cart.start_by_hand();
+    let (endpoint, exported) = collector();
+    let program = fleet.start_with(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)]);
+    let action = action("cart", 1);
+    fleet.send(&action, 1);
+    wait_until("the outcome", || !fleet.last_words().is_empty());
+    let log = fleet.log();
+    let address = log.split("address=").nth(1).unwrap().split_whitespace().next().unwrap();
+    let served = get(address, "/metrics");
+    assert!(
+        served.contains("homeostat_executor_outcomes_total{code=\"200\",status=\"succeeded\"} 1"),
+        "{served}"
+    );
+    assert!(get(address, "/readyz").starts_with("HTTP/1.1 200"));
+    assert!(program.terminate().success());
+    let spans = exported.lock().unwrap();
+    let [span] = &spans[..] else { panic!("{spans:?}") };
+    assert_eq!(span.trace_id, id::trace_id(action.incident_id));
+    assert_eq!(span.parent_span_id, id::span_id(action.action_id));
+    assert_eq!(span.name, "outcome succeeded");
+    let _ = by_hand.wait();
+}
+
+fn get(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// Takes whatever is exported, and keeps the spans.
+fn collector() -> (String, Arc<Mutex<Vec<Span>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let spans = Arc::new(Mutex::new(Vec::new()));
+    let kept = Arc::clone(&spans);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let stream = stream.unwrap();
+            let mut reader = BufReader::new(&stream);
+            let (mut path, mut line, mut length) = (String::new(), String::new(), 0);
+            while reader.read_line(&mut line).unwrap() > 2 {
+                if path.is_empty() {
+                    path = line.clone();
+                }
+                if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                    length = value.trim().parse().unwrap();
+                }
+                line.clear();
+            }
+            let mut body = vec![0; length];
+            reader.read_exact(&mut body).unwrap();
+            if path.starts_with("POST /v1/traces") {
+                let request = ExportTraceServiceRequest::decode(&*body).unwrap();
+                let scopes = request
+                    .resource_spans
+                    .into_iter()
+                    .flat_map(|resource| resource.scope_spans);
+                kept.lock().unwrap().extend(scopes.flat_map(|scope| scope.spans));
+            }
+            write!(
+                &stream,
+                "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+            )
+            .unwrap();
+        }
+    });
+    (endpoint, spans)
 }
 
 fn refused(config: &str, environment: &[(&str, &str)]) -> String {

@@ -111,6 +111,7 @@ impl Bench {
                 endpoint: None,
                 params: BTreeMap::new(),
             }],
+            unlisted: Unlisted::Reject,
             adapters: BTreeMap::from([((AdapterKind::Process, None), adapter)]),
             ledger: Ledger::open(&directory.path().join("ledger.redb"), Uuid::nil()).unwrap(),
             control: Box::new(controls.clone()),
@@ -247,6 +248,19 @@ fn who_may_not_is_refused() {
     };
     let bench = Bench::over(world);
     assert_eq!(bench.carry_out(&command(action("cart", 1), 1)), [(Rejected, 404)]);
+}
+
+#[test]
+fn what_is_another_executors_is_left_to_it() {
+    let mut bench = Bench::new();
+    bench.worker.unlisted = Unlisted::Ignore;
+    let mut unlisted = action("cart", 1);
+    unlisted.action.kind = "delete".into();
+    assert_eq!(bench.carry_out(&command(unlisted, 1)), []);
+    let mut out_of_bounds = action("cart", 2);
+    out_of_bounds.action.params.insert("force".into(), json!(true));
+    assert_eq!(bench.carry_out(&command(out_of_bounds, 1)), [(Rejected, 403)]);
+    assert_eq!(bench.acts(), 0);
 }
 
 #[test]

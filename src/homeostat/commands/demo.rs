@@ -104,12 +104,12 @@ fn run_beside_processor(options: &Options, config: Config, pipelines: Arc<[Pipel
     crate::signals::request_on_signal(interrupted.clone())?;
     create_topics(&*broker, &config, &interrupted)?;
     let topics = config.topics();
-    let observed = observe::start(config.http.listen, "homeostat-demo", shutdown.clone())?;
+    let observation = observe::start(config.http.listen, "homeostat")?;
     let processor = Processor {
         broker: Arc::clone(&broker),
         pipelines,
         config,
-        observer: observed.observer(),
+        observer: observation.stages(),
         shutdown: shutdown.clone(),
         crash: None,
         switches: Switches::default(),
@@ -121,7 +121,7 @@ fn run_beside_processor(options: &Options, config: Config, pipelines: Arc<[Pipel
     let shown = demo::run(options, broker, &bootstrap, &topics, std::io::stdout(), &stopped);
     shutdown.request();
     let ended = work.join().map_err(|_| anyhow!("the processor panicked"))?;
-    observed.stop();
+    drop(observation);
     ended.context("the processor could not go on")?;
     Ok(shown?)
 }

@@ -6,7 +6,7 @@ use kafka::{Broker, CrashPoint, Shutdown, Switches};
 use tracing::info;
 
 use crate::{
-    config, pipelines,
+    config, observe, pipelines,
     processor::{Processor, StageName, require_exactly_once},
 };
 
@@ -53,12 +53,7 @@ impl Run {
             self.stages.clone()
         };
         let (crash, switches) = test_faults()?;
-        let service = observe::Service {
-            name: "homeostat",
-            version: env!("CARGO_PKG_VERSION"),
-        };
-        let listen = self.listen.unwrap_or(config.http.listen);
-        let observation = observe::Observation::start(&service, listen, observe::Otlp::from_environment()?)?;
+        let observation = observe::start(self.listen.unwrap_or(config.http.listen), "homeostat")?;
         let observer = observation.stages();
         let processor = Processor {
             broker,

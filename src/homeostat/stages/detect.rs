@@ -1077,16 +1077,14 @@ impl Stage for Detect {
                     write(key, value);
                 }
                 part.advance_low_water();
-                if part.written_low_water != Some(part.low_water) {
-                    if let Some(snapshot) = part
-                        .snapshots
-                        .front()
-                        .filter(|first| first.offset + 1 == part.low_water)
-                    {
-                        let record = serde_json::to_vec(&snapshot.record).expect("state has string keys");
-                        write(b"progress/".to_vec(), Some(record));
-                        part.written_low_water = Some(part.low_water);
-                    }
+                let start = part
+                    .snapshots
+                    .front()
+                    .filter(|first| first.offset + 1 == part.low_water);
+                if let Some(start) = start.filter(|_| part.written_low_water != Some(part.low_water)) {
+                    let record = serde_json::to_vec(&start.record).expect("state has string keys");
+                    write(b"progress/".to_vec(), Some(record));
+                    part.written_low_water = Some(part.low_water);
                 }
             }
             progress.push(Progress {

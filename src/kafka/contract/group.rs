@@ -7,10 +7,10 @@ use std::{
 
 use protocol::{Batch, Committed, Progress, TopicPartition};
 
-use super::{Entry, World, output, patiently, poll, wait_until};
-use crate::{Capabilities, Class, Consumer, Polled, partitions_of};
+use super::{Entry, Needs, World, output, patiently, poll, wait_until};
+use crate::{Class, Consumer, Polled, partitions_of};
 
-const REVOKE: Option<(&str, fn(&Capabilities) -> bool)> = Some(("commit_in_revoke", |c| c.commit_in_revoke));
+const REVOKE: Option<Needs> = Some(("commit_in_revoke", |c| c.commit_in_revoke));
 
 pub(super) const CASES: &[Entry] = &[
     (
@@ -94,8 +94,8 @@ fn shares(world: &World) {
     let topic = world.topic("t", 4);
     let partitions = partitions_of(&topic, 4);
     let (mut one, mut two) = (world.member("g"), world.member("g"));
-    one.subscribe(&[topic.clone()]).unwrap();
-    two.subscribe(&[topic.clone()]).unwrap();
+    one.subscribe(std::slice::from_ref(&topic)).unwrap();
+    two.subscribe(std::slice::from_ref(&topic)).unwrap();
     let owned = settle(&mut [&mut one, &mut two], &partitions);
     assert_eq!((owned[0].len(), owned[1].len()), (2, 2), "{owned:?}");
     let (first, second) = (one.group_metadata().unwrap(), two.group_metadata().unwrap());
@@ -128,13 +128,13 @@ fn revoke(world: &World) {
     let topic = world.topic("t", 2);
     let partitions = partitions_of(&topic, 2);
     let mut one = world.member("g");
-    one.subscribe(&[topic.clone()]).unwrap();
+    one.subscribe(std::slice::from_ref(&topic)).unwrap();
     settle(&mut [&mut one], &partitions);
     let positions: Vec<_> = partitions.iter().map(|p| (p.clone(), 0)).collect();
     one.assign(&positions).unwrap();
     let before = one.group_metadata().unwrap();
     let mut two = world.member("g");
-    two.subscribe(&[topic.clone()]).unwrap();
+    two.subscribe(std::slice::from_ref(&topic)).unwrap();
     let mut batch = Batch::default();
     wait_until("the revoke", || {
         assert!(
@@ -168,7 +168,7 @@ fn leaving(world: &World) {
     let topic = world.topic("t", 2);
     let partitions = partitions_of(&topic, 2);
     let (mut one, mut two) = (world.member("g"), world.member("g"));
-    one.subscribe(&[topic.clone()]).unwrap();
+    one.subscribe(std::slice::from_ref(&topic)).unwrap();
     two.subscribe(&[topic]).unwrap();
     settle(&mut [&mut one, &mut two], &partitions);
     let left = Instant::now();
@@ -209,7 +209,7 @@ fn left_behind(world: &World) {
     let topic = world.topic("t", 2);
     let partitions = partitions_of(&topic, 2);
     let mut one = world.member("g");
-    one.subscribe(&[topic.clone()]).unwrap();
+    one.subscribe(std::slice::from_ref(&topic)).unwrap();
     settle(&mut [&mut one], &partitions);
     let old = one.group_metadata().unwrap();
     let mut two = world.member("g");

@@ -5,15 +5,15 @@ use std::time::{Duration, Instant};
 use protocol::{Batch, TopicPartition};
 
 use super::{
-    Entry, PATIENCE, World,
+    Entry, Needs, PATIENCE, World,
     group::{committed, progress, settle},
     output, patiently, poll, values, wait_until,
 };
-use crate::{Capabilities, Class, ConsumerConfig, Polled, ProducerConfig, partitions_of};
+use crate::{Class, ConsumerConfig, Polled, ProducerConfig, partitions_of};
 
-const TRANSACTIONS: Option<(&str, fn(&Capabilities) -> bool)> = Some(("transactions", |c| c.transactions));
-const HIDDEN: Option<(&str, fn(&Capabilities) -> bool)> = Some(("aborted_hidden", |c| c.aborted_hidden));
-const FENCING: Option<(&str, fn(&Capabilities) -> bool)> = Some(("fencing", |c| c.fencing));
+const TRANSACTIONS: Option<Needs> = Some(("transactions", |c| c.transactions));
+const HIDDEN: Option<Needs> = Some(("aborted_hidden", |c| c.aborted_hidden));
+const FENCING: Option<Needs> = Some(("fencing", |c| c.fencing));
 
 pub(super) const CASES: &[Entry] = &[
     ("a transaction is visible whole or not at all", TRANSACTIONS, atomic),
@@ -210,7 +210,7 @@ fn dead(world: &World) {
     let topic = world.topic("t", 2);
     let partitions = partitions_of(&topic, 2);
     let (mut one, mut two) = (world.member("g"), world.member("g"));
-    one.subscribe(&[topic.clone()]).unwrap();
+    one.subscribe(std::slice::from_ref(&topic)).unwrap();
     two.subscribe(&[topic]).unwrap();
     settle(&mut [&mut one, &mut two], &partitions);
     settle(&mut [&mut two], &partitions);

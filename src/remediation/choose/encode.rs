@@ -77,8 +77,9 @@ impl Encoder {
 
     pub fn encode(&self, row: &BTreeMap<String, Value>) -> Vec<f64> {
         let mut out = Vec::with_capacity(self.width());
+        let names = names(row);
         for (name, kind) in &self.columns {
-            kind.encode(row.get(name), &mut out);
+            kind.encode(row.get(name), &names, &mut out);
         }
         out
     }
@@ -113,7 +114,7 @@ impl Kind {
         for value in &values {
             *counts.entry(value.text()).or_default() += 1;
         }
-        if counts.len() <= CATEGORIES_MAX && counts.keys().all(|text| words(text).len() <= 3) {
+        if counts.len() <= CATEGORIES_MAX && counts.keys().all(|text| text.split_whitespace().count() <= 3) {
             let values = counts.into_keys().collect();
             return Some(Self::Category { values });
         }
@@ -129,7 +130,7 @@ impl Kind {
         }
     }
 
-    fn encode(&self, value: Option<&Value>, out: &mut Vec<f64>) {
+    fn encode(&self, value: Option<&Value>, names: &Names, out: &mut Vec<f64>) {
         match self {
             Self::Number { median } => {
                 let number = match value {
@@ -145,7 +146,7 @@ impl Kind {
             }
             Self::Words { words: known } => {
                 let mut counts: BTreeMap<String, u32> = BTreeMap::new();
-                for word in value.map(|value| words(&value.text())).unwrap_or_default() {
+                for word in value.map(|value| words(&value.text(), names)).unwrap_or_default() {
                     *counts.entry(word).or_default() += 1;
                 }
                 out.extend(
@@ -186,22 +187,40 @@ fn median(mut numbers: Vec<f64>) -> Option<f64> {
     numbers.get(numbers.len() / 2).copied()
 }
 
-/// Words of a text in lower case, and pairs of words that stand side by side in one phrase.
-fn words(text: &str) -> Vec<String> {
+/// Values that a row gives a name to: `cart-0` in a column `instance` is `@instance` wherever the row's texts speak of it,
+/// so that what is learned at one instance holds at all.
+type Names = BTreeMap<String, String>;
+
+fn names(row: &BTreeMap<String, Value>) -> Names {
+    let named = |(name, value): (&String, &Value)| match value {
+        Value::Text(text) if text.len() > 1 && text.split(is_gap).count() == 1 => {
+            Some((text.to_lowercase(), format!("@{name}")))
+        }
+        _ => None,
+    };
+    row.iter().filter_map(named).collect()
+}
+
+fn is_gap(c: char) -> bool {
+    !(c.is_alphanumeric() || "_-./".contains(c))
+}
+
+/// Words of a text in lower case, pairs of words that stand side by side in one phrase, and short phrases whole.
+fn words(text: &str, names: &Names) -> Vec<String> {
     let mut out = Vec::new();
     for phrase in text.split([',', ';', '|', '\n', '[', ']', '{', '}', '(', ')', '"']) {
-        let mut before: Option<String> = None;
-        let parts = phrase.split(|c: char| !(c.is_alphanumeric() || "_-./".contains(c)));
-        for word in parts.filter(|word| !word.is_empty()) {
-            let word = word.to_lowercase();
-            if let Some(before) = before {
-                out.push(format!("{before} {word}"));
-            }
-            out.push(word.clone());
-            before = Some(word);
-            if out.len() >= WORDS_READ_MAX {
-                return out;
-            }
+        let parts = phrase
+            .split(is_gap)
+            .filter(|word| !word.is_empty())
+            .map(str::to_lowercase);
+        let parts: Vec<String> = parts.map(|word| names.get(&word).cloned().unwrap_or(word)).collect();
+        out.extend(parts.windows(2).map(|pair| pair.join(" ")));
+        if (3..=5).contains(&parts.len()) {
+            out.push(parts.join(" "));
+        }
+        out.extend(parts);
+        if out.len() >= WORDS_READ_MAX {
+            break;
         }
     }
     out
@@ -215,7 +234,7 @@ fn telling_words(name: &str, rows: &[&BTreeMap<String, Value>], classes: &[usize
     for (row, class) in rows.iter().zip(classes) {
         totals[*class] += 1;
         let text = row.get(name).map(Value::text).unwrap_or_default();
-        for word in words(&text).into_iter().collect::<BTreeSet<_>>() {
+        for word in words(&text, &names(row)).into_iter().collect::<BTreeSet<_>>() {
             seen.entry(word).or_insert_with(|| vec![0; class_count])[*class] += 1;
         }
     }

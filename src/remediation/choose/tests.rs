@@ -109,6 +109,31 @@ fn what_cannot_be_learned_is_said() {
     assert_eq!(error(&examples), "no column tells incidents apart");
 }
 
+/// What is said of the instance at fault is learned for every instance, not for one name.
+#[test]
+fn texts_that_name_another_column_hold_for_all_its_values() {
+    let example = |at: usize| {
+        let (own, other) = (format!("pod-{at}"), format!("pod-{}", at + 1000));
+        let leak = at.is_multiple_of(2);
+        // The same words in both; only who they are about differs.
+        let about = if leak { [&own, &other] } else { [&other, &own] };
+        Example {
+            incident: format!("i{at:03}"),
+            label: if leak { "restart" } else { "scale_up" }.into(),
+            features: features(&[
+                ("instance", &own),
+                ("events", &format!("{} memory up; {} requests up", about[0], about[1])),
+            ]),
+        }
+    };
+    let examples: Vec<Example> = (0..60).map(example).collect();
+    let model = train(&examples, &options()).unwrap();
+    let right = (100..140)
+        .map(example)
+        .filter(|example| model.choose(&example.features).best() == Some(&example.label));
+    assert_eq!(right.count(), 40);
+}
+
 #[test]
 fn a_model_abstains_where_it_cannot_tell() {
     let mut examples = incidents(120);

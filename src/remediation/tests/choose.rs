@@ -43,7 +43,7 @@ fn world(actions: &[&str]) -> World {
 /// Memory calls for a restart, requests for more capacity.
 fn model(margin: f64) -> Control {
     let example = |at: usize| {
-        let leak = at % 2 == 0;
+        let leak = at.is_multiple_of(2);
         let spread = (at % 7) as f64 * 10.0;
         Example {
             incident: format!("i{at}"),

@@ -161,7 +161,12 @@ fn action(cursor: &mut Cursor<'_>) -> Parsed<ActionSpec> {
         return Ok(ActionSpec::Choose);
     }
     let forms = ["ACTION", "LADDER", "CHOOSE"];
-    Err(cursor.expected("ACTION 'name', LADDER (…) or CHOOSE", &forms))
+    let error = cursor.expected("ACTION 'name', LADDER (…) or CHOOSE", &forms);
+    let word = cursor.peek().and_then(Token::word);
+    Err(match word.filter(|_| error.help.is_none()) {
+        Some(word) => error.help(format!("write DO ACTION '{}'", word.value.to_lowercase())),
+        None => error,
+    })
 }
 
 /// The name of an action, quoted or bare.

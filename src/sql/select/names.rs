@@ -103,6 +103,15 @@ impl Names<'_> {
             return;
         };
         if find(&table.value, table.quote_style.is_some(), [self.table.as_str()]).is_none() {
+            if self.columns.contains(&table.value) {
+                let message = format!("`{}` has no fields of its own", table.value);
+                self.error(
+                    table,
+                    message,
+                    "declare the nested value as a column: name STRING FROM 'a.b.c'",
+                );
+                return;
+            }
             let help = format!("columns are those of `{}`", self.table);
             self.error(table, format!("unknown table `{}`", table.value), &help);
             return;
@@ -130,12 +139,12 @@ impl Names<'_> {
             None => {
                 let near = did_you_mean(&lower, self.functions.names());
                 let help = near.unwrap_or_else(|| "functions are those of DataFusion, and quantile and rate".into());
-                return refuse(format!("unknown function `{name}`"), help);
+                refuse(format!("unknown function `{name}`"), help)
             }
             Some(Found::Scalar(scalar)) if !Functions::is_pure(scalar) => {
                 let help = format!("use the event time, `{}`, or window_end", self.event_time);
                 let message = format!("`{name}` gives another answer at every run, so a replay would differ");
-                return refuse(message, help);
+                refuse(message, help)
             }
             Some(Found::Aggregate) if matches!(self.place, Place::Where | Place::GroupBy | Place::Condition) => {
                 let help = match self.place {
@@ -143,10 +152,10 @@ impl Names<'_> {
                     Place::GroupBy => "group by a value of the row",
                     _ => "compute it in the view and name its column here",
                 };
-                return refuse(
+                refuse(
                     format!("`{name}` is an aggregate, which has no place here"),
                     help.into(),
-                );
+                )
             }
             Some(Found::Aggregate) => self.aggregate(function, &lower),
             Some(Found::Scalar(_)) => {}

@@ -2,6 +2,7 @@
 //!
 //! Detectors are built through the public door with their defaults, fed row by row, and never see a label or a file name.
 
+mod breach;
 mod measures;
 mod nab;
 mod servers;
@@ -15,6 +16,7 @@ struct Arguments {
     data: Option<PathBuf>,
     only: Option<String>,
     detectors: Vec<String>,
+    seed: u64,
 }
 
 fn arguments() -> Arguments {
@@ -22,11 +24,13 @@ fn arguments() -> Arguments {
         data: None,
         only: None,
         detectors: Vec::new(),
+        seed: 1,
     };
     let mut given = std::env::args().skip(1);
     while let Some(argument) = given.next() {
         match argument.as_str() {
             "--data" => arguments.data = given.next().map(PathBuf::from),
+            "--seed" => arguments.seed = given.next().and_then(|seed| seed.parse().ok()).unwrap_or(1),
             "--only" => arguments.only = given.next(),
             "--detector" => arguments.detectors.extend(given.next()),
             _ => {}
@@ -52,6 +56,9 @@ fn main() {
             Ok(corpus) => univariate(&corpus, &detectors),
             Err(error) => println!("nab: {error}"),
         }
+    }
+    if wanted("breach") {
+        forecasts(arguments.seed);
     }
     for (name, step_ms) in [("asd", 300_000), ("smd", 60_000)] {
         if wanted(name) {
@@ -181,6 +188,33 @@ fn univariate(corpus: &[nab::Series], detectors: &[String]) {
             ratio(0, 1e-3),
             ratio(1, 1e-4),
         );
+    }
+}
+
+fn forecasts(seed: u64) {
+    println!("\nbreach, 5000 entity-days, seed {seed}: warned 30 min ahead, false alarms per entity-day");
+    for options in ["ceiling=100"] {
+        let name = format!("forecast_breach({options})");
+        match build(&name, 1) {
+            Ok(detector) => {
+                let outcome = breach::measure(&*detector, seed, 5000, 1_800_000);
+                let mut shapes: Vec<(String, usize)> = Vec::new();
+                for (shape, count) in &outcome.false_by_shape {
+                    let shape = format!("{shape:?}");
+                    match shapes.iter_mut().find(|(known, _)| *known == shape) {
+                        Some(known) => known.1 += count,
+                        None => shapes.push((shape, *count)),
+                    }
+                }
+                println!(
+                    "{name:44} {:.3} of {}   {:.4}   {shapes:?}",
+                    outcome.warned as f64 / outcome.breaches.max(1) as f64,
+                    outcome.breaches,
+                    outcome.false_alarms as f64 / outcome.days as f64,
+                );
+            }
+            Err(error) => println!("{name}: {error}"),
+        }
     }
 }
 
