@@ -94,6 +94,11 @@ fn poison_future_idle_and_late_rows_leave_windows_right_and_nothing_stops() -> a
     feed.extend((1..3).map(|partition| (partition, row(90, 128))));
     fleet.feed("app", feed)?;
     let process = fleet.start(&[])?;
+    // The others go on talking, or nothing would advance: where all are idle, telemetry is silent and windows wait.
+    for _ in 0..8 {
+        std::thread::sleep(Duration::from_secs(1));
+        fleet.feed("app", (0..3).map(|partition| (partition, row(90, 128))))?;
+    }
     let found = fleet.wait("anomalies", Duration::from_secs(60), |found| alarms(found) >= 4)?;
     let expected: BTreeMap<(String, i64), (i64, f64)> =
         [(0, (2, 5.0)), (10, (1, 2.0)), (20, (1, 32.0)), (30, (1, 8.0))]
