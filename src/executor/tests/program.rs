@@ -25,11 +25,12 @@ use protocol::{
 };
 
 struct Fleet {
+    /// Dropped before the directory with its pid file: it ends the service.
+    cart: Counted,
     directory: tempfile::TempDir,
     broker: Embedded,
     topics: Topics,
     config: PathBuf,
-    cart: Counted,
 }
 
 impl Fleet {
