@@ -108,12 +108,17 @@ fn killed_at(
 fn killed_at_every_point_of_every_stage_the_content_is_that_of_a_run_without_crashes() -> anyhow::Result<()> {
     let expected = undisturbed()?;
     // Two fleets a repeat, each killed several times in a row. A kill before the commit leaves the work to the next life, so
-    // decide and aggregate die over their own results first, and over time's progress later. Decide commits what it says in
-    // the turn in which it says it: its transaction is never open at a poll.
+    // decide and aggregate die over their own results first, and over time's progress later. Both commit what they say in the
+    // turn in which they say it here, so their transactions are not open at a poll; `kill` shows the loop dying there.
     let at = |stage: &'static str, points: &'static [&'static str]| points.iter().map(move |point| (stage, *point));
     let (early, late) = POINTS.split_at(2);
     let shares: Vec<Vec<(&str, &str)>> = (0..REPEATS)
-        .flat_map(|_| [at("decide", late).chain(at("detect", late)), at("aggregate", &POINTS).chain(at("detect", early))])
+        .flat_map(|_| {
+            [
+                at("decide", late).chain(at("detect", late)),
+                at("aggregate", late).chain(at("detect", early)),
+            ]
+        })
         .map(Iterator::collect)
         .collect();
     let places: Vec<(&str, &str)> = shares.concat();

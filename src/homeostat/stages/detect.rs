@@ -11,7 +11,7 @@ use std::{
 };
 
 use arrow::{
-    array::{Array, ArrayRef, AsArray, BooleanArray, Float64Array, RecordBatch},
+    array::{Array, ArrayRef, AsArray, BooleanArray, Float64Array, RecordBatch, StringArray},
     compute::cast,
     datatypes::{DataType, Float64Type},
 };
@@ -279,7 +279,7 @@ impl Detect {
                 self.window(part, record.offset, window, live, out)?;
             }
             if assembled.advanced {
-                self.silences(part, record.offset, live, out);
+                self.silences(part, record.offset, live, out)?;
             }
         }
         Ok(())
@@ -348,7 +348,7 @@ impl Detect {
                     continue;
                 }
                 entity.meta.alarm = Alarm::default();
-                let anomaly = watch.silence(&entity.meta, before, seen, 0.0, true);
+                let anomaly = watch.silence(&entity.meta, before, seen, 0.0, true, Vec::new());
                 if live {
                     self.counts.anomalies += 1;
                     self.urgent = true;
@@ -359,7 +359,7 @@ impl Detect {
     }
 
     /// Judges every watched entity against the fleet's progress.
-    fn silences(&mut self, part: &mut Part, offset: i64, live: bool, out: &mut Outputs) {
+    fn silences(&mut self, part: &mut Part, offset: i64, live: bool, out: &mut Outputs) -> Result<(), StageError> {
         for (at, watch) in self.watches.iter().enumerate() {
             if !matches!(watch.spec.input, DetectorInput::PaneSet(_)) {
                 continue;
@@ -393,7 +393,10 @@ impl Detect {
                     entity.meta.alarm.alarming = true;
                     if live {
                         let end = last + (threshold * said as f64) as i64;
-                        let anomaly = watch.silence(&entity.meta, last, end, said as f64, healthy);
+                        let meets = watch
+                            .met_in_silence(&entity.meta, said as f64)
+                            .map_err(|error| StageError::Fatal(format!("{}: {error}", watch.id)))?;
+                        let anomaly = watch.silence(&entity.meta, last, end, said as f64, healthy, meets);
                         self.counts.anomalies += 1;
                         self.urgent = true;
                         out.push(watch.event(&self.topics, &entity.meta.target, &anomaly));
@@ -401,6 +404,7 @@ impl Detect {
                 }
             }
         }
+        Ok(())
     }
 
     fn late(&mut self, record: Record<'_>, late: &LatePane, out: &mut Outputs) {
@@ -679,13 +683,38 @@ impl Watch {
         }
     }
 
+    /// Policies of which a silent entity meets WHEN: of its columns it has the score and its KEY values.
+    fn met_in_silence(&self, meta: &Meta, score: f64) -> Result<Vec<String>, arrow::error::ArrowError> {
+        let mut met = Vec::new();
+        for policy in &self.policies {
+            let Some(when) = &policy.when else {
+                met.push(policy.name.clone());
+                continue;
+            };
+            let mut columns: Vec<ArrayRef> = vec![
+                Arc::new(Float64Array::from(vec![score])),
+                Arc::new(BooleanArray::from(vec![score >= 1.0])),
+            ];
+            for field in policy.input.fields().iter().skip(columns.len()) {
+                columns.push(key_value(meta.target.get(field.name()), field.data_type())?);
+            }
+            let input = RecordBatch::try_new(Arc::clone(&policy.input), columns)?;
+            let value = when.evaluate(&input).and_then(|value| value.into_array(1));
+            let value = value.map_err(|error| arrow::error::ArrowError::ExternalError(Box::new(error)))?;
+            // NULL is not met.
+            if value.as_boolean().iter().flatten().any(|met| met) {
+                met.push(policy.name.clone());
+            }
+        }
+        Ok(met)
+    }
+
     /// An entity was silent from `start` to `end`; score 0 ends the silence.
-    fn silence(&self, meta: &Meta, start: i64, end: i64, score: f64, healthy: bool) -> Anomaly {
-        let policies: Vec<String> = self.policies.iter().map(|policy| policy.name.clone()).collect();
-        let (meets, clears) = if score >= 1.0 {
-            (policies, Vec::new())
+    fn silence(&self, meta: &Meta, start: i64, end: i64, score: f64, healthy: bool, meets: Vec<String>) -> Anomaly {
+        let clears = if score >= 1.0 {
+            Vec::new()
         } else {
-            (Vec::new(), policies)
+            self.policies.iter().map(|policy| policy.name.clone()).collect()
         };
         Anomaly {
             target: meta.target.clone(),
@@ -1154,4 +1183,14 @@ impl Part {
 fn metadata(text: &str) -> Option<(i64, i64)> {
     let (low, from) = text.strip_prefix("low=")?.split_once(";from=")?;
     Some((low.parse().ok()?, from.parse().ok()?))
+}
+
+/// One KEY value of an entity as a column of one row.
+fn key_value(value: Option<&Value>, data_type: &DataType) -> Result<ArrayRef, arrow::error::ArrowError> {
+    let text = match value {
+        None | Some(Value::Null) => None,
+        Some(Value::String(text)) => Some(text.clone()),
+        Some(other) => Some(other.to_string()),
+    };
+    cast(&StringArray::from(vec![text]), data_type)
 }
