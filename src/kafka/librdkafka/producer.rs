@@ -8,7 +8,7 @@ use std::{
 
 use protocol::{Output, Progress};
 use rdkafka::{
-    ClientContext,
+    ClientContext, Message as _,
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
     error::{KafkaError, RDKafkaErrorCode},
     message::{DeliveryResult, Header, OwnedHeaders},
@@ -26,8 +26,8 @@ const SENDS_PER_SERVE: u32 = 256;
 
 #[derive(Default)]
 struct Context {
-    /// The first record that was not delivered.
-    failed: Mutex<Option<KafkaError>>,
+    /// The first record that was not delivered: why, and which it was.
+    failed: Mutex<Option<(KafkaError, String)>>,
 }
 
 impl ClientContext for Context {
@@ -44,9 +44,15 @@ impl ProducerContext for Context {
     type DeliveryOpaque = ();
 
     fn delivery(&self, result: &DeliveryResult<'_>, _: ()) {
-        if let Err((error, _)) = result {
+        if let Err((error, message)) = result {
             let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-            failed.get_or_insert_with(|| error.clone());
+            failed.get_or_insert_with(|| {
+                let (topic, partition) = (message.topic(), message.partition());
+                (
+                    error.clone(),
+                    format!("{} bytes for {topic}[{partition}]", message.payload_len()),
+                )
+            });
         }
     }
 }
@@ -88,18 +94,21 @@ impl KafkaProducer {
         Ok(())
     }
 
-    fn take_failure(&self) -> Option<KafkaError> {
+    fn take_failure(&self) -> Option<(KafkaError, String)> {
         let context = self.producer.client().context();
         context.failed.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     fn check_delivered(&self) -> Result<(), Error> {
-        let Some(failure) = self.take_failure() else {
+        let Some((failure, record)) = self.take_failure() else {
             return Ok(());
         };
+        let reason = format!("{record}: {failure}");
         Err(match classify("delivery", &failure) {
             // The record is gone from the queue: trying again would send what comes after it without it.
-            Error::Retriable { what, reason } => Error::Abort { what, reason },
+            Error::Retriable { what, .. } | Error::Abort { what, .. } => Error::Abort { what, reason },
+            Error::Fatal { what, .. } => Error::Fatal { what, reason },
+            Error::Rejected { what, .. } => Error::Rejected { what, reason },
             error => error,
         })
     }
@@ -136,7 +145,7 @@ impl Producer for KafkaProducer {
                 Err(refused) => refused,
             };
             if code_of(&error) != Some(RDKafkaErrorCode::QueueFull) {
-                return Err(classify("send", &error));
+                return Err(refused(output, &error));
             }
             if Instant::now() >= deadline {
                 return Err(Error::retriable("send", "the queue stays full"));
@@ -183,6 +192,18 @@ impl Producer for KafkaProducer {
     fn flush(&mut self) -> Result<(), Error> {
         self.settle(CALL_TIMEOUT)?;
         self.check_delivered()
+    }
+}
+
+/// Why the queue would not even take a record.
+fn refused(output: &Output, error: &KafkaError) -> Error {
+    let bytes = output.value.as_ref().map_or(0, Vec::len);
+    match classify("send", error) {
+        Error::Rejected { what, reason } => Error::Rejected {
+            what,
+            reason: format!("{bytes} bytes for {}: {reason}", output.topic),
+        },
+        error => error,
     }
 }
 
