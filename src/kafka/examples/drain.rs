@@ -11,6 +11,9 @@ use std::{
 use kafka::{Broker, ConsumerConfig, Error, Kafka, Polled, ProducerConfig, TopicConfig, partitions_of};
 use protocol::{Batch, Output, TopicPartition};
 
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 const PARTITIONS: i32 = 4;
 
 fn main() -> Result<(), Error> {
