@@ -8,12 +8,14 @@ mod bandit;
 mod encode;
 mod evaluate;
 mod forest;
+mod history;
 mod model;
 
 pub use bandit::{Arm, Draw, draw};
 pub use encode::{Encoder, Value};
 pub use evaluate::{Estimate, Evaluation, Logged, Promotion, evaluate, promote};
 pub use forest::{Forest, Tree};
+pub use history::{Drawing, examples, log};
 pub use model::{Example, Model, Ranking, TrainError, TrainOptions, train};
 
 #[cfg(test)]

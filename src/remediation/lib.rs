@@ -12,11 +12,13 @@
 //! Does not know Kafka, Arrow, SQL or the clock: time is the greatest broker timestamp read, windows are in event time.
 //! Fails only on state that it cannot read; input it cannot use is an effect, [`Effect::Unusable`].
 
+pub mod backtest;
 pub mod choose;
 pub mod config;
 mod decide;
 mod effect;
 mod error;
+mod explain;
 mod fleet;
 mod follow;
 mod gate;
@@ -31,6 +33,7 @@ mod storm;
 pub use config::{ActionClass, ChooseConfig, FleetConfig, Impact, Limit};
 pub use effect::{Effect, Input, Message};
 pub use error::Error;
+pub use explain::explain;
 pub use fleet::Fleet;
 pub use policy::{Choice, Policy};
 

@@ -7,7 +7,7 @@ use protocol::message::{Anomaly, Control, Decision, DecisionKind, IncidentState,
 use super::{World, key_of};
 use crate::{
     Choice, Effect, FleetConfig, Message, Policy,
-    choose::{Example, TrainOptions, Value, train},
+    choose::{self, Drawing, Example, Promotion, TrainOptions, Value, evaluate, promote, train},
 };
 
 fn world(actions: &[&str]) -> World {
@@ -261,6 +261,58 @@ fn a_model_that_cannot_be_read_changes_nothing() {
             .choice
             .as_ref()
             .is_some_and(|choice| choice.model.is_some())
+    );
+}
+
+/// What the fleet published is enough to train the next model, and to judge it before it is promoted.
+#[test]
+fn a_new_model_is_trained_and_judged_from_what_was_published() {
+    let mut world = world(&["restart", "scale_up"]);
+    world.control(&model(0.1));
+    for round in 0..40 {
+        let (cure, memory_mib, rps) = if round % 2 == 0 {
+            ("restart", 950.0, 100.0)
+        } else {
+            ("scale_up", 220.0, 800.0)
+        };
+        incident(&mut world, ["a", "b", "c"][round % 3], cure, memory_mib, rps);
+    }
+    let decisions: Vec<Decision> = world
+        .said
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Decision { data, .. } => Some(data.clone()),
+            _ => None,
+        })
+        .collect();
+    let verdicts: Vec<_> = world
+        .said
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Verdict { data, .. } => Some(data.clone()),
+            _ => None,
+        })
+        .collect();
+    let examples = choose::examples(&decisions, &verdicts);
+    assert!(examples.len() >= 20, "{} examples", examples.len());
+    let options = TrainOptions {
+        trees: 20,
+        ..TrainOptions::default()
+    };
+    let next = train(&examples, &options).unwrap();
+    let drawing = Drawing {
+        propensity_min: 0.02,
+        propensity_max: 0.95,
+        prior_strength: 4.0,
+    };
+    let log = choose::log(&decisions, &verdicts, &next, drawing);
+    let evaluation = evaluate(&log).unwrap();
+    assert!(evaluation.dr.value > 0.5, "{evaluation:?}");
+    // Forty incidents are no evidence, however good they look.
+    let promotion = promote(&evaluation, evaluation.logged.value);
+    assert!(
+        matches!(promotion, Promotion::InsufficientEvidence { .. }),
+        "{promotion:?}"
     );
 }
 
