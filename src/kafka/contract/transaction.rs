@@ -18,6 +18,7 @@ const FENCING: Option<Needs> = Some(("fencing", |c| c.fencing));
 pub(super) const CASES: &[Entry] = &[
     ("a transaction is visible whole or not at all", TRANSACTIONS, atomic),
     ("aborted records are hidden", HIDDEN, aborted),
+    ("a producer goes on after an abort", TRANSACTIONS, goes_on),
     (
         "an open transaction holds back what follows",
         HIDDEN,
@@ -91,6 +92,26 @@ fn aborted(world: &World) {
         }
         count == 60
     });
+}
+
+/// Aborts while records are still on their way, many times over.
+fn goes_on(world: &World) {
+    let topic = world.topic("t", 3);
+    let mut producer = world.transactional("p");
+    for round in 0..30 {
+        patiently(|| producer.begin());
+        for n in 0..100 {
+            let value = round.to_string();
+            patiently(|| producer.send(&output(&topic, Some(n % 3), None, Some(&value))));
+        }
+        match round % 3 {
+            2 => patiently(|| producer.commit()),
+            _ => patiently(|| producer.abort()),
+        }
+    }
+    let read = values(&world.read(&topic, 3));
+    assert_eq!(read.len(), 1_000);
+    assert!(read.iter().all(|round| round.parse::<u32>().unwrap() % 3 == 2));
 }
 
 fn last_stable_offset(world: &World) {

@@ -12,7 +12,7 @@ use rdkafka::{
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
     error::{KafkaError, RDKafkaErrorCode},
     message::{DeliveryResult, Header, OwnedHeaders},
-    producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext, PurgeConfig},
+    producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext},
 };
 
 use super::{classify, code_of, consumer::progress_list, producer_config};
@@ -178,8 +178,9 @@ impl Producer for KafkaProducer {
     }
 
     fn abort(&mut self) -> Result<(), Error> {
-        // What is still queued need not go out; what is on its way must come back before the library can abort.
-        self.producer.purge(PurgeConfig::default().queue());
+        // What is queued is delivered first, to be aborted: the library waits for its delivery reports, which only we can
+        // serve. Purging the queue would be faster and wrong: outside the library's own abort it leaves a gap in the
+        // idempotent sequence, and no later record of that partition is ever sent.
         self.settle(CALL_TIMEOUT)?;
         let aborted = self
             .producer
