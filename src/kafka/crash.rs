@@ -97,6 +97,11 @@ impl CrashPoint {
         })
     }
 
+    /// Whether it is still to come, at a place of this stage that lies before the commit.
+    pub(crate) fn is_between_polls(&self, stage: &str) -> bool {
+        self.stage == stage && self.nth < u32::MAX && matches!(self.point, Point::AfterPoll | Point::AfterStep)
+    }
+
     /// Dies here if this is the place and the time. `records`: output records in the open transaction.
     pub(crate) fn reach(&mut self, stage: &str, point: Point, records: usize) -> Result<(), Error> {
         if records == 0 || self.point != point || self.stage != stage {

@@ -152,6 +152,9 @@ pub struct StageLoop<'o> {
     sent: Vec<Output>,
     sent_bytes: usize,
     transaction: Transaction,
+    opened_ms: i64,
+    /// Whether the open transaction, with output in it, has come past the crash point.
+    reached: bool,
     window: Window,
     /// Commit without waiting for the interval: a first start must become durable.
     commit_now: bool,
@@ -230,6 +233,8 @@ impl<'o> StageLoop<'o> {
             sent: Vec::new(),
             sent_bytes: 0,
             transaction: Transaction::Closed,
+            opened_ms: 0,
+            reached: false,
             window: Window::default(),
             commit_now: false,
             last_commit_ms: 0,
@@ -339,7 +344,7 @@ impl<'o> StageLoop<'o> {
         }
         self.apply_pauses()?;
         if self.commit_is_due() {
-            self.commit()?;
+            self.commit(false)?;
         }
         self.sample();
         self.backoff_ms = *BACKOFF_MS.start();
@@ -389,7 +394,7 @@ impl<'o> StageLoop<'o> {
     /// The last words of an assignment: the stage may tick once more, then everything is committed.
     fn final_commit(&mut self) -> Result<(), Error> {
         self.tick()?;
-        self.commit().map(|_| ())
+        self.commit(true).map(|_| ())
     }
 
     fn step(&mut self, batch: &Batch) -> Result<(), Error> {
@@ -565,7 +570,10 @@ impl<'o> StageLoop<'o> {
     fn reach(&mut self, point: Point) -> Result<(), Error> {
         let records = self.sent.len();
         match &mut self.config.crash {
-            Some(crash) => crash.reach(self.name, point, records),
+            Some(crash) => {
+                self.reached |= records > 0 && crash.point == point;
+                crash.reach(self.name, point, records)
+            }
             None => Ok(()),
         }
     }

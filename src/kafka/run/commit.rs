@@ -5,12 +5,17 @@ use std::time::{Duration, Instant};
 use protocol::{Progress, TopicPartition};
 
 use super::{StageLoop, Transaction, Window};
-use crate::{Class, Commit, Error, GroupMetadata, Producer, ProducerConfig, crash::Point};
+use crate::{
+    Class, Commit, Error, GroupMetadata, Producer, ProducerConfig,
+    crash::{CrashPoint, Point},
+};
 
 /// What a committed offset's metadata may hold (`offset.metadata.max.bytes` of the broker), bytes.
 const METADATA_BYTES_MAX: usize = 4_096;
 /// How often a call that may succeed later is tried before its transaction is given up.
 const ATTEMPTS_MAX: u32 = 50;
+/// How long a transaction is held open for a test.
+const HOLD_MAX_MS: i64 = 3_000;
 
 impl StageLoop<'_> {
     /// Sends what the stage has said into the transaction, opening it if need be.
@@ -50,8 +55,8 @@ impl StageLoop<'_> {
             || self.sent_bytes > self.config.transaction_bytes_max
     }
 
-    /// Commits outputs and positions, if either changed. Tells whether it did.
-    pub(super) fn commit(&mut self) -> Result<bool, Error> {
+    /// Commits outputs and positions, if either changed. Tells whether it did. `last`: there is no next turn to wait for.
+    pub(super) fn commit(&mut self, last: bool) -> Result<bool, Error> {
         let started = Instant::now();
         self.last_commit_ms = self.now_ms();
         self.commit_now = false;
@@ -69,6 +74,9 @@ impl StageLoop<'_> {
             return Ok(false);
         }
         self.publish()?;
+        if !last && self.waits_to_die() {
+            return Ok(false);
+        }
         match self.transactional {
             true => self.commit_transaction(&progress)?,
             false => self.commit_at_least_once(&progress)?,
@@ -88,6 +96,16 @@ impl StageLoop<'_> {
             self.committed.insert(p.partition, committed);
         }
         died.map(|()| true)
+    }
+
+    /// A stage that commits in the turn in which it speaks has no transaction open when it polls. Where a test wants it to die
+    /// there, the transaction stays open until records have come, but not for ever.
+    fn waits_to_die(&self) -> bool {
+        let between_polls = |crash: &CrashPoint| crash.is_between_polls(self.name);
+        self.config.crash.as_ref().is_some_and(between_polls)
+            && !self.reached
+            && !self.sent.is_empty()
+            && self.now_ms() - self.opened_ms < HOLD_MAX_MS
     }
 
     fn commit_transaction(&mut self, progress: &[Progress]) -> Result<(), Error> {
@@ -161,6 +179,8 @@ impl StageLoop<'_> {
             false => None,
         };
         self.transaction = Transaction::Open(group);
+        self.opened_ms = self.now_ms();
+        self.reached = false;
         Ok(())
     }
 

@@ -397,7 +397,7 @@ fn zombie_overlap(switches: Switches) -> Result<(), String> {
     world.clock.advance(11_000);
     let mut second = world.start(Numbers::default(), &());
     world.run(&mut [&mut second], 5);
-    let _ = first.commit();
+    let _ = first.commit(true);
     world.run(&mut [&mut second], 400);
     drop(first);
     world.run(&mut [&mut second], 400);
@@ -670,7 +670,7 @@ fn simulate(seed: u64, switches: Switches) -> Result<(), String> {
                 // They were stopped between poll and commit, and wake up in it.
                 for zombie in loops.iter_mut().skip(1) {
                     if matches!(zombie.phase, Phase::Running)
-                        && let Err(error) = zombie.commit()
+                        && let Err(error) = zombie.commit(true)
                     {
                         zombie.recover(error).unwrap();
                     }

@@ -38,7 +38,7 @@ pub(crate) struct From {
 pub(crate) fn take_from(tokens: &[Token]) -> Parsed<(Vec<Token>, From)> {
     let mut cursor = Cursor::new(tokens);
     cursor.until(&["FROM"]);
-    while cursor.position() > 0 && tokens[cursor.position() - 1].is_word("DISTINCT") {
+    while cursor.is("FROM") && cursor.position() > 0 && tokens[cursor.position() - 1].is_word("DISTINCT") {
         // IS DISTINCT FROM is an operator.
         cursor.skip(1);
         cursor.until(&["FROM"]);

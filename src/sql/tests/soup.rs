@@ -185,6 +185,20 @@ proptest! {
 }
 
 #[test]
+fn a_text_that_ends_in_distinct_ends() {
+    for select in [
+        "SELECT a, DISTINCT",
+        "SELECT a IS DISTINCT",
+        "SELECT a IS DISTINCT FROM",
+        "SELECT DISTINCT",
+    ] {
+        judge(&format!(
+            "CREATE SOURCE m WITH (topic='m', format='otlp_metrics'); CREATE FEATURE VIEW v AS {select}"
+        ));
+    }
+}
+
+#[test]
 fn long_and_deep_expressions_are_refused_or_planned() {
     let text = |condition: &str| {
         format!(
