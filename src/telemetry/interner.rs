@@ -21,7 +21,8 @@ const BYTES_MAX: usize = 64 << 20;
 /// top of a flat allowance, starts a new dictionary: interning anew is cheaper.
 const COPY_BYTES_PER_ROW: usize = 64;
 const COPY_BYTES_ALLOWED: usize = 8 << 20;
-const MEMO_SLOTS: usize = 1024;
+/// Slots of the memo, for few strings and for many.
+const MEMO_SLOTS: [usize; 2] = [256, 4096];
 
 /// A string's outline: its ends and its length. For strings of at most 16 bytes that is all of it.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -66,14 +67,20 @@ impl Interner {
     #[inline]
     pub fn intern(&mut self, string: &[u8]) -> Result<i32, Fault> {
         let outline = outline(string);
-        let slot = memo_slot(outline);
+        let slot = memo_slot(outline, self.memo.len());
         if let Some(memo) = self.memo.get(slot)
             && memo.outline == outline
             && (string.len() <= 16 || self.get(memo.code) == string)
         {
             return Ok(memo.code as i32);
         }
+        self.intern_slow(string, outline)
+    }
+
+    #[inline(never)]
+    fn intern_slow(&mut self, string: &[u8], outline: Outline) -> Result<i32, Fault> {
         let code = self.find_or_insert(string)?;
+        let slot = memo_slot(outline, self.memo.len());
         self.memo[slot] = Memo { outline, code };
         Ok(code as i32)
     }
@@ -128,7 +135,6 @@ impl Interner {
         &self.bytes[from..self.ends[code] as usize]
     }
 
-    #[inline(never)]
     fn find_or_insert(&mut self, string: &[u8]) -> Result<u32, Fault> {
         if self.table.len() < (self.len() + 1) * 2 {
             self.grow();
@@ -161,7 +167,9 @@ impl Interner {
 
     fn grow(&mut self) {
         if self.memo.is_empty() {
-            self.memo = vec![MEMO_EMPTY; MEMO_SLOTS];
+            self.memo = vec![MEMO_EMPTY; MEMO_SLOTS[0]];
+        } else if self.table.len() >= MEMO_SLOTS[0] && self.memo.len() < MEMO_SLOTS[1] {
+            self.memo = vec![MEMO_EMPTY; MEMO_SLOTS[1]];
         }
         let size = (self.table.len() * 2).max(64);
         let mask = size - 1;
@@ -205,11 +213,12 @@ fn outline_short(string: &[u8]) -> (u64, u64) {
     }
 }
 
+/// A slot of a memo whose size is a power of two; none of an empty one.
 #[inline]
-fn memo_slot(outline: Outline) -> usize {
+fn memo_slot(outline: Outline, slots: usize) -> usize {
     let mixed =
         (outline.head ^ outline.tail.rotate_left(29) ^ u64::from(outline.length)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (mixed >> (64 - MEMO_SLOTS.trailing_zeros())) as usize
+    (mixed >> 48) as usize & slots.wrapping_sub(1)
 }
 
 #[cfg(test)]

@@ -33,6 +33,10 @@ const LAYOUTS_MAX: usize = 8;
 /// Learning costs about as much as scanning so many records; it is paid for by as many records passing.
 const LEARN_COST: u32 = 16;
 const CREDIT_MAX: u32 = 64;
+/// Trust in layouts: a fit adds 1, a miss of all takes this; at 0 they are tried once in so many records.
+const MISS_COST: u32 = 4;
+const TRUST_MAX: u32 = 64;
+const DISTRUST_RECORDS: u64 = 16;
 /// A layout longer than this is not worth its memory.
 const LAYOUT_BYTES_MAX: usize = 64 << 10;
 /// Nested objects on the way to a column.
@@ -43,11 +47,14 @@ const USABLE: &str = "STRING, DOUBLE, FLOAT, BIGINT, INT, BOOLEAN or TIMESTAMP";
 /// Reads objects into declared columns.
 pub(crate) struct Json {
     columns: Vec<JsonColumn>,
+    /// Columns declared NOT NULL.
+    required: Vec<usize>,
     /// Nodes of the paths; the first is the document.
     nodes: Vec<Node>,
     layouts: Vec<Layout>,
     /// The layout that fitted last.
     layout: usize,
+    trust: u32,
     learn_credit: u32,
     learned: Learned,
     serial: u64,
@@ -58,7 +65,6 @@ struct JsonColumn {
     name: String,
     column: AnyColumn,
     data_type: DataType,
-    required: bool,
     output: Option<usize>,
 }
 
@@ -97,9 +103,17 @@ enum Action {
 
 /// The bytes between the values of a record, and what the values are for.
 struct Layout {
-    steps: Vec<(Box<[u8]>, Action)>,
+    steps: Vec<(Literal, Action)>,
     /// After the last value.
     tail: Box<[u8]>,
+}
+
+/// Bytes to be passed, made ready to be compared without a call: they are short.
+struct Literal {
+    bytes: Box<[u8]>,
+    /// The first sixteen bytes, and which of them there are.
+    head: u128,
+    mask: u128,
 }
 
 /// What the general scanner saw of the record, as a layout in the making.
@@ -115,9 +129,11 @@ impl Json {
     pub fn new(declared: Vec<Declared>) -> Result<Self, Error> {
         let mut json = Self {
             columns: Vec::with_capacity(declared.len()),
+            required: Vec::new(),
             nodes: vec![Node::default()],
             layouts: Vec::new(),
             layout: 0,
+            trust: TRUST_MAX,
             learn_credit: CREDIT_MAX,
             learned: Learned::default(),
             serial: 0,
@@ -132,11 +148,13 @@ impl Json {
                     declared: declared.data_type.clone(),
                     usable: USABLE,
                 })?;
+            if declared.required {
+                json.required.push(json.columns.len());
+            }
             json.columns.push(JsonColumn {
                 name: declared.name,
                 column,
                 data_type: declared.data_type,
-                required: declared.required,
                 output: declared.output,
             });
         }
@@ -207,14 +225,13 @@ impl Json {
         if !self.try_layouts(value, row) {
             self.scan(value, row)?;
         }
-        match self
-            .columns
-            .iter()
-            .find(|column| column.required && column.column.len() <= row)
-        {
-            Some(missing) => Err(Fault::new("it is missing or null, but declared NOT NULL").in_field(&missing.name)),
-            None => Ok(()),
+        for index in &self.required {
+            let column = &self.columns[*index];
+            if column.column.len() <= row {
+                return Err(Fault::new("it is missing or null, but declared NOT NULL").in_field(&column.name));
+            }
         }
+        Ok(())
     }
 
     pub fn truncate(&mut self, rows: usize) {
@@ -229,18 +246,35 @@ impl Json {
         })
     }
 
-    /// The layout that fitted last, then the others.
-    #[inline]
+    /// The layout that fitted last, then the others. Where layouts seldom fit, they are seldom tried.
+    #[inline(always)]
     fn try_layouts(&mut self, value: &[u8], row: usize) -> bool {
-        let count = self.layouts.len();
-        for attempt in 0..count {
-            let index = (self.layout + attempt) % count;
-            if self.layouts[index].read(&mut self.columns, value, row, &mut self.scratch) {
+        if let Some(layout) = self.layouts.get(self.layout)
+            && self.trust > 0
+        {
+            if layout.read(&mut self.columns, value, row, &mut self.scratch) {
+                self.trust = (self.trust + 1).min(TRUST_MAX);
+                return true;
+            }
+            return self.try_other_layouts(value, row);
+        }
+        self.trust = u32::from(self.serial.is_multiple_of(DISTRUST_RECORDS));
+        false
+    }
+
+    #[inline(never)]
+    fn try_other_layouts(&mut self, value: &[u8], row: usize) -> bool {
+        self.truncate(row);
+        let tried = self.layout;
+        for index in (0..self.layouts.len()).filter(|index| *index != tried) {
+            if self.layouts[index].read_again(&mut self.columns, value, row, &mut self.scratch) {
                 self.layout = index;
+                self.trust = (self.trust + 1).min(TRUST_MAX);
                 return true;
             }
             self.truncate(row);
         }
+        self.trust = self.trust.saturating_sub(MISS_COST);
         false
     }
 
@@ -340,7 +374,7 @@ impl Json {
         let steps = self.learned.steps.iter();
         let layout = Layout {
             steps: steps
-                .map(|(literal, action)| (value[literal.clone()].into(), *action))
+                .map(|(literal, action)| (Literal::new(&value[literal.clone()]), *action))
                 .collect(),
             tail: value[self.learned.value_end..].into(),
         };
@@ -369,18 +403,46 @@ impl Learned {
     }
 }
 
+impl Literal {
+    fn new(bytes: &[u8]) -> Self {
+        let mut head = [0; 16];
+        let mut mask = [0; 16];
+        for (index, byte) in bytes.iter().take(16).enumerate() {
+            head[index] = *byte;
+            mask[index] = 0xff;
+        }
+        Self {
+            bytes: bytes.into(),
+            head: u128::from_le_bytes(head),
+            mask: u128::from_le_bytes(mask),
+        }
+    }
+
+    #[inline(always)]
+    fn pass(&self, scanner: &mut Scanner<'_>) -> bool {
+        match scanner.rest().first_chunk::<16>() {
+            Some(chunk) if (u128::from_le_bytes(*chunk) ^ self.head) & self.mask != 0 => false,
+            Some(_) if self.bytes.len() <= 16 => {
+                scanner.advance(self.bytes.len());
+                true
+            }
+            _ => scanner.pass(&self.bytes),
+        }
+    }
+}
+
 impl Layout {
     /// Reads a record of this layout; on false the columns may hold part of it.
-    #[inline]
+    #[inline(always)]
     fn read(&self, columns: &mut [JsonColumn], value: &[u8], row: usize, scratch: &mut Vec<u8>) -> bool {
         let mut scanner = Scanner::new(value);
         for (literal, action) in &self.steps {
-            if !scanner.pass(literal) {
+            if !literal.pass(&mut scanner) {
                 return false;
             }
             let read = match action {
                 Action::Column(index) => columns[*index].read(&mut scanner, row, scratch),
-                Action::Skip => scanner.skip_value(),
+                Action::Skip => scanner.skip_scalar(),
                 Action::Null => scanner.literal("null"),
             };
             if read.is_err() {
@@ -389,68 +451,90 @@ impl Layout {
         }
         scanner.rest() == &*self.tail
     }
+
+    #[inline(never)]
+    fn read_again(&self, columns: &mut [JsonColumn], value: &[u8], row: usize, scratch: &mut Vec<u8>) -> bool {
+        self.read(columns, value, row, scratch)
+    }
 }
 
 impl JsonColumn {
     /// Reads the value that stands here, with no white space before it.
     #[inline(always)]
     fn read(&mut self, scanner: &mut Scanner<'_>, row: usize, scratch: &mut Vec<u8>) -> Result<(), Fault> {
+        let from = scanner.clone();
         let read = match scanner.byte() {
-            Some(b'"') => self.read_string(scanner, row, scratch),
-            Some(b'-' | b'0'..=b'9') => self.read_number(scanner, row),
-            _ => self.read_other(scanner, row),
+            Some(b'"') => match scanner.string() {
+                Ok(string) => self.set_string(&from, string, row, scratch),
+                Err(fault) => Err(fault),
+            },
+            Some(b'-' | b'0'..=b'9') => match scanner.number() {
+                Ok(number) => self.set_number(&from, number, row),
+                Err(fault) => Err(fault),
+            },
+            _ => {
+                let mut slow = from;
+                let read = self.read_other(&mut slow, row);
+                *scanner = slow;
+                read
+            }
         };
         read.map_err(|fault| fault.in_field(&self.name))
     }
 
     #[inline(always)]
-    fn read_string(&mut self, scanner: &mut Scanner<'_>, row: usize, scratch: &mut Vec<u8>) -> Result<(), Fault> {
+    fn set_string(
+        &mut self,
+        from: &Scanner<'_>,
+        string: RawString<'_>,
+        row: usize,
+        scratch: &mut Vec<u8>,
+    ) -> Result<(), Fault> {
         match &mut self.column {
-            AnyColumn::Dictionary(column) => column.set(row, scanner.string()?.bytes(scratch)?),
-            AnyColumn::Text(column) => column.set(row, scanner.string()?.bytes(scratch)?),
+            AnyColumn::Dictionary(column) => column.set(row, string.bytes(scratch)?),
+            AnyColumn::Text(column) => column.set(row, string.bytes(scratch)?),
             AnyColumn::Timestamp(column, unit) => {
-                let from = scanner.clone();
-                let text = scanner.string()?.bytes(scratch)?;
-                let time = time::parse_rfc3339(text, *unit)
-                    .ok_or_else(|| from.fault("expected a time like 2026-07-01T12:00:00.000Z, found another string"))?;
+                let time = time::parse_rfc3339(string.bytes(scratch)?, *unit).ok_or_else(not_a_time(from))?;
                 column.set(row, time);
                 Ok(())
             }
-            _ => Err(self.mistyped(scanner)),
+            _ => Err(self.mistyped(from)),
         }
     }
 
     #[inline(always)]
-    fn read_number(&mut self, scanner: &mut Scanner<'_>, row: usize) -> Result<(), Fault> {
-        let from = scanner.clone();
+    fn set_number(&mut self, from: &Scanner<'_>, number: Number<'_>, row: usize) -> Result<(), Fault> {
         match &mut self.column {
             AnyColumn::Float64(column) => {
-                let value = scanner.number()?.to_f64();
-                column.set(row, value.ok_or_else(|| from.fault("a number is too large"))?);
+                column.set(row, number.to_f64().ok_or_else(|| from.fault("a number is too large"))?);
             }
             AnyColumn::Int64(column) => {
-                let value = scanner.number()?.to_i64();
-                column.set(row, value.ok_or_else(|| from.fault("not an integer of 64 bits"))?);
+                column.set(
+                    row,
+                    number.to_i64().ok_or_else(|| from.fault("not an integer of 64 bits"))?,
+                );
             }
             AnyColumn::Timestamp(column, _) => {
-                let number = scanner.number()?;
-                let value = number.to_i64_floor();
-                column.set(row, value.ok_or_else(|| from.fault("a time is too large"))?);
+                column.set(
+                    row,
+                    number.to_i64_floor().ok_or_else(|| from.fault("a time is too large"))?,
+                );
             }
             AnyColumn::Int32(column) => {
-                let value = scanner.number()?.to_i64().and_then(|value| i32::try_from(value).ok());
+                let value = number.to_i64().and_then(|value| i32::try_from(value).ok());
                 column.set(row, value.ok_or_else(|| from.fault("not an integer of 32 bits"))?);
             }
             AnyColumn::Float32(column) => {
-                let value = scanner.number()?.to_f64().map(|value| value as f32);
+                let value = number.to_f64().map(|value| value as f32);
                 let finite = value.filter(|value| value.is_finite());
                 column.set(row, finite.ok_or_else(|| from.fault("a number is too large"))?);
             }
-            _ => return Err(self.mistyped(scanner)),
+            _ => return Err(self.mistyped(from)),
         }
         Ok(())
     }
 
+    #[inline(never)]
     fn read_other(&mut self, scanner: &mut Scanner<'_>, row: usize) -> Result<(), Fault> {
         match (scanner.byte(), &mut self.column) {
             (Some(b'n'), _) => scanner.literal("null"),
@@ -469,8 +553,8 @@ impl JsonColumn {
     }
 
     #[cold]
-    fn mistyped(&self, scanner: &mut Scanner<'_>) -> Fault {
-        scanner.expected(match &self.column {
+    fn mistyped(&self, from: &Scanner<'_>) -> Fault {
+        from.clone().expected(match &self.column {
             AnyColumn::Dictionary(_) | AnyColumn::Text(_) | AnyColumn::Bytes(_) => "a string",
             AnyColumn::Int64(_) | AnyColumn::Int32(_) => "an integer",
             AnyColumn::Float64(_) | AnyColumn::Float32(_) => "a number",
@@ -480,4 +564,8 @@ impl JsonColumn {
             AnyColumn::Map(_) => "an object",
         })
     }
+}
+
+fn not_a_time<'s>(from: &'s Scanner<'_>) -> impl FnOnce() -> Fault + 's {
+    || from.fault("expected a time like 2026-07-01T12:00:00.000Z, found another string")
 }

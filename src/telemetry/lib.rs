@@ -1,4 +1,5 @@
-//! Bytes of Kafka records to Arrow columns: OTLP metrics, logs and spans, JSON with declared columns, heartbeats.
+//! Bytes of Kafka records to Arrow columns: OTLP metrics, logs and spans, JSON with declared columns, heartbeats, and what
+//! Prometheus, Telegraf and Alertmanager write.
 //!
 //! **Owns** the formats: which columns each has ([`schema`]), and how they are read ([`Decoder`]). Only the columns asked
 //! for are built; a single entry of an attribute map can be asked for as a column ([`map_entry`]), so that the map is not.

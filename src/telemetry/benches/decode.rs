@@ -14,7 +14,7 @@ use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 use telemetry::{Decoder, Format, RecordMeta, dictionary, map_entry, schema};
 
 const PASSES: usize = 7;
-const CORPUS_BYTES: usize = 48 << 20;
+const CORPUS_BYTES: usize = 1 << 20;
 /// Rows after which a batch is taken, as the aggregate stage does.
 const BATCH_ROWS: usize = 8192;
 

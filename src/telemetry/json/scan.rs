@@ -58,6 +58,12 @@ impl<'a> Scanner<'a> {
         passed
     }
 
+    /// Passes bytes that the caller has compared.
+    #[inline(always)]
+    pub fn advance(&mut self, count: usize) {
+        self.at += count;
+    }
+
     /// Passes one byte, which the caller has seen.
     #[inline(always)]
     pub fn pass_byte(&mut self) {
@@ -81,6 +87,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
+    #[inline(always)]
     pub fn fault(&self, reason: impl Into<std::borrow::Cow<'static, str>>) -> Fault {
         Fault::at(reason, self.rest())
     }
@@ -162,7 +169,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// The string that begins here, at its quote.
-    #[inline]
+    #[inline(always)]
     pub fn string(&mut self) -> Result<RawString<'a>, Fault> {
         let from = self.at + 1;
         let mut at = from;
@@ -187,10 +194,15 @@ impl<'a> Scanner<'a> {
             }
             break;
         }
-        self.string_slow(from, at)
+        // A copy goes out of line, so that this scanner can stay in registers.
+        let mut slow = self.clone();
+        let string = slow.string_slow(from, at);
+        *self = slow;
+        string
     }
 
     /// Escapes, and the last bytes of a document. Before `at` there is nothing special.
+    #[inline(never)]
     fn string_slow(&mut self, from: usize, mut at: usize) -> Result<RawString<'a>, Fault> {
         let mut escaped = false;
         loop {
@@ -217,7 +229,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// The number that begins here.
-    #[inline]
+    #[inline(always)]
     pub fn number(&mut self) -> Result<Number<'a>, Fault> {
         let from = self.at;
         let negative = self.byte() == Some(b'-');
@@ -240,8 +252,10 @@ impl<'a> Scanner<'a> {
             exponent = -(fraction_digits.min(1 << 20) as i32);
         }
         if let Some(b'e' | b'E') = self.byte() {
-            self.at += 1;
-            exponent = exponent.saturating_add(self.exponent()?);
+            let mut slow = self.clone();
+            let power = slow.exponent();
+            *self = slow;
+            exponent = exponent.saturating_add(power?);
         }
         Ok(Number {
             raw: &self.bytes[from..self.at],
@@ -252,7 +266,10 @@ impl<'a> Scanner<'a> {
         })
     }
 
+    /// At its `e`.
+    #[inline(never)]
     fn exponent(&mut self) -> Result<i32, Fault> {
+        self.at += 1;
         let negative = self.byte() == Some(b'-');
         if let Some(b'-' | b'+') = self.byte() {
             self.at += 1;
@@ -297,11 +314,28 @@ impl<'a> Scanner<'a> {
     }
 
     /// Passes the literal that begins here.
+    #[inline(always)]
     pub fn literal(&mut self, literal: &str) -> Result<(), Fault> {
         if self.pass(literal.as_bytes()) {
             return Ok(());
         }
-        Err(self.fault(format!("expected {literal}")))
+        Err(Fault::at(format!("expected {literal}"), self.rest()))
+    }
+
+    /// Passes one value, which mostly is a short one.
+    #[inline(always)]
+    pub fn skip_scalar(&mut self) -> Result<(), Fault> {
+        if self.byte() == Some(b'"') {
+            let string = self.string()?;
+            if !string.escaped && string.raw.is_ascii() {
+                return Ok(());
+            }
+            return string.check();
+        }
+        let mut slow = self.clone();
+        let skipped = slow.skip_value();
+        *self = slow;
+        skipped
     }
 
     /// Passes one value of any kind.

@@ -370,7 +370,7 @@ impl Transcoder {
 
     /// Writes a tag and the room for a length.
     fn begin(&mut self, number: u32) -> usize {
-        self.varint(u64::from(tag(number, BYTES)));
+        varint(&mut self.out, u64::from(tag(number, BYTES)));
         let length_at = self.out.len();
         self.out.extend_from_slice(&[0; LENGTH_BYTES]);
         length_at
@@ -392,13 +392,14 @@ impl Transcoder {
         match field.kind {
             Kind::String => {
                 let string = string(scanner, "a string")?;
-                let length_at = self.begin(number);
                 let bytes = string.bytes(&mut self.scratch)?;
                 if std::str::from_utf8(bytes).is_err() {
                     return Err(Fault::at("a string is not UTF-8", string.raw));
                 }
+                varint(&mut self.out, u64::from(tag(number, BYTES)));
+                varint(&mut self.out, bytes.len() as u64);
                 self.out.extend_from_slice(bytes);
-                self.end(length_at, scanner)
+                Ok(())
             }
             Kind::Bytes => {
                 let string = string(scanner, "bytes in base64")?;
@@ -444,7 +445,7 @@ impl Transcoder {
             }
             Kind::Fixed32 => {
                 let value = integer(scanner, &mut self.scratch, to_u32)?;
-                self.varint(u64::from(tag(number, FIXED32)));
+                varint(&mut self.out, u64::from(tag(number, FIXED32)));
                 self.out.extend_from_slice(&value.to_le_bytes());
                 Ok(())
             }
@@ -461,24 +462,24 @@ impl Transcoder {
     }
 
     fn tagged_varint(&mut self, number: u32, value: u64) -> Result<(), Fault> {
-        self.varint(u64::from(tag(number, VARINT)));
-        self.varint(value);
+        varint(&mut self.out, u64::from(tag(number, VARINT)));
+        varint(&mut self.out, value);
         Ok(())
     }
 
     fn tagged_fixed64(&mut self, number: u32, value: u64) -> Result<(), Fault> {
-        self.varint(u64::from(tag(number, FIXED64)));
+        varint(&mut self.out, u64::from(tag(number, FIXED64)));
         self.out.extend_from_slice(&value.to_le_bytes());
         Ok(())
     }
+}
 
-    fn varint(&mut self, mut value: u64) {
-        while value >= 0x80 {
-            self.out.push(value as u8 | 0x80);
-            value >>= 7;
-        }
-        self.out.push(value as u8);
+fn varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
     }
+    out.push(value as u8);
 }
 
 impl Message {
