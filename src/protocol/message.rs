@@ -456,6 +456,16 @@ pub enum Control {
         #[serde(default)]
         reason: String,
     },
+    /// Thresholds of the decide stage that differ for a service and action (`*` stands for any text): keys as in the
+    /// configuration's `[decide]`.
+    Thresholds {
+        service: String,
+        action: String,
+        set: serde_json::Map<String, Value>,
+        by: String,
+        #[serde(default)]
+        reason: String,
+    },
     /// The model that chooses for a policy (`pipeline.policy`, or `*` for all that have none of their own).
     Model {
         policy: String,
@@ -478,6 +488,7 @@ impl Control {
             Self::Protected { service, .. } => format!("protected/{service}"),
             Self::Maintenance { service, .. } => format!("maintenance/{service}"),
             Self::Reset { service, .. } => format!("reset/{service}"),
+            Self::Thresholds { service, action, .. } => format!("thresholds/{service}/{action}"),
             Self::Model { policy, .. } => format!("model/{policy}"),
             Self::Generation { .. } => "generation".into(),
         }

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use protocol::message::Mode;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 /// Thresholds of one fleet. Unknown keys are errors; durations read like `5m` or `30s`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -91,6 +92,38 @@ pub struct FleetConfig {
     pub actions: BTreeMap<String, ActionClass>,
     /// DO CHOOSE.
     pub choose: ChooseConfig,
+    /// What differs for some services and actions; a later one counts before an earlier.
+    #[serde(deserialize_with = "checked")]
+    pub overrides: Vec<Override>,
+}
+
+/// Thresholds that differ for a service and action.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Override {
+    /// `*` stands for any text.
+    #[serde(default = "any")]
+    pub service: String,
+    #[serde(default = "any")]
+    pub action: String,
+    /// Keys of this configuration with the values that count here.
+    pub set: Map<String, Value>,
+}
+
+fn any() -> String {
+    "*".into()
+}
+
+/// What belongs to the fleet as a whole and cannot differ by service.
+const FLEET_ONLY: [&str; 6] = ["tenant", "overrides", "calls", "actions", "choose", "episodes_max"];
+
+fn checked<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<Override>, D::Error> {
+    let overrides = Vec::<Override>::deserialize(deserializer)?;
+    for over in &overrides {
+        let result = FleetConfig::default().with(&over.set);
+        result.map_err(|error| serde::de::Error::custom(format!("overrides for {:?}: {error}", over.service)))?;
+    }
+    Ok(overrides)
 }
 
 /// How DO CHOOSE picks.
@@ -184,16 +217,29 @@ impl Default for FleetConfig {
             episodes_max: 100_000,
             actions: BTreeMap::new(),
             choose: ChooseConfig::default(),
+            overrides: Vec::new(),
         }
     }
 }
 
 impl FleetConfig {
+    /// This configuration with some of its values replaced.
+    pub fn with(&self, set: &Map<String, Value>) -> Result<Self, String> {
+        if let Some(key) = set.keys().find(|key| FLEET_ONLY.contains(&key.as_str())) {
+            return Err(format!("{key} belongs to the fleet as a whole"));
+        }
+        let mut value = serde_json::to_value(self).map_err(|error| error.to_string())?;
+        if let Value::Object(fields) = &mut value {
+            fields.extend(set.iter().map(|(key, value)| (key.clone(), value.clone())));
+        }
+        serde_json::from_value(value).map_err(|error| error.to_string())
+    }
+
     /// The class of an action: configured, built in, or the cautious guess for a name never heard of.
     pub fn action_class(&self, kind: &str) -> ActionClass {
         self.actions
             .get(kind)
-            .copied()
+            .cloned()
             .unwrap_or_else(|| ActionClass::built_in(kind))
     }
 }
@@ -219,13 +265,16 @@ pub enum Impact {
 }
 
 /// What is known of a kind of action.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ActionClass {
     pub impact: Impact,
     /// Whether it can be taken back.
     #[serde(default)]
     pub reversible: bool,
+    /// The action that takes it back, when it made things worse.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undo: Option<String>,
 }
 
 impl ActionClass {
@@ -237,7 +286,11 @@ impl ActionClass {
             "cordon" | "flag_off" | "shed_load" => (Impact::Medium, true),
             _ => (Impact::Medium, false),
         };
-        Self { impact, reversible }
+        Self {
+            impact,
+            reversible,
+            undo: None,
+        }
     }
 }
 

@@ -86,7 +86,11 @@ impl Fleet {
 
     fn agreed(&self, pending: &Pending) -> bool {
         match &pending.phase {
-            Phase::Asked(asked) => asked.agreed.len() >= self.config.approval_quorum.max(1) as usize,
+            Phase::Asked(asked) => {
+                let (target, action) = (&pending.action.target.target, &pending.action.action);
+                let quorum = self.thresholds(&target.name, &action.kind).approval_quorum;
+                asked.agreed.len() >= quorum.max(1) as usize
+            }
             _ => false,
         }
     }
@@ -127,6 +131,12 @@ impl Fleet {
     /// What the incident would do next and what the gates say of it; `None` when everything was tried.
     fn next(&self, key: &EpisodeKey, policy: &Policy, episode: &Episode, case: &Case) -> Option<(Next, Judgement)> {
         let untired = case.tries < self.config.attempts_max.max(1);
+        if case.pending.is_none()
+            && let Some(kind) = &case.undo
+        {
+            let judgement = self.judge(key, policy, episode, kind)?;
+            return Some((Next::only(kind, 1), judgement));
+        }
         let next = match (&case.pending, &policy.action) {
             // What a person was asked about is what is done.
             (Some(pending), _) => Next {
@@ -235,11 +245,16 @@ impl Fleet {
     /// Asks a person, who has until the request expires. Waiting counts as in flight.
     fn ask(&mut self, key: &EpisodeKey, policy: &Policy, next: &Next, judgement: Judgement, out: &mut Vec<Effect>) {
         let Some((action_id, name)) = self.ids(key) else { return };
+        let Some(episode) = self.state.episodes.get(key) else {
+            return;
+        };
+        let config = self.thresholds(&episode.target.name, &next.kind);
+        let (quorum, expiry_ms) = (config.approval_quorum.max(1), ms(config.approval_expiry));
         let mut judgement = judgement;
         judgement.gates.push(Gate {
             gate: "approval".into(),
             passed: false,
-            values: [("quorum".to_owned(), json!(self.config.approval_quorum.max(1)))].into(),
+            values: [("quorum".to_owned(), json!(quorum))].into(),
         });
         let name = format!("ask/{name}");
         let decision_id = self.say_decision(
@@ -258,7 +273,7 @@ impl Fleet {
         let asked = Asked {
             approval_id: id::derived("approval", &[&action_id.to_string()]),
             requested_ms: now_ms,
-            expires_ms: now_ms.saturating_add(ms(self.config.approval_expiry)),
+            expires_ms: now_ms.saturating_add(expiry_ms),
             payload_sha256: action.proposal_sha256(),
             agreed: Vec::new(),
         };
@@ -419,6 +434,7 @@ impl Fleet {
         let episode = self.state.episodes.get(key)?;
         let case = episode.case.as_ref()?;
         let now_ms = self.now_ms();
+        let config = self.thresholds(&episode.target.name, &next.kind);
         Some(Action {
             action_id,
             incident_id: case.id,
@@ -438,8 +454,8 @@ impl Fleet {
                 decided_at: now_ms,
                 start_deadline: now_ms.saturating_add(ms(policy.expires_after)),
                 exec_timeout_ms: ms(policy.exec_timeout),
-                verify_after_ms: ms(policy.verify_after.unwrap_or(self.config.verify_after)),
-                verify_for_ms: ms(policy.verify_for.unwrap_or(self.config.verify_for)),
+                verify_after_ms: ms(policy.verify_after.unwrap_or(config.verify_after)),
+                verify_for_ms: ms(policy.verify_for.unwrap_or(config.verify_for)),
             },
             mode: "live".into(),
             approval: Approval {
@@ -522,7 +538,7 @@ impl Fleet {
         };
         let Some(case) = &episode.case else { return };
         let (now_ms, incident, target) = (self.now_ms(), case.id, episode.target.key());
-        let limits_service = self.config.limits_service.clone();
+        let limits_service = self.thresholds(&episode.target.name, kind).limits_service.clone();
         self.edit_target(&target, |state| {
             state.acted.record(now_ms, shadow, &limits_service);
             let last = LastAction {
@@ -652,6 +668,7 @@ impl Fleet {
                 case.attempt += 1;
                 case.tries = 0;
                 case.tried.clear();
+                case.undo = None;
                 // Counts stay, they name decisions; what was refused before may be said again.
                 case.refusals
                     .values_mut()

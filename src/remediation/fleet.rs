@@ -200,6 +200,12 @@ impl Fleet {
             },
             _ => None,
         };
+        if let Some(Control::Thresholds { set, .. }) = data
+            && let Err(reason) = self.config.with(set)
+        {
+            out.push(Effect::Unusable(format!("{scope}: {reason}")));
+            return;
+        }
         self.index.models.remove(scope);
         self.index.models.extend(model.map(|model| (scope.to_owned(), model)));
         match data {

@@ -1,8 +1,8 @@
 //! What becomes of a command: approvals, executors' reports, and the verdict from the signal.
 
 use protocol::{
-    CloudEvent, cloudevent, id,
-    message::{ApprovalRecord, IncidentState, Outcome, OutcomeStatus, Verdict, VerdictRecord},
+    CloudEvent, Target, cloudevent, id,
+    message::{Action, ApprovalRecord, IncidentState, Outcome, OutcomeStatus, Verdict, VerdictRecord},
 };
 
 use uuid::Uuid;
@@ -262,6 +262,10 @@ impl Fleet {
             .watermark_ms()
             .is_some_and(|watermark_ms| watermark_ms >= watch.to_ms);
         let latched = self.policy(key).is_some_and(|policy| policy.latched);
+        let action = &pending.action;
+        let worse_ratio = self
+            .thresholds(&action.target.target.name, &action.action.kind)
+            .worse_ratio;
         let (verdict, reason) = if episode.clear {
             (Verdict::Recovered, "the signal cleared after the action".to_owned())
         } else if !advanced {
@@ -282,7 +286,7 @@ impl Fleet {
                     let reason = format!("score {:.3} no longer meets WHEN, but has not cleared", last.score);
                     (Verdict::Improved, reason)
                 }
-                Some(last) if last.score >= pending.score * self.config.worse_ratio => (
+                Some(last) if last.score >= pending.score * worse_ratio => (
                     Verdict::Worse,
                     format!("score rose from {:.3} to {:.3}", pending.score, last.score),
                 ),
@@ -318,19 +322,34 @@ impl Fleet {
             return;
         };
         let clear = episode.clear;
+        let confounder = self
+            .confounder(&pending.action)
+            .filter(|_| verdict == Verdict::Recovered);
+        let (verdict, reason) = match &confounder {
+            Some(other) => (Verdict::Confounded, format!("{reason}, but {other}")),
+            None => (verdict, reason.to_owned()),
+        };
+        let reason = reason.as_str();
+        let (undoes, undo) = self.undo_of(key, &pending.action, verdict);
+        let then = match undo {
+            _ if undoes => Then::Escalate,
+            Some(_) => Then::GoOn,
+            None => then,
+        };
         let sent = !matches!(pending.phase, Phase::Asked(_));
         self.say_verdict(key, &pending.phase, verdict, reason, out);
         self.free(&pending.action.target.key, pending.action.action_id);
         if sent {
-            self.learn(key, verdict, pending.action.target.key.as_str());
+            self.learn(key, verdict, &pending.action);
         }
         if matches!(pending.phase, Phase::Verifying(_)) {
             self.experience(key, &pending.action, verdict);
         }
         self.next_step(key, &pending.action.action.kind);
+        self.edit_case(key, |case| case.undo = undo.filter(|_| !undoes));
         self.rest_after(key);
         match then {
-            _ if verdict == Verdict::Recovered => self.close_healed(key, reason, out),
+            _ if matches!(verdict, Verdict::Recovered | Verdict::Confounded) => self.close_healed(key, reason, out),
             _ if clear => self.close(key, reason, out),
             Then::Close => self.close(key, reason, out),
             Then::Escalate => self.escalate(key, reason, out),
@@ -339,6 +358,29 @@ impl Fleet {
                 self.consider(key, out);
             }
         }
+    }
+
+    /// Whether this action took another back, and what would take this one back now that it made things worse.
+    fn undo_of(&self, key: &EpisodeKey, action: &Action, verdict: Verdict) -> (bool, Option<String>) {
+        let case = self.state.episodes.get(key).and_then(|episode| episode.case.as_ref());
+        let undoes = case.is_some_and(|case| case.undo.as_ref() == Some(&action.action.kind));
+        let undo = self.config.action_class(&action.action.kind).undo;
+        (undoes, undo.filter(|_| verdict == Verdict::Worse))
+    }
+
+    /// Something else that may have healed the signal: an action on a service that this one calls, or that calls it,
+    /// since this action was decided.
+    fn confounder(&self, action: &Action) -> Option<String> {
+        let own = &action.target.target.name;
+        let since_ms = action.timing.decided_at;
+        let neighbours = self.state.targets.iter().filter_map(|(key, state)| {
+            let last = state.last.as_ref().filter(|last| last.at_ms >= since_ms)?;
+            let name = Target::from_key(key).ok()?.name;
+            let near = name != *own
+                && (self.callees(own).any(|callee| callee == name) || self.callees(&name).any(|callee| callee == own));
+            near.then(|| format!("{} had a {} meanwhile", name, last.kind))
+        });
+        neighbours.into_iter().next()
     }
 
     /// With nothing on its way any more, the end of the signal ends the incident again.
@@ -386,18 +428,20 @@ impl Fleet {
     }
 
     /// Only clear verdicts count: for the service's breaker, and for how far the detector's alarms may be trusted.
-    fn learn(&mut self, key: &EpisodeKey, verdict: Verdict, target: &str) {
+    fn learn(&mut self, key: &EpisodeKey, verdict: Verdict, action: &Action) {
         let now_ms = self.now_ms();
         let failed = match verdict {
             Verdict::Recovered => false,
             Verdict::Unchanged | Verdict::Worse => true,
             _ => return,
         };
+        let config = self.thresholds(&action.target.target.name, &action.action.kind);
+        let target = action.target.key.as_str();
         let forgotten = self
             .state
             .targets
             .get(target)
-            .is_some_and(|state| self.failures(state) == 0);
+            .is_some_and(|state| self.failures(state, &config) == 0);
         self.edit_target(target, |state| {
             if failed {
                 state.failures = if forgotten { 1 } else { state.failures + 1 };

@@ -4,13 +4,13 @@
 //! Values named `*_ms` are wall clock, values named `*_now` depend on what other targets' records had been read by then:
 //! two exact runs may differ in them, and in nothing else.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use protocol::message::{Control, Gate, Mode};
 use serde_json::{Value, json};
 
 use crate::{
-    Fleet, Policy,
+    ActionClass, Fleet, FleetConfig, Policy,
     config::{Impact, glob, ms},
     state::{Case, Episode, EpisodeKey, LastAction, TargetState},
 };
@@ -50,7 +50,10 @@ pub(crate) struct Proposal<'a> {
     pub episode: &'a Episode,
     pub case: &'a Case,
     pub kind: &'a str,
+    pub class: ActionClass,
     pub impact: Impact,
+    /// Thresholds for this service and action.
+    pub config: Cow<'a, FleetConfig>,
     pub mode: Mode,
     /// What is remembered of the service.
     pub target: &'a TargetState,
@@ -70,7 +73,7 @@ fn unless(refused: bool, retry: Retry) -> Result<(), Retry> {
 type Ask = fn(&Fleet, &Proposal<'_>) -> Answer;
 
 /// Name and question, in order.
-const GATES: [(&str, Ask); 17] = [
+const GATES: [(&str, Ask); 18] = [
     ("control", control),
     ("protected", protected),
     ("telemetry", telemetry),
@@ -87,6 +90,7 @@ const GATES: [(&str, Ask); 17] = [
     ("limit", limit),
     ("concurrency", concurrency),
     ("breaker", breaker),
+    ("prediction", prediction),
     ("precision", precision),
 ];
 
@@ -95,13 +99,16 @@ impl Fleet {
     pub(crate) fn judge(&self, key: &EpisodeKey, policy: &Policy, episode: &Episode, kind: &str) -> Option<Judgement> {
         let case = episode.case.as_ref()?;
         let nothing = TargetState::default();
+        let class = self.config.action_class(kind);
         let proposal = Proposal {
             key,
             policy,
             episode,
             case,
             kind,
-            impact: self.config.action_class(kind).impact,
+            impact: class.impact,
+            class,
+            config: self.thresholds(&episode.target.name, kind),
             mode: self.effective_mode(policy, &episode.target.name, kind),
             target: self.state.targets.get(&episode.target.key()).unwrap_or(&nothing),
         };
@@ -126,6 +133,36 @@ impl Fleet {
             refused: None,
             mode: self.trusted_mode(&proposal),
         })
+    }
+
+    /// The thresholds that count for a service and action: the configuration, its overrides, and what control sets live.
+    pub(crate) fn thresholds(&self, service: &str, kind: &str) -> Cow<'_, FleetConfig> {
+        let configured = self
+            .config
+            .overrides
+            .iter()
+            .map(|over| (&over.service, &over.action, &over.set));
+        let controlled = self
+            .state
+            .controls
+            .range("thresholds/".to_owned().."thresholds0".to_owned());
+        let controlled = controlled.filter_map(|(_, control)| match control {
+            Control::Thresholds {
+                service, action, set, ..
+            } => Some((service, action, set)),
+            _ => None,
+        });
+        let matching = configured
+            .chain(controlled)
+            .filter(|(at, of, _)| glob(at, service) && glob(of, kind));
+        let mut config = Cow::Borrowed(&self.config);
+        for (_, _, set) in matching {
+            // Both were checked when they were read.
+            if let Ok(changed) = config.with(set) {
+                config = Cow::Owned(changed);
+            }
+        }
+        config
     }
 
     /// The more cautious of the policy's mode and the control's.
@@ -207,7 +244,7 @@ fn protected(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
 
 fn telemetry(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
     let lag_ms = fleet.watermark_ms().map(|watermark_ms| fleet.now_ms() - watermark_ms);
-    let lag_max_ms = ms(fleet.config.telemetry_lag_max);
+    let lag_max_ms = ms(proposal.config.telemetry_lag_max);
     let healthy = proposal.episode.telemetry_healthy;
     let fresh = lag_ms.is_some_and(|lag_ms| lag_ms <= lag_max_ms);
     answer(
@@ -222,7 +259,7 @@ fn telemetry(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
 
 fn fleet_wide(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
     let group = crate::state::group(&proposal.key.pipeline, &proposal.policy.detector);
-    let cooldown_ms = ms(fleet.config.storm_cooldown);
+    let cooldown_ms = ms(proposal.config.storm_cooldown);
     let calm_at_ms = [group.as_str(), ""]
         .into_iter()
         .filter_map(|group| Some(fleet.state.clock.storms.get(group)?.last_ms))
@@ -231,7 +268,7 @@ fn fleet_wide(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
         .filter(|calm_at_ms| fleet.now_ms() < *calm_at_ms);
     let (peers, all) = (fleet.sickness(&group), fleet.sickness(""));
     let stormy = |sickness: &Option<Sickness>| match sickness {
-        Some(sickness) => fleet.stormy(sickness),
+        Some(sickness) => fleet.stormy(sickness, &proposal.config),
         // Nobody has said how many there are: no share can be told.
         None => true,
     };
@@ -242,16 +279,16 @@ fn fleet_wide(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
             ("sick_peers_now", json!(peers.as_ref().map(|p| p.sick))),
             ("population_now", json!(peers.as_ref().map(|p| p.population))),
             ("sick_fleet_now", json!(all.as_ref().map(|a| a.sick))),
-            ("share_max", json!(fleet.config.fleet_sick_share)),
-            ("sick_max", json!(fleet.config.fleet_sick_max)),
+            ("share_max", json!(proposal.config.fleet_sick_share)),
+            ("sick_max", json!(proposal.config.fleet_sick_max)),
             ("calm_at_ms", json!(calm_at_ms)),
         ],
     )
 }
 
-fn startup_grace(fleet: &Fleet, _: &Proposal<'_>) -> Answer {
+fn startup_grace(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
     let ends_ms = fleet.state.clock.first_activity_ms.map_or(i64::MAX, |first_ms| {
-        first_ms.saturating_add(ms(fleet.config.startup_grace))
+        first_ms.saturating_add(ms(proposal.config.startup_grace))
     });
     answer(
         unless(fleet.now_ms() < ends_ms, Retry::At(ends_ms)),
@@ -276,7 +313,7 @@ fn maintenance(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
 
 /// Failures with one cause show within seconds of each other: a first one waits for the others.
 fn hold_down(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
-    let config = &fleet.config;
+    let config = proposal.config.as_ref();
     let calls = !proposal.policy.latched && fleet.callees(&proposal.episode.target.name).next().is_some();
     let settle = if calls {
         config.settle.max(config.settle_callers)
@@ -299,7 +336,7 @@ fn dependency(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
 
 /// Overloaded is not dead: who serves as well as it can is not stopped.
 fn overload(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
-    let config = &fleet.config;
+    let config = proposal.config.as_ref();
     let takes = config.overload_refuses.iter().any(|kind| kind == proposal.kind);
     let key = proposal.episode.target.key();
     let silent = fleet.index.sick_targets.get(&key).is_some_and(|sick| sick.own > 0);
@@ -328,7 +365,7 @@ fn episode(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
 }
 
 fn flapping(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
-    let config = &fleet.config;
+    let config = proposal.config.as_ref();
     let flips = proposal.target.flips.get(&proposal.key.name()).into_iter().flatten();
     let within_ms = ms(config.flips_within);
     let from_ms = fleet.now_ms().saturating_sub(within_ms);
@@ -379,7 +416,7 @@ fn cooldown(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
 
 fn limit(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
     let (now_ms, shadow) = (fleet.now_ms(), proposal.mode == Mode::Shadow);
-    let config = &fleet.config;
+    let config = proposal.config.as_ref();
     let policy = fleet.state.budgets.get(&proposal.policy.id());
     let used_up = policy
         .and_then(|history| history.exhausted(&proposal.policy.limits, now_ms, shadow))
@@ -416,8 +453,8 @@ fn zero(limits: &[crate::Limit]) -> Option<crate::state::Exhausted> {
 fn concurrency(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
     let group = crate::state::group(&proposal.key.pipeline, &proposal.policy.detector);
     let population = fleet.population(&group).unwrap_or(0);
-    let share = (population as f64 * fleet.config.concurrency_share).floor() as u64;
-    let max = share.max(u64::from(fleet.config.concurrency_min));
+    let share = (population as f64 * proposal.config.concurrency_share).floor() as u64;
+    let max = share.max(u64::from(proposal.config.concurrency_min));
     let own = u64::from(proposal.case.pending.is_some());
     let in_flight = fleet.index.actions.len() as u64 - own;
     let refused = proposal.mode > Mode::Shadow && in_flight >= max;
@@ -428,8 +465,8 @@ fn concurrency(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
 }
 
 fn breaker(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
-    let failures = fleet.failures(proposal.target);
-    let max = fleet.config.breaker_failures;
+    let failures = fleet.failures(proposal.target, &proposal.config);
+    let max = proposal.config.breaker_failures;
     let refused = proposal.impact > Impact::None && max > 0 && failures >= max;
     answer(
         unless(refused, Retry::Never),
@@ -437,25 +474,38 @@ fn breaker(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
     )
 }
 
+/// On a forecast alone nothing is done that could not be undone.
+fn prediction(_: &Fleet, proposal: &Proposal<'_>) -> Answer {
+    let harmless = proposal.impact <= Impact::Low && proposal.class.reversible;
+    answer(
+        unless(proposal.policy.predictive && !harmless, Retry::Control),
+        [
+            ("predictive", json!(proposal.policy.predictive)),
+            ("impact", json!(proposal.impact)),
+            ("reversible", json!(proposal.class.reversible)),
+        ],
+    )
+}
+
 fn precision(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
     let high = proposal.impact == Impact::High;
     let measured = fleet.measured_precision(proposal).filter(|_| high);
-    let low = measured.is_some_and(|measured| measured < fleet.config.precision_min);
+    let low = measured.is_some_and(|measured| measured < proposal.config.precision_min);
     answer(
         unless(low && proposal.mode == Mode::Auto, Retry::Later),
         [
             ("impact", json!(proposal.impact)),
             ("precision_now", json!(measured)),
-            ("precision_min", json!(fleet.config.precision_min)),
+            ("precision_min", json!(proposal.config.precision_min)),
         ],
     )
 }
 
 impl Fleet {
     /// Failed verdicts in a row that still count.
-    pub(crate) fn failures(&self, target: &TargetState) -> u32 {
-        let open = target.failures >= self.config.breaker_failures;
-        let forgotten = target.failed_ms.saturating_add(ms(self.config.breaker_forget)) <= self.now_ms();
+    pub(crate) fn failures(&self, target: &TargetState, config: &FleetConfig) -> u32 {
+        let open = target.failures >= config.breaker_failures;
+        let forgotten = target.failed_ms.saturating_add(ms(config.breaker_forget)) <= self.now_ms();
         if forgotten && !open { 0 } else { target.failures }
     }
 }

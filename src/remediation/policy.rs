@@ -27,6 +27,8 @@ pub struct Policy {
     pub lateness_ms: i64,
     /// The detector speaks only when an alarm begins and when it ends: silence between is no end of the alarm.
     pub latched: bool,
+    /// The detector foretells: nothing is wrong yet, so only what does little harm and can be taken back may be done.
+    pub predictive: bool,
     /// CLEAR WHEN … FOR so many WINDOWS; without it an episode ends at the detector's own clearing record.
     pub clear_windows: Option<u32>,
     pub cooldown: Duration,
@@ -70,6 +72,7 @@ impl Policy {
             window_step_ms: 10_000,
             lateness_ms: 0,
             latched: false,
+            predictive: false,
             clear_windows: None,
             cooldown: Duration::from_secs(600),
             limits: Vec::new(),

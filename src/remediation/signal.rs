@@ -149,6 +149,7 @@ impl Fleet {
             attempt: 1,
             tries: 0,
             tried: Vec::new(),
+            undo: None,
             actions: Vec::new(),
             evidence: evidence.collect(),
             refusals: BTreeMap::new(),

@@ -187,6 +187,9 @@ pub(crate) struct Case {
     pub tries: u32,
     /// Kinds of action already tried without effect.
     pub tried: Vec<String>,
+    /// What made it worse is to be taken back with this, before anything else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undo: Option<String>,
     pub actions: Vec<Uuid>,
     pub evidence: Vec<Uuid>,
     /// How often and when each gate's refusal was recorded.

@@ -8,7 +8,7 @@ use protocol::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{Effect, Fleet, config::ms, gate::Sickness, state::StateKey};
+use crate::{Effect, Fleet, FleetConfig, config::ms, gate::Sickness, state::StateKey};
 
 /// A group that was too sick lately.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -43,8 +43,7 @@ impl Fleet {
         })
     }
 
-    pub(crate) fn stormy(&self, sickness: &Sickness) -> bool {
-        let config = &self.config;
+    pub(crate) fn stormy(&self, sickness: &Sickness, config: &FleetConfig) -> bool {
         let share = sickness.sick as f64 / sickness.population.max(1) as f64;
         let group = sickness.population.max(sickness.peak);
         let too_large_a_share = group >= u64::from(config.min_group) && share > config.fleet_sick_share;
@@ -59,7 +58,10 @@ impl Fleet {
             .chain(self.index.sick.keys().cloned())
             .collect();
         for group in groups {
-            let Some(sickness) = self.sickness(&group).filter(|sickness| self.stormy(sickness)) else {
+            let Some(sickness) = self
+                .sickness(&group)
+                .filter(|sickness| self.stormy(sickness, &self.config))
+            else {
                 continue;
             };
             self.dirty.insert(StateKey::Clock);

@@ -293,6 +293,13 @@ fn control() -> impl Strategy<Value = Control> {
             at,
             reason
         }),
+        (name(), name(), map(), words()).prop_map(|(service, action, set, by)| Control::Thresholds {
+            service,
+            action,
+            set,
+            by,
+            reason: String::new()
+        }),
         (name(), map(), words()).prop_map(|(policy, model, by)| Control::Model {
             policy,
             model: model.into(),

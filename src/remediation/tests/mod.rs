@@ -1,6 +1,7 @@
 //! A world around one fleet: a virtual clock, services that alarm, executors and people that answer. After every record
 //! the fleet is thrown away and restored from its state topic, so that every test is also a test of restoring.
 
+mod approval;
 mod backtest;
 mod choose;
 mod property;

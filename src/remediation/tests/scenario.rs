@@ -109,6 +109,7 @@ fn policy(words: &[&str]) -> Option<Policy> {
     while let Some(word) = rest.next() {
         match *word {
             "latched" => policy.latched = true,
+            "predictive" => policy.predictive = true,
             "clear" => policy.clear_windows = Some(rest.next()?.parse().ok()?),
             "for" => {
                 let (k, n) = rest.next()?.split_once('/')?;
@@ -195,6 +196,13 @@ fn act(world: &mut World, command: &[&str]) -> Option<Vec<Effect>> {
                 reason: reason(),
             })
         }
+        ["thresholds", service, action, set] => world.control(&Control::Thresholds {
+            service: (*service).into(),
+            action: (*action).into(),
+            set: serde_json::from_str(set).ok()?,
+            by: by(),
+            reason: reason(),
+        }),
         ["withdraw", scope] => world.withdraw(scope),
         ["population", count] => {
             let count = count.parse().ok()?;
