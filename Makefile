@@ -3,10 +3,12 @@ RELEASE := $(CARGO_TARGET_DIR)/release
 DURATION ?= 120
 SEED ?= 1
 
-.PHONY: help demo test check bench build format image
+DATA ?= ../shared/data
+
+.PHONY: help demo test check bench bench-detection build format image
 
 help: ## list the commands
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 17
 
 demo: ## break a small shop of services and watch it heal: make demo DURATION=120 SEED=1
 	@.ci/need rust cc make perl
@@ -27,6 +29,9 @@ bench: ## records per second through a real Kafka, beside a raw consumer, and ns
 	@.ci/need rust cc make perl java mvn
 	cargo build --release --workspace --bins --locked
 	cargo bench --workspace --locked
+
+bench-detection: ## every detector on public labelled data: make bench-detection DATA=../shared/data
+	cargo bench -p detector --bench detection --locked -- --data $(abspath $(DATA))
 
 build: ## the programs: homeostat, homeostat-executor and the demonstration's shop
 	@.ci/need rust cc make perl

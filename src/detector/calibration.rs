@@ -13,6 +13,8 @@ const BINS: usize = 128;
 /// Evidence below it is bin 0.
 const LOWEST_LOG2: i32 = -10;
 const ROWS_MAX: u32 = 60_000;
+/// The first halving. Evidence of novelty is largest when little is known, so the early rows soon weigh less.
+const ROWS_FIRST: u32 = 1000;
 const TAIL_ROWS: u32 = 24;
 /// Below so many rows there is no tail to fit.
 const ROWS_MIN: u32 = 200;
@@ -67,18 +69,20 @@ impl Promise {
 pub(crate) struct Calibration {
     counts: [u16; BINS],
     total: u32,
+    halvings: u8,
     last_ms: i64,
     step_ms: f32,
     since_ms: i64,
 }
 
 impl Calibration {
-    pub(crate) const BYTES: usize = 2 * BINS + 4 + 8 + 4 + 8;
+    pub(crate) const BYTES: usize = 2 * BINS + 1 + 8 + 4 + 8;
 
     pub(crate) fn new() -> Self {
         Self {
             counts: [0; BINS],
             total: 0,
+            halvings: 0,
             last_ms: i64::MIN,
             step_ms: 0.0,
             since_ms: i64::MIN,
@@ -157,7 +161,8 @@ impl Calibration {
     }
 
     fn learn(&mut self, evidence: f64) {
-        if self.total >= ROWS_MAX {
+        if self.total >= (ROWS_FIRST << self.halvings.min(10)).min(ROWS_MAX) {
+            self.halvings = self.halvings.saturating_add(1);
             self.total = 0;
             for count in &mut self.counts {
                 *count /= 2;
@@ -198,6 +203,7 @@ impl Calibration {
         for count in self.counts {
             writer.u16(count);
         }
+        writer.u8(self.halvings);
         writer.i64(self.last_ms);
         writer.f32(self.step_ms);
         writer.i64(self.since_ms);
@@ -209,6 +215,7 @@ impl Calibration {
             *count = reader.u16()?;
         }
         calibration.total = calibration.counts.iter().map(|count| u32::from(*count)).sum();
+        calibration.halvings = reader.u8()?;
         calibration.last_ms = reader.i64()?;
         calibration.step_ms = reader.f32()?;
         calibration.since_ms = reader.i64()?;

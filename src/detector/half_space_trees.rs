@@ -95,17 +95,18 @@ impl Detector for HalfSpaceTrees {
 
     fn state_size_max(&self) -> usize {
         let config = &self.config;
-        4 + 5 + 16 * config.features + 4 * config.trees * config.nodes() + Ranking::BYTES
+        4 + 13 + 16 * config.features + 4 * config.trees * config.nodes() + Ranking::BYTES
     }
 
     fn fresh(&self, entity: u64) -> Box<dyn State> {
         Box::new(Entity::new(self.config, entity))
     }
 
-    fn restore(&self, entity: u64, bytes: &[u8]) -> Result<Box<dyn State>, Error> {
+    fn restore(&self, _entity: u64, bytes: &[u8]) -> Result<Box<dyn State>, Error> {
         let mut reader = Reader::new(bytes);
         reader.header(TAG, 1, self.config.features)?;
-        let mut state = Entity::new(self.config, entity);
+        let seed = reader.u64()?;
+        let mut state = Entity::new(self.config, seed);
         state.rows = reader.u32()?;
         state.has_reference = reader.u8()? != 0;
         for (low, high) in &mut state.ranges {
@@ -130,7 +131,8 @@ struct Split {
 
 struct Entity {
     config: Config,
-    /// All trees in heap order; a function of the entity, so no part of the snapshot.
+    seed: u64,
+    /// All trees in heap order; a function of the seed, so no part of the snapshot.
     splits: Vec<Split>,
     ranges: Vec<(f64, f64)>,
     reference: Vec<u16>,
@@ -173,6 +175,7 @@ impl State for Entity {
     fn snapshot(&self, out: &mut Vec<u8>) {
         let mut writer = Writer::new(out);
         writer.header(TAG, 1, self.config.features);
+        writer.u64(self.seed);
         writer.u32(self.rows);
         writer.u8(u8::from(self.has_reference));
         for (low, high) in &self.ranges {
@@ -195,6 +198,7 @@ impl Entity {
         }
         Self {
             config,
+            seed: entity,
             splits,
             ranges: vec![(f64::INFINITY, f64::NEG_INFINITY); config.features],
             reference: vec![0; masses],

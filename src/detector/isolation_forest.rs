@@ -440,3 +440,84 @@ fn path_length(rows: f64) -> f64 {
         2.0 * ((rows - 1.0).ln() + EULER) - 2.0 * (rows - 1.0) / rows
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn normal(random: &mut Random) -> f64 {
+        let (u, v) = (random.unit(), random.unit());
+        (-2.0 * (1.0 - u).ln()).sqrt() * (std::f64::consts::TAU * v).cos()
+    }
+
+    fn row(random: &mut Random, kind: &str, odd: bool) -> Vec<f64> {
+        match kind {
+            "blob" => (0..4)
+                .map(|_| if odd { 6.0 * random.unit() - 3.0 } else { normal(random) })
+                .collect(),
+            "clusters" => {
+                let centre = match odd {
+                    true => 0.0,
+                    false if random.unit() < 0.5 => 4.0,
+                    false => -4.0,
+                };
+                (0..3).map(|_| centre + normal(random)).collect()
+            }
+            _ => {
+                let first = normal(random);
+                let second = if odd { normal(random) } else { first };
+                vec![2.0 * first, 2.0 * second + 0.3 * normal(random), normal(random)]
+            }
+        }
+    }
+
+    /// Area under the ROC curve, by ranks.
+    fn auc(scores: &mut [(f64, bool)]) -> f64 {
+        scores.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let odd = scores.iter().filter(|(_, odd)| *odd).count() as f64;
+        let ranks: f64 = (1..)
+            .zip(scores.iter())
+            .filter(|(_, (_, odd))| *odd)
+            .map(|(rank, _)| f64::from(rank))
+            .sum();
+        (ranks - odd * (odd + 1.0) / 2.0) / odd / (scores.len() as f64 - odd)
+    }
+
+    /// Figures of scikit-learn 1.7.2, mean of ten seeds; `tests/isolation_forest_reference.py` makes them.
+    #[test]
+    fn ranks_as_well_as_scikit_learn() {
+        for (kind, reference) in [("blob", 0.9132), ("clusters", 0.9990), ("correlated", 0.6863)] {
+            let mut random = Random::new(7);
+            let train: Vec<f64> = (0..512).flat_map(|_| row(&mut random, kind, false)).collect();
+            let width = train.len() / 512;
+            let test: Vec<(Vec<f64>, bool)> = (0..5000)
+                .map(|at| (row(&mut random, kind, at % 10 == 0), at % 10 == 0))
+                .collect();
+            let config = Config {
+                trees: 100,
+                samples: 256,
+                contamination: 0.01,
+                warmup: 512,
+                features: width,
+            };
+            let mut mean = 0.0;
+            for seed in 0..10 {
+                let forest = Forest::grow(&config, &train, seed);
+                let mut unit = vec![0.0; width];
+                let mut weights = vec![0.0; width];
+                let mut scores: Vec<(f64, bool)> = test
+                    .iter()
+                    .map(|(row, odd)| {
+                        forest.to_unit(row, &mut unit);
+                        (forest.score(&unit, &mut weights), *odd)
+                    })
+                    .collect();
+                mean += auc(&mut scores) / 10.0;
+            }
+            assert!(
+                (mean - reference).abs() < 0.02,
+                "{kind}: {mean:.4}, scikit-learn {reference}"
+            );
+        }
+    }
+}

@@ -37,6 +37,7 @@ mod robust_zscore;
 mod seasonal;
 mod series;
 mod silence;
+pub mod slab;
 mod spot;
 mod static_threshold;
 mod streaming_pca;

@@ -3,6 +3,7 @@
 //! Detectors are built through the public door with their defaults, fed row by row, and never see a label or a file name.
 
 mod breach;
+mod cost;
 mod measures;
 mod nab;
 mod servers;
@@ -56,6 +57,12 @@ fn main() {
             Ok(corpus) => univariate(&corpus, &detectors),
             Err(error) => println!("nab: {error}"),
         }
+    }
+    if wanted("calibration") {
+        calibration(&data);
+    }
+    if wanted("cost") {
+        costs();
     }
     if wanted("breach") {
         forecasts(arguments.seed);
@@ -191,9 +198,143 @@ fn univariate(corpus: &[nab::Series], detectors: &[String]) {
     }
 }
 
+/// Realised over nominal rate of p-values: quiet rows of NAB and ASD, and seeded stationary series up to a million rows.
+fn calibration(data: &std::path::Path) {
+    println!("\nrealised / nominal at 1e-3 and 1e-4, with 95 % intervals");
+    let levels = [1e-3, 1e-4];
+    for name in ["auto(tier=lean)", "auto", "ewma", "robust_zscore"] {
+        let mut pooled = [Tally::default(), Tally::default()];
+        let mut parts = Vec::new();
+        let mut add = |part: &str, rows: &mut dyn Iterator<Item = f64>| {
+            let mut tally = [Tally::default(), Tally::default()];
+            for p in rows.filter(|p| !p.is_nan()) {
+                for ((tally, pooled), level) in tally.iter_mut().zip(&mut pooled).zip(levels) {
+                    tally.count(p <= level);
+                    pooled.count(p <= level);
+                }
+            }
+            parts.push(format!(
+                "{part} {:.2} {:.2}",
+                tally[0].ratio(levels[0]),
+                tally[1].ratio(levels[1])
+            ));
+        };
+        if let (Ok(detector), Ok(corpus)) = (build(name, 1), nab::load(&data.join("nab"))) {
+            let mut rows = corpus.iter().flat_map(|series| {
+                let run = run(&*detector, 1, series.times_ms.iter().copied(), &series.values, 1);
+                let quiet = series.is_quiet();
+                run.p_values
+                    .into_iter()
+                    .zip(quiet)
+                    .filter(|(_, quiet)| *quiet)
+                    .map(|(p, _)| p)
+            });
+            add("NAB", &mut rows);
+        }
+        if let Ok(servers) = servers::load(&data.join("asd"), 300_000) {
+            let mut rows = servers.iter().flat_map(|server| {
+                let detector = build(name, server.features);
+                let times = (0..).map(|row| 1_700_000_000_000 + row * server.step_ms);
+                let run = detector.map(|detector| run(&*detector, 1, times, &server.rows, server.features));
+                let p_values = run.map_or(Vec::new(), |run| {
+                    run.p_values.get(server.train_rows..).unwrap_or_default().to_vec()
+                });
+                let quiet = measures::away_from(&server.labels);
+                p_values
+                    .into_iter()
+                    .zip(quiet)
+                    .filter(|(_, quiet)| *quiet)
+                    .map(|(p, _)| p)
+            });
+            add("ASD", &mut rows);
+        }
+        if let Ok(detector) = build(name, 1) {
+            let mut rows = (0..20u64).flat_map(|seed| {
+                let mut random = breach::Random::new(seed);
+                let mut level = 0.0;
+                let values: Vec<f64> = (0..50_000)
+                    .map(|row| {
+                        level = 0.9 * level + random.normal();
+                        let wave = (row as f64 * std::f64::consts::TAU / 288.0).sin();
+                        if seed % 2 == 0 {
+                            10.0 + level
+                        } else {
+                            (1.0 + 0.5 * wave + 0.3 * random.normal()).exp()
+                        }
+                    })
+                    .collect();
+                let times = (0..).map(|row| 1_700_000_000_000 + row * 300_000);
+                run(&*detector, seed, times, &values, 1).p_values
+            });
+            add("stationary", &mut rows);
+        }
+        println!(
+            "{name:20} {} at 1e-3, {} at 1e-4   of {} rows   ({})",
+            pooled[0].interval(levels[0]),
+            pooled[1].interval(levels[1]),
+            pooled[0].rows,
+            parts.join(", ")
+        );
+    }
+}
+
+#[derive(Default)]
+struct Tally {
+    rows: u64,
+    hits: u64,
+}
+
+impl Tally {
+    fn count(&mut self, hit: bool) {
+        self.rows += 1;
+        self.hits += u64::from(hit);
+    }
+
+    fn ratio(&self, level: f64) -> f64 {
+        self.hits as f64 / (self.rows as f64 * level).max(1e-9)
+    }
+
+    /// Normal interval of a Poisson count.
+    fn interval(&self, level: f64) -> String {
+        let expected = (self.rows as f64 * level).max(1e-9);
+        let spread = 1.96 * (self.hits as f64).sqrt();
+        let hits = self.hits as f64;
+        format!(
+            "{:.2} [{:.2}, {:.2}]",
+            hits / expected,
+            (hits - spread).max(0.0) / expected,
+            (hits + spread) / expected
+        )
+    }
+}
+
+fn costs() {
+    println!("\ncost, one core, 100000 entities live, visited in shuffled order");
+    for name in ["auto(tier=lean)", "auto(tier=standard)", "auto"] {
+        match build(name, 1) {
+            Ok(detector) => {
+                let cost = cost::visit(&*detector, 100_000, 300, 3);
+                println!("{name:24} {:6.0} ns a point   {} bytes a metric", cost.ns, cost.bytes);
+            }
+            Err(error) => println!("{name}: {error}"),
+        }
+    }
+    if let Ok(detector) = build("auto(tier=lean)", 1) {
+        match cost::slab(&*detector, 1_000_000) {
+            Ok((written, read, same, bytes)) => {
+                println!(
+                    "1000000 lean metrics: snapshot {written:.2} s, restore {read:.2} s, bit-equal {same}, {} MB",
+                    bytes / 1_000_000
+                );
+            }
+            Err(error) => println!("{error}"),
+        }
+    }
+}
+
 fn forecasts(seed: u64) {
     println!("\nbreach, 5000 entity-days, seed {seed}: warned 30 min ahead, false alarms per entity-day");
-    for options in ["ceiling=100"] {
+    for options in ["ceiling=100, probability=0.2", "ceiling=100, probability=0.35", "ceiling=100"] {
         let name = format!("forecast_breach({options})");
         match build(&name, 1) {
             Ok(detector) => {

@@ -156,3 +156,15 @@ pub fn long_fault_rows(alarms: &[bool], labels: &[bool], rows_min: usize) -> (us
             )
         })
 }
+
+/// Rows outside labelled events widened by their own length on both sides.
+pub fn away_from(labels: &[bool]) -> Vec<bool> {
+    let mut away = vec![true; labels.len()];
+    for (from, to) in events(labels) {
+        let width = to - from;
+        for row in from.saturating_sub(width)..(to + width).min(labels.len()) {
+            away[row] = false;
+        }
+    }
+    away
+}

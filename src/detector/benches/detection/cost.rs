@@ -1,0 +1,110 @@
+//! What a metric costs: time with many entities live and visited in shuffled order, bytes, snapshot and restore.
+
+use std::time::Instant;
+
+use detector::{Detector, Row, Score, State, slab};
+
+use crate::breach::Random;
+
+pub struct Cost {
+    pub ns: f64,
+    pub bytes: usize,
+}
+
+/// Every entity learns `warm_rows` first; then each is visited once a round, in another order each round.
+pub fn visit(detector: &dyn Detector, entities: usize, warm_rows: usize, rounds: usize) -> Cost {
+    let mut random = Random::new(1);
+    let mut out = Score::default();
+    let mut states: Vec<Box<dyn State>> = (0..entities).map(|entity| detector.fresh(entity as u64)).collect();
+    let value = |random: &mut Random, entity: usize, row: usize| {
+        let wave = (row as f64 * std::f64::consts::TAU / 288.0 + entity as f64).sin();
+        10.0 + 2.0 * wave + 0.3 * random.normal()
+    };
+    let time = |row: usize| 1_700_000_000_000 + row as i64 * 10_000;
+    for (entity, state) in states.iter_mut().enumerate() {
+        for row in 0..warm_rows {
+            let features = [value(&mut random, entity, row)];
+            state.score(
+                Row {
+                    time_ms: time(row),
+                    features: &features,
+                    learn: true,
+                },
+                &mut out,
+            );
+        }
+    }
+    let mut order: Vec<usize> = (0..entities).collect();
+    let mut spent = 0;
+    for round in 0..rounds {
+        for at in (1..entities).rev() {
+            order.swap(at, (random.unit() * (at + 1) as f64) as usize);
+        }
+        let values: Vec<f64> = (0..entities)
+            .map(|entity| value(&mut random, entity, warm_rows + round))
+            .collect();
+        let start = Instant::now();
+        for entity in &order {
+            let features = [values[*entity]];
+            states[*entity].score(
+                Row {
+                    time_ms: time(warm_rows + round),
+                    features: &features,
+                    learn: true,
+                },
+                &mut out,
+            );
+        }
+        spent += start.elapsed().as_nanos();
+    }
+    let mut bytes = Vec::new();
+    states[0].snapshot(&mut bytes);
+    Cost {
+        ns: spent as f64 / (entities * rounds) as f64,
+        bytes: bytes.len(),
+    }
+}
+
+/// Seconds to write and to read back as many entities, and whether the bytes are the same again.
+pub fn slab(detector: &dyn Detector, entities: usize) -> Result<(f64, f64, bool, usize), detector::Error> {
+    let mut out = Score::default();
+    let mut random = Random::new(2);
+    let states: Vec<Box<dyn State>> = (0..entities)
+        .map(|entity| {
+            let mut state = detector.fresh(entity as u64);
+            for row in 0..4 {
+                let features = [random.normal()];
+                state.score(
+                    Row {
+                        time_ms: row * 10_000,
+                        features: &features,
+                        learn: true,
+                    },
+                    &mut out,
+                );
+            }
+            state
+        })
+        .collect();
+    let named = |states: &'_ [Box<dyn State>]| -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(entities * 800);
+        slab::snapshot(
+            states
+                .iter()
+                .enumerate()
+                .map(|(entity, state)| (entity as u64, &**state)),
+            &mut bytes,
+        );
+        bytes
+    };
+    let start = Instant::now();
+    let bytes = named(&states);
+    let written = start.elapsed().as_secs_f64();
+    drop(states);
+    let start = Instant::now();
+    let restored = slab::restore(detector, &bytes)?;
+    let read = start.elapsed().as_secs_f64();
+    let mut again = Vec::with_capacity(bytes.len());
+    slab::snapshot(restored.iter().map(|(entity, state)| (*entity, &**state)), &mut again);
+    Ok((written, read, again == bytes, bytes.len()))
+}

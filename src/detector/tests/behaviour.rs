@@ -1,0 +1,360 @@
+//! What detectors claim beyond the promises all of them keep: invariances, gating, seasons, peers, limits ahead, calibration.
+
+use std::sync::Arc;
+
+use detector::{Detector, Row, Score, State, Trend, Value};
+
+fn build(name: &str, options: &[(&str, &str)], features: usize) -> Arc<dyn Detector> {
+    let options: Vec<(String, Value)> = options
+        .iter()
+        .map(|(name, value)| ((*name).into(), Value::Text((*value).into())))
+        .collect();
+    let features: Vec<String> = (0..features).map(|index| format!("f{index}")).collect();
+    detector::build(name, &options, &features).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+fn step(state: &mut dyn State, time_ms: i64, features: &[f64], learn: bool) -> Score {
+    let mut out = Score::default();
+    state.score(
+        Row {
+            time_ms,
+            features,
+            learn,
+        },
+        &mut out,
+    );
+    out
+}
+
+struct Noise(u64);
+
+impl Noise {
+    fn unit(&mut self) -> f64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        let mixed = (self.0 ^ (self.0 >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        (mixed >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    fn normal(&mut self) -> f64 {
+        (0..12).map(|_| self.unit()).sum::<f64>() - 6.0
+    }
+}
+
+const STEP_MS: i64 = 300_000;
+const START_MS: i64 = 1_700_000_000_000;
+
+/// A series with a daily wave, noise, two spikes and a shift.
+fn series(rows: usize) -> Vec<f64> {
+    let mut noise = Noise(11);
+    (0..rows)
+        .map(|row| {
+            let wave = (row as f64 * std::f64::consts::TAU / 288.0).sin();
+            let spike = if row == 1300 || row == 2100 { 15.0 } else { 0.0 };
+            let shift = if row > 2500 { 8.0 } else { 0.0 };
+            10.0 + 2.0 * wave + 0.3 * noise.normal() + spike + shift
+        })
+        .collect()
+}
+
+fn scores(detector: &dyn Detector, start_ms: i64, values: &[f64]) -> Vec<f64> {
+    let mut state = detector.fresh(1);
+    values
+        .iter()
+        .enumerate()
+        .map(|(row, value)| step(&mut *state, start_ms + row as i64 * STEP_MS, &[*value], true).score)
+        .collect()
+}
+
+#[test]
+fn scores_do_not_depend_on_the_unit() {
+    let values = series(3000);
+    // A power of two scales without rounding, so that the same grid cells are hit.
+    let scaled: Vec<f64> = values.iter().map(|value| value * 1024.0).collect();
+    for name in [
+        "auto",
+        "range_novelty",
+        "transition_novelty",
+        "relative_entropy",
+        "fuzzy_art",
+        "markov_surprise",
+        "ewma",
+        "ar",
+        "cusum",
+        "page_hinkley",
+        "bocpd",
+        "holt_winters",
+        "robust_zscore",
+        "spot",
+        "isolation_forest",
+        "half_space_trees",
+    ] {
+        let detector = build(name, &[], 1);
+        let (plain, scaled) = (
+            scores(&*detector, START_MS, &values),
+            scores(&*detector, START_MS, &scaled),
+        );
+        for (row, (a, b)) in plain.iter().zip(&scaled).enumerate() {
+            assert!((a - b).abs() <= 1e-3 * a.max(1.0), "{name}, row {row}: {a} is not {b}");
+        }
+    }
+}
+
+#[test]
+fn scores_do_not_depend_on_the_week() {
+    let values = series(3000);
+    let week_ms = 7 * 86_400_000;
+    for name in detector::names().filter(|name| {
+        ![
+            "static_threshold",
+            "silence",
+            "streaming_pca",
+            "forecast_breach",
+            "population",
+        ]
+        .contains(name)
+    }) {
+        let detector = build(name, &[], 1);
+        assert_eq!(
+            scores(&*detector, START_MS, &values),
+            scores(&*detector, START_MS + 10 * week_ms, &values),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn the_far_past_may_be_cropped() {
+    let values = series(3000);
+    for name in ["robust_zscore", "ewma"] {
+        let detector = build(name, &[], 1);
+        let whole = scores(&*detector, START_MS, &values);
+        let late = scores(&*detector, START_MS, &values[1000..]);
+        for (a, b) in whole[2200..].iter().zip(&late[1200..]) {
+            assert!((a - b).abs() < 1e-6 * a.max(1.0), "{name}: {a} is not {b}");
+        }
+    }
+}
+
+#[test]
+fn auto_alarms_once_at_a_spike_and_stands_while_it_may_not_learn() {
+    let values = series(2000);
+    let detector = build("auto", &[], 1);
+    let alarms: Vec<usize> = scores(&*detector, START_MS, &values)
+        .iter()
+        .enumerate()
+        .filter(|(_, score)| **score >= 1.0)
+        .map(|(row, _)| row)
+        .collect();
+    assert_eq!(alarms, [1300]);
+    let mut state = detector.fresh(1);
+    for (row, value) in values[..1200].iter().enumerate() {
+        step(&mut *state, START_MS + row as i64 * STEP_MS, &[*value], true);
+    }
+    let standing = (1200..2400)
+        .filter(|row| step(&mut *state, START_MS + row * STEP_MS, &[26.0], false).score >= 1.0)
+        .count();
+    assert_eq!(
+        standing, 1200,
+        "a fault of 1200 rows that is not learned is seen for its whole length"
+    );
+}
+
+#[test]
+fn auto_holds_an_alarm_when_asked_to() {
+    let mut values = series(1200);
+    values.extend(std::iter::repeat_n(26.0, 40));
+    let held = scores(&*build("auto", &[("hold", "30")], 1), START_MS, &values);
+    let alarms = held[1200..].iter().filter(|score| **score >= 1.0).count();
+    assert!((28..=32).contains(&alarms), "{alarms}");
+}
+
+#[test]
+fn auto_sees_a_long_fault_of_several_features_for_its_whole_length() {
+    let detector = build("auto", &[], 6);
+    let (mut seen, mut rows, mut false_alarms) = (0, 0, 0);
+    for seed in 0..10 {
+        let mut noise = Noise(seed + 1);
+        let mut state = detector.fresh(seed);
+        for row in 0..4000i64 {
+            let load = (row as f64 * std::f64::consts::TAU / 288.0).sin() + 0.1 * noise.normal();
+            let fault = (3000..3400).contains(&row);
+            let features: Vec<f64> = (0..6)
+                .map(|feature| {
+                    let shift = if fault && feature < 3 {
+                        3.0 + 0.3 * feature as f64
+                    } else {
+                        0.0
+                    };
+                    f64::from(feature + 1) * load + shift * f64::from(feature + 1) + 0.1 * noise.normal()
+                })
+                .collect();
+            let alarm = step(&mut *state, START_MS + row * STEP_MS, &features, true).score >= 1.0;
+            if fault {
+                rows += 1;
+                seen += usize::from(alarm);
+            } else if (1000..3000).contains(&row) {
+                false_alarms += usize::from(alarm);
+            }
+        }
+    }
+    assert!(seen as f64 >= 0.95 * f64::from(rows), "{seen} of {rows} rows");
+    assert!(false_alarms < 40, "{false_alarms} of 20000 rows");
+}
+
+#[test]
+fn a_promised_rate_is_kept() {
+    for (promise, nominal) in [
+        (("contamination", "0.001"), 1e-3),
+        (("false_alarms_per_day", "0.5"), 0.5 / 288.0),
+    ] {
+        let detector = build("ewma", &[promise], 1);
+        let mut alarms = 0u32;
+        let mut rows = 0u32;
+        for seed in 0..8 {
+            let mut noise = Noise(seed + 3);
+            let mut state = detector.fresh(seed);
+            for row in 0..25_000i64 {
+                let alarm = step(&mut *state, START_MS + row * STEP_MS, &[noise.normal()], true).is_anomaly();
+                if row >= 2000 {
+                    rows += 1;
+                    alarms += u32::from(alarm);
+                }
+            }
+        }
+        let ratio = f64::from(alarms) / (f64::from(rows) * nominal);
+        assert!(
+            (0.7..1.4).contains(&ratio),
+            "{promise:?}: realised over nominal {ratio:.2}"
+        );
+    }
+}
+
+#[test]
+fn seasonal_finds_the_hour_and_follows_the_clock() {
+    let detector = build("seasonal", &[("threshold", "6")], 1);
+    let mut state = detector.fresh(1);
+    let mut noise = Noise(5);
+    let level = |hour: i64| if (9..17).contains(&(hour % 24)) { 100.0 } else { 10.0 };
+    let (mut before, mut after) = (0, 0);
+    for row in 0..24 * 4 * 60i64 {
+        let time_ms = 1_699_833_600_000 + row * 900_000;
+        // The clock goes forward on day 40.
+        let hour = row / 4 + i64::from(row >= 24 * 4 * 40);
+        let score = step(&mut *state, time_ms, &[level(hour) + noise.normal()], true).score;
+        if (24 * 4 * 20..24 * 4 * 40).contains(&row) {
+            before += usize::from(score >= 1.0);
+        }
+        if row > 24 * 4 * 50 {
+            after += usize::from(score >= 1.0);
+        }
+    }
+    assert!(
+        before <= 2 && after <= 2,
+        "false alarms {before} before the clock change, {after} after"
+    );
+    let night = step(
+        &mut *state,
+        1_699_833_600_000 + (24 * 4 * 60 + 4) * 900_000,
+        &[100.0],
+        true,
+    );
+    assert!(night.is_anomaly(), "the day's load at night: {night:?}");
+}
+
+#[test]
+fn seasonal_ignores_the_hour_where_it_tells_nothing() {
+    let detector = build("seasonal", &[], 1);
+    let mut state = detector.fresh(1);
+    let mut noise = Noise(6);
+    for row in 0..5000i64 {
+        step(&mut *state, START_MS + row * 900_000, &[50.0 + noise.normal()], true);
+    }
+    let expected: Vec<f64> = (0..24)
+        .map(|hour| step(&mut *state, START_MS + (5000 + 4 * hour) * 900_000, &[50.0], false).expected[0])
+        .collect();
+    assert!(expected.iter().all(|value| *value == expected[0]), "{expected:?}");
+}
+
+#[test]
+fn population_blames_the_one_that_left_its_peers() {
+    let detector = build("population", &[], 1);
+    let mut states: Vec<_> = (0..8).map(|entity| detector.fresh(entity)).collect();
+    let mut noise = Noise(7);
+    let mut alarmed = Vec::new();
+    for row in 0..600i64 {
+        // All follow one load; entity 7 always runs hotter, entity 3 leaves from row 500.
+        let load = 100.0 + 50.0 * (row as f64 / 40.0).sin();
+        let values: Vec<f64> = (0..8)
+            .map(|entity| {
+                let own = if entity == 7 { 12.0 } else { 0.0 } + if entity == 3 && row >= 500 { 40.0 } else { 0.0 };
+                load + own + noise.normal()
+            })
+            .collect();
+        for (entity, state) in states.iter_mut().enumerate() {
+            let mut features = vec![values[entity]];
+            features.extend(
+                values
+                    .iter()
+                    .enumerate()
+                    .filter(|(peer, _)| *peer != entity)
+                    .map(|(_, value)| value),
+            );
+            if step(&mut **state, START_MS + row * STEP_MS, &features, true).is_anomaly() && row >= 100 {
+                alarmed.push((entity, row));
+            }
+        }
+    }
+    assert!(
+        alarmed.iter().any(|(entity, row)| *entity == 3 && *row == 500),
+        "{alarmed:?}"
+    );
+    assert!(
+        alarmed.iter().filter(|(entity, _)| *entity != 3).count() <= 2,
+        "{alarmed:?}"
+    );
+}
+
+#[test]
+fn forecast_breach_sees_a_leak_coming_and_a_plateau_not() {
+    let detector = build("forecast_breach", &[("ceiling", "100")], 1);
+    let mut noise = Noise(8);
+    let mut leak = detector.fresh(1);
+    let mut plateau = detector.fresh(2);
+    let mut warned = None;
+    for minute in 0..900i64 {
+        let risen = (minute - 240).max(0) as f64 / 6.0;
+        let time_ms = START_MS + minute * 60_000;
+        let score = step(&mut *leak, time_ms, &[30.0 + risen + 3.0 * noise.normal()], true);
+        if score.is_anomaly() && warned.is_none() {
+            let breach = score.breach.expect("an alarm of a forecast has one");
+            assert_eq!(breach.trend, Trend::Leak);
+            assert!(
+                breach.earliest_ms <= breach.median_ms && breach.median_ms <= breach.latest_ms,
+                "{breach:?}"
+            );
+            warned = Some((minute, breach.median_ms / 60_000.0));
+        }
+        let level = 30.0 + risen.min(25.0) + 3.0 * noise.normal();
+        assert!(
+            !step(&mut *plateau, time_ms, &[level], true).is_anomaly(),
+            "minute {minute}"
+        );
+    }
+    // The limit is reached at minute 660.
+    let (minute, left) = warned.expect("a leak is seen");
+    assert!((560..=630).contains(&minute), "warned at {minute}");
+    assert!(
+        (f64::from(660 - minute as i32) - left).abs() < 30.0,
+        "{left} minutes left at {minute}"
+    );
+    let floor = build("forecast_breach", &[("floor", "-100")], 1);
+    let mut falling = floor.fresh(1);
+    let warned = (0..900i64).any(|minute| {
+        let risen = (minute - 240).max(0) as f64 / 6.0;
+        step(&mut *falling, START_MS + minute * 60_000, &[-30.0 - risen], true).is_anomaly()
+    });
+    assert!(warned, "a floor is a ceiling upside down");
+}
