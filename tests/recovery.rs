@@ -37,8 +37,11 @@ fn rows() -> Vec<(i32, Vec<u8>)> {
 }
 
 fn config() -> String {
-    // Small commits, so that there are many transactions to die in.
-    format!("[detect]\nstate_interval = \"5s\"\n{CONFIG}concurrency_min = 1000\n")
+    // Small commits and small fetches, so that there are many transactions to die in, and many polls in each.
+    format!(
+        "[kafka.settings]\n\"fetch.message.max.bytes\" = \"20000\"\n\"queued.min.messages\" = \"1\"\n\
+         [detect]\nstate_interval = \"5s\"\n{CONFIG}concurrency_min = 1000\n"
+    )
 }
 
 /// What a fleet has published when everything is in: every window, and every service's decision and command.
@@ -108,17 +111,12 @@ fn killed_at(
 fn killed_at_every_point_of_every_stage_the_content_is_that_of_a_run_without_crashes() -> anyhow::Result<()> {
     let expected = undisturbed()?;
     // Two fleets a repeat, each killed several times in a row. A kill before the commit leaves the work to the next life, so
-    // decide and aggregate die over their own results first, and over time's progress later. Both commit what they say in the
-    // turn in which they say it here, so their transactions are not open at a poll; `kill` shows the loop dying there.
-    let at = |stage: &'static str, points: &'static [&'static str]| points.iter().map(move |point| (stage, *point));
+    // decide and aggregate die over their own results first, and over time's progress later.
+    let all = |stage: &'static str| POINTS.iter().map(move |point| (stage, *point));
     let (early, late) = POINTS.split_at(2);
+    let detect = |points: &'static [&'static str]| points.iter().map(|point| ("detect", *point));
     let shares: Vec<Vec<(&str, &str)>> = (0..REPEATS)
-        .flat_map(|_| {
-            [
-                at("decide", late).chain(at("detect", late)),
-                at("aggregate", late).chain(at("detect", early)),
-            ]
-        })
+        .flat_map(|_| [all("decide").chain(detect(late)), all("aggregate").chain(detect(early))])
         .map(Iterator::collect)
         .collect();
     let places: Vec<(&str, &str)> = shares.concat();

@@ -57,6 +57,9 @@ impl StageLoop<'_> {
 
     /// Commits outputs and positions, if either changed. Tells whether it did. `last`: there is no next turn to wait for.
     pub(super) fn commit(&mut self, last: bool) -> Result<bool, Error> {
+        if !last && self.waits_to_die() {
+            return Ok(false);
+        }
         let started = Instant::now();
         self.last_commit_ms = self.now_ms();
         self.commit_now = false;
