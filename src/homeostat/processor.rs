@@ -142,7 +142,8 @@ impl Processor {
         })
     }
 
-    fn ensure_topics(&self) -> anyhow::Result<()> {
+    /// Creates what is missing of the fleet's topics.
+    pub fn ensure_topics(&self) -> anyhow::Result<()> {
         let topics = self.topics();
         let counts = (
             self.config.topics.panes_partitions,

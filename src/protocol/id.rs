@@ -16,16 +16,18 @@ fn mint(kind: &str, parts: &[&str]) -> Uuid {
 
 /// One anomaly: what was watched, by which detector, in which window.
 pub fn anomaly(pipeline: &str, detector: &str, target: &str, window_start_ms: i64, window_end_ms: i64) -> Uuid {
-    mint(
-        "anomaly",
-        &[
-            pipeline,
-            detector,
-            target,
-            &window_start_ms.to_string(),
-            &window_end_ms.to_string(),
-        ],
-    )
+    of_window("anomaly", pipeline, detector, target, window_start_ms, window_end_ms)
+}
+
+/// The end of an alarm, which may name the very window that an alarm named: a sign of life may come at the moment at which
+/// silence was spoken of.
+pub fn clearing(pipeline: &str, detector: &str, target: &str, window_start_ms: i64, window_end_ms: i64) -> Uuid {
+    of_window("clearing", pipeline, detector, target, window_start_ms, window_end_ms)
+}
+
+fn of_window(kind: &str, pipeline: &str, detector: &str, target: &str, start_ms: i64, end_ms: i64) -> Uuid {
+    let (start, end) = (start_ms.to_string(), end_ms.to_string());
+    mint(kind, &[pipeline, detector, target, &start, &end])
 }
 
 /// One incident: a target, the policy that opened it, and the event time at which its episode started.

@@ -736,7 +736,8 @@ impl Watch {
     fn event(&self, topics: &Topics, target: &BTreeMap<String, Value>, anomaly: &Anomaly) -> protocol::Output {
         let (_, key) = target_of(self, target);
         let key = key.replacen('|', &format!("{}|", topics.tenant()), 1);
-        let mint = id::anomaly(
+        let name = if anomaly.is_anomaly { id::anomaly } else { id::clearing };
+        let mint = name(
             &self.pipeline_name,
             &self.spec.name,
             &key,

@@ -1,0 +1,604 @@
+//! Services, a fleet of stages and an executor, turned by hand.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use executor::{
+    command::{Addressee, Reader},
+    report::{Identity, Statement},
+};
+use homeostat::{
+    config,
+    pipelines::Detectors,
+    processor::{Processor, StageName},
+};
+use kafka::{
+    Broker, Class, Clock, Consumer, ConsumerConfig, LoopConfig, Memory, Shutdown, StageLoop, Switches, TopicConfig,
+    VirtualClock,
+    memory::{Fault, Operation, Stored},
+    partitions_of,
+};
+use protocol::{Batch, TopicPartition, cloudevent, schema};
+use serde_json::Value;
+
+const SERVICES: usize = 8;
+const PARTITIONS: i32 = 4;
+const WINDOW_MS: i64 = 5_000;
+const HEARTBEAT_INTERVAL_MS: i64 = 500;
+const ROW_INTERVAL_MS: i64 = 250;
+/// From the command to the process being up again.
+const RESTART_MS: i64 = 1_500;
+const STEP_MS: i64 = 50;
+/// Before this nothing is broken: stages have started and grace is over.
+const CALM_MS: i64 = 20_000;
+
+const PIPELINE: &str = "
+CREATE SOURCE app (service STRING, ms DOUBLE, ts TIMESTAMP(3),
+  WATERMARK FOR ts AS ts - INTERVAL '1' SECOND IDLE TIMEOUT INTERVAL '1' HOUR)
+WITH (connector = 'kafka', topic = 'app', format = 'json', 'scan.startup.mode' = 'earliest');
+
+CREATE SOURCE heartbeats
+  WATERMARK FOR event_time AS event_time - INTERVAL '500' MILLISECOND IDLE TIMEOUT INTERVAL '10' SECOND
+WITH (connector = 'kafka', topic = 'heartbeats', format = 'heartbeat', 'scan.startup.mode' = 'earliest');
+
+CREATE FEATURE VIEW load AS
+SELECT service, window_start, window_end, count(*) AS n, sum(ms) AS total
+FROM TUMBLE(TABLE app, DESCRIPTOR(ts), INTERVAL '5' SECOND)
+GROUP BY service, window_start, window_end;
+
+CREATE DETECTOR every ON load KEY (service) FEATURES (n, total) USING static_threshold WITH (upper = -1);
+
+CREATE DETECTOR quiet ON heartbeats KEY (service) USING silence WITH (timeout = '3 s');
+
+CREATE POLICY restart_quiet ON quiet
+  COOLDOWN INTERVAL '10' SECOND LIMIT 20 ACTIONS PER INTERVAL '10' MINUTE
+  DO ACTION 'restart' TARGET service EXPIRES AFTER INTERVAL '30' SECOND MODE AUTO;
+";
+
+const CONFIG: &str = "
+[topics]
+tenant = \"sim\"
+panes_partitions = 2
+actions_partitions = 2
+[decide]
+default_mode = \"auto\"
+startup_grace = \"8s\"
+settle = \"1s\"
+verify_after = \"2s\"
+verify_for = \"20s\"
+refusal_interval = \"5s\"
+reconsider = \"500ms\"
+";
+
+/// What else happens to the fleet.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Plan {
+    /// Stages die and come back, services crash.
+    pub crashes: bool,
+    /// Stages stop for longer than their session and go on in the middle of what they did.
+    pub stalls: bool,
+    /// Calls fail, answers get lost, markers come late.
+    pub broker_faults: bool,
+    pub skip_send_offsets: bool,
+    pub skip_fencing: bool,
+}
+
+/// A service of the simulated fleet.
+pub struct Service {
+    name: String,
+    /// `None` is up; else when it comes back.
+    down_until_ms: Option<i64>,
+    /// Up, but nobody hears of it.
+    pub muted: bool,
+    crashed: u32,
+    next_heartbeat_ms: i64,
+    next_row_ms: i64,
+}
+
+impl Service {
+    pub fn is_up(&self) -> bool {
+        self.down_until_ms.is_none()
+    }
+
+    pub fn crash(&mut self) {
+        self.down_until_ms = Some(i64::MAX);
+        self.crashed += 1;
+    }
+}
+
+/// One thread's worth of fleet.
+pub struct World {
+    plan: Plan,
+    clock: Arc<VirtualClock>,
+    memory: Memory,
+    processor: Processor,
+    loops: Vec<(StageName, StageLoop<'static>)>,
+    instances: u32,
+    pub services: Vec<Service>,
+    /// Whether what services say reaches the broker.
+    pub telemetry: bool,
+    seed: u64,
+    rows: Vec<(usize, i64, f64)>,
+    executor: Executor,
+}
+
+/// Does what it is told without remembering: what is commanded twice is done twice.
+struct Executor {
+    consumer: Box<dyn Consumer>,
+    reader: Reader,
+    identity: Identity,
+    /// Effects by action id, counted where they happen.
+    effects: BTreeMap<String, (String, u32)>,
+}
+
+impl World {
+    pub fn new(seed: u64, plan: Plan) -> Self {
+        let began_ms = 1_790_000_000_000;
+        let clock = Arc::new(VirtualClock::new(began_ms));
+        let memory = Memory::new(clock.clone());
+        let mut heartbeats = TopicConfig::new("heartbeats", 2);
+        heartbeats.log_append_time = true;
+        memory
+            .ensure_topics(&[TopicConfig::new("app", PARTITIONS), heartbeats])
+            .unwrap();
+        let pipeline = sql::compile("sim", PIPELINE, &Detectors)
+            .unwrap_or_else(|refused| panic!("{}", refused.render("sim", PIPELINE, false)));
+        let processor = Processor {
+            broker: Arc::new(memory.clone()),
+            pipelines: Arc::from([pipeline]),
+            config: config::load_text(CONFIG).unwrap(),
+            observer: Arc::new(()),
+            shutdown: Shutdown::new(),
+            crash: None,
+            switches: Switches {
+                skip_send_offsets: plan.skip_send_offsets,
+                skip_fencing: plan.skip_fencing,
+            },
+        };
+        processor.ensure_topics().unwrap();
+        let executor = Executor::new(&memory, &processor);
+        let services = (0..SERVICES).map(|at| Service {
+            name: format!("s{at}"),
+            down_until_ms: None,
+            muted: false,
+            crashed: 0,
+            next_heartbeat_ms: began_ms + at as i64 * 37,
+            next_row_ms: began_ms + at as i64 * 23,
+        });
+        let mut world = Self {
+            plan,
+            clock,
+            memory,
+            processor,
+            loops: Vec::new(),
+            instances: 0,
+            services: services.collect(),
+            telemetry: true,
+            seed: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+            rows: Vec::new(),
+            executor,
+        };
+        for name in StageName::ALL {
+            world.start(name);
+        }
+        world.start(StageName::Aggregate);
+        world.start(StageName::Detect);
+        world
+    }
+
+    fn now_ms(&self) -> i64 {
+        self.clock.now_ms()
+    }
+
+    fn random(&mut self, below: u64) -> u64 {
+        self.seed = self
+            .seed
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.seed >> 33) % below
+    }
+
+    fn start(&mut self, name: StageName) {
+        self.instances += 1;
+        let mut config = LoopConfig::new(name.as_str());
+        config.instance = Some(self.instances.to_string());
+        config.clock = self.clock.clone();
+        config.switches = self.processor.switches;
+        if self.plan.stalls {
+            // Only the generation tells that its owner is a zombie.
+            config.transaction_timeout_ms = 60_000;
+        }
+        let stage = self.processor.stage(name).unwrap();
+        let stage_loop = StageLoop::new(Arc::new(self.memory.clone()), stage, config, &()).unwrap();
+        self.loops.push((name, stage_loop));
+    }
+
+    /// Quiet time: everybody does what he does.
+    pub fn run_for(&mut self, duration_ms: i64) {
+        let until_ms = self.now_ms() + duration_ms;
+        while self.now_ms() < until_ms {
+            self.step(false);
+        }
+    }
+
+    /// Time with everything that the plan has in store.
+    pub fn live(&mut self, duration_ms: i64) {
+        self.run_for(CALM_MS);
+        self.inject();
+        let until_ms = self.now_ms() + duration_ms;
+        while self.now_ms() < until_ms {
+            self.disturb();
+            self.step(true);
+        }
+        self.memory.heal();
+        self.memory.delay_markers(None);
+        // Who broke is found, healed and judged.
+        self.run_for(45_000);
+    }
+
+    fn step(&mut self, uneven: bool) {
+        self.clock.advance(STEP_MS);
+        self.speak();
+        for at in 0..self.loops.len() {
+            if uneven && self.random(4) == 0 {
+                continue;
+            }
+            self.loops[at].1.turn(Duration::ZERO).unwrap();
+        }
+        self.execute();
+    }
+
+    fn disturb(&mut self) {
+        if !self.plan.crashes {
+            return;
+        }
+        match self.random(300) {
+            0 => {
+                let victim = self.random(self.loops.len() as u64) as usize;
+                let (name, killed) = self.loops.remove(victim);
+                drop(killed);
+                self.start(name);
+            }
+            1 => {
+                let victim = self.random(self.loops.len() as u64) as usize;
+                let (name, mut stopped) = self.loops.remove(victim);
+                let _ = stopped.drain();
+                self.start(name);
+            }
+            2 => {
+                let victim = self.random(SERVICES as u64) as usize;
+                // More at once would be a storm, which the gates hold.
+                if self.services.iter().all(Service::is_up) {
+                    self.services[victim].crash();
+                }
+            }
+            3..10 if self.plan.stalls => {
+                let victim = self.random(self.loops.len() as u64) as usize;
+                let stalled = self.loops.remove(victim);
+                self.start(stalled.0);
+                for _ in 0..300 {
+                    self.step(true);
+                }
+                self.loops.push(stalled);
+            }
+            _ => {}
+        }
+    }
+
+    fn inject(&mut self) {
+        if !self.plan.broker_faults {
+            return;
+        }
+        self.memory.delay_markers(Some(self.seed));
+        let mut seed = self.seed;
+        self.memory.inject(move |operation| {
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            let draw = (seed >> 33) % 4_000;
+            let class = [Class::Retriable, Class::Abort, Class::Fatal][draw as usize % 3];
+            match (draw, operation) {
+                (0..10, Operation::Poll | Operation::Watermarks | Operation::Committed) => {
+                    Some(Fault::Before(Class::Retriable))
+                }
+                (0..10, _) => Some(Fault::Before(class)),
+                (10..20, Operation::Commit | Operation::SendOffsets | Operation::Begin)
+                    if class != Class::Retriable =>
+                {
+                    Some(Fault::After(class))
+                }
+                _ => None,
+            }
+        });
+    }
+
+    fn speak(&mut self) {
+        let now_ms = self.now_ms();
+        for at in 0..self.services.len() {
+            let draw = self.random(u64::from(u32::MAX));
+            let service = &mut self.services[at];
+            if service.down_until_ms.is_some_and(|until_ms| until_ms <= now_ms) {
+                service.down_until_ms = None;
+            }
+            let heard = service.is_up() && !service.muted && self.telemetry;
+            if service.next_heartbeat_ms <= now_ms {
+                service.next_heartbeat_ms += HEARTBEAT_INTERVAL_MS;
+                if heard {
+                    let beat = format!("{{\"service\":\"{}\"}}", service.name);
+                    let partition = TopicPartition::new("heartbeats", (draw % 2) as i32);
+                    self.memory
+                        .append(&partition, now_ms, None, Some(beat.as_bytes()), &[])
+                        .unwrap();
+                }
+            }
+            let service = &mut self.services[at];
+            if service.next_row_ms <= now_ms {
+                service.next_row_ms += ROW_INTERVAL_MS;
+                if heard {
+                    let (ts, ms) = (now_ms - (draw >> 4) as i64 % 400, (draw >> 8) as f64 % 500.0);
+                    let row = format!("{{\"service\":\"{}\",\"ms\":{ms},\"ts\":{ts}}}", service.name);
+                    let partition = TopicPartition::new("app", (draw >> 2) as i32 & 3);
+                    self.memory
+                        .append(&partition, now_ms, None, Some(row.as_bytes()), &[])
+                        .unwrap();
+                    self.rows.push((at, ts, ms));
+                }
+            }
+        }
+    }
+
+    fn execute(&mut self) {
+        let mut batch = Batch::default();
+        if self.executor.consumer.poll(Duration::ZERO, &mut batch).is_err() {
+            return;
+        }
+        let now_ms = self.now_ms();
+        for record in batch
+            .iter()
+            .filter(|record| cloudevent::CloudEvent::kind_of(record) == Some(cloudevent::ACTION_REQUESTED))
+        {
+            let command = self
+                .executor
+                .reader
+                .read(&record)
+                .unwrap_or_else(|bad| panic!("a bad command: {}", bad.reason));
+            let name = command.service().to_owned();
+            let effect = self.executor.effects.entry(command.id().to_string());
+            effect.or_insert((name.clone(), 0)).1 += 1;
+            let service = self
+                .services
+                .iter_mut()
+                .find(|service| service.name == name)
+                .expect("a service of this fleet");
+            service.down_until_ms = Some(now_ms + RESTART_MS);
+            let to = Addressee::from(&command);
+            for statement in [
+                Statement::accepted(),
+                Statement::started(),
+                Statement::succeeded(BTreeMap::new().into_iter().collect()),
+            ] {
+                let outcome = self.executor.identity.outcome(&to, statement, now_ms);
+                let output = self.executor.identity.event(&to, &outcome);
+                let headers: Vec<(&str, &[u8])> = output
+                    .headers
+                    .iter()
+                    .map(|(name, value)| (name.as_str(), value.as_slice()))
+                    .collect();
+                let partition = TopicPartition::new(output.topic, 0);
+                self.memory
+                    .append(
+                        &partition,
+                        now_ms,
+                        output.key.as_deref(),
+                        output.value.as_deref(),
+                        &headers,
+                    )
+                    .unwrap();
+            }
+        }
+    }
+
+    /// Restarts by service, counted at the services.
+    pub fn restarts(&self) -> BTreeMap<String, u32> {
+        let mut restarts = BTreeMap::new();
+        for (service, times) in self.executor.effects.values() {
+            *restarts.entry(service.clone()).or_default() += times;
+        }
+        restarts
+    }
+
+    fn events(&self, topic: &str, kind: &str) -> Vec<Value> {
+        let records = self.memory.read_committed(topic);
+        let of_kind = records.iter().filter(|record| header(record, "ce_type") == Some(kind));
+        of_kind
+            .map(|record| serde_json::from_slice(record.value.as_deref().unwrap()).unwrap())
+            .collect()
+    }
+
+    pub fn verdicts(&self) -> Vec<String> {
+        let verdicts = self.events(&self.processor.topics().outcomes(), cloudevent::VERDICT);
+        verdicts
+            .iter()
+            .map(|data| data["verdict"].as_str().unwrap_or_default().to_owned())
+            .collect()
+    }
+
+    /// Decisions that a gate with this in its name refused.
+    pub fn refusals(&self, gate: &str) -> usize {
+        let decisions = self.events(&self.processor.topics().decisions(), cloudevent::DECISION);
+        let refused = |data: &&Value| {
+            let gates = data["gates"].as_array().map(Vec::as_slice).unwrap_or_default();
+            gates
+                .iter()
+                .any(|found| found["passed"] == false && found["gate"].as_str().is_some_and(|name| name.contains(gate)))
+        };
+        decisions.iter().filter(refused).count()
+    }
+
+    /// Everything committed, by topic.
+    pub fn logs(&self) -> Vec<(String, Vec<Stored>)> {
+        let topics = self.processor.topics().all();
+        topics
+            .into_iter()
+            .map(|topic| (topic.name.clone(), self.memory.read_committed(&topic.name)))
+            .collect()
+    }
+
+    /// Closes every window and checks what must hold of everything that was published.
+    pub fn finish(&mut self) -> Result<(), String> {
+        // What came after the rows that close every window would be late.
+        self.telemetry = false;
+        let end_ms = self.now_ms() + 30_000;
+        for partition in partitions_of("app", PARTITIONS) {
+            let row = format!("{{\"service\":\"end\",\"ms\":0,\"ts\":{end_ms}}}");
+            self.memory
+                .append(&partition, self.now_ms(), None, Some(row.as_bytes()), &[])
+                .unwrap();
+        }
+        self.run_for(5_000);
+        self.windows_are_exact(end_ms)?;
+        self.ids_are_unique()?;
+        self.records_fit_their_schemas()?;
+        let touched = self.restarts();
+        for service in &self.services {
+            let restarts = touched.get(&service.name).copied().unwrap_or_default();
+            if restarts > 0 && service.crashed == 0 {
+                return Err(format!("{} was healthy and was restarted", service.name));
+            }
+            if !service.is_up() {
+                return Err(format!("{} crashed and nobody restarted it", service.name));
+            }
+        }
+        match self.executor.effects.iter().find(|(_, (_, times))| *times > 1) {
+            Some((id, (service, times))) => Err(format!("action {id} restarted {service} {times} times")),
+            None => Ok(()),
+        }
+    }
+
+    fn windows_are_exact(&self, end_ms: i64) -> Result<(), String> {
+        let mut expected: BTreeMap<(String, i64), (u64, f64)> = BTreeMap::new();
+        for (service, ts, ms) in &self.rows {
+            let start = ts - ts.rem_euclid(WINDOW_MS);
+            let window = expected.entry((format!("s{service}"), start)).or_default();
+            *window = (window.0 + 1, window.1 + ms);
+        }
+        expected.retain(|(_, start), _| start + WINDOW_MS <= end_ms - 1_000);
+        let mut found = BTreeMap::new();
+        for data in self.events(&self.processor.topics().anomalies(), cloudevent::ANOMALY) {
+            if data["detector"] != "every" {
+                continue;
+            }
+            let start = protocol::time::from_rfc3339(data["window_start"].as_str().unwrap()).unwrap();
+            let service = data["target"]["service"].as_str().unwrap().to_owned();
+            let number = |name: &str| data["features"][name].as_f64().unwrap();
+            if found
+                .insert((service.clone(), start), (number("n") as u64, number("total")))
+                .is_some()
+            {
+                return Err(format!("window {start} of {service} was published twice"));
+            }
+        }
+        for (key, (n, total)) in &expected {
+            match found.remove(key) {
+                Some((count, sum)) if count == *n && (sum - total).abs() < 1e-6 => {}
+                other => return Err(format!("window {key:?} is {other:?}, not {:?}", (n, total))),
+            }
+        }
+        match found.first_key_value() {
+            Some((key, _)) => Err(format!("window {key:?} has no rows")),
+            None => Ok(()),
+        }
+    }
+
+    fn ids_are_unique(&self) -> Result<(), String> {
+        let topics = self.processor.topics();
+        for topic in [
+            topics.anomalies(),
+            topics.actions(),
+            topics.decisions(),
+            topics.outcomes(),
+            topics.incidents(),
+        ] {
+            let mut seen = BTreeSet::new();
+            for record in self.memory.read_committed(&topic) {
+                let kind = header(&record, "ce_type").unwrap_or_default();
+                // They carry time and batching, not results.
+                if [cloudevent::PROGRESS, cloudevent::JOURNAL].contains(&kind) {
+                    continue;
+                }
+                let id = header(&record, "ce_id").unwrap_or_default();
+                if !seen.insert(id.to_owned()) {
+                    return Err(format!("{topic} has {kind} {id} twice"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn records_fit_their_schemas(&self) -> Result<(), String> {
+        let topics = self.processor.topics();
+        for topic in topics.all() {
+            for record in self.memory.read_committed(&topic.name) {
+                let Some(kind) = header(&record, "ce_type") else {
+                    continue;
+                };
+                let file = schema::schema_for(kind).ok_or_else(|| format!("{}: {kind} has no schema", topic.name))?;
+                let data: Value = serde_json::from_slice(record.value.as_deref().unwrap_or_default())
+                    .map_err(|error| format!("{kind}: {error}"))?;
+                if let Some(error) = validators()[file].iter_errors(&data).next() {
+                    return Err(format!("{kind} at {:?}: {error}", error.instance_path().as_str()));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Executor {
+    fn new(memory: &Memory, processor: &Processor) -> Self {
+        let topics = processor.topics();
+        let mut consumer = memory.consumer(&ConsumerConfig::new("executor", None)).unwrap();
+        let partitions = partitions_of(&topics.actions(), processor.config.topics.actions_partitions);
+        consumer
+            .assign(
+                &partitions
+                    .into_iter()
+                    .map(|partition| (partition, 0))
+                    .collect::<Vec<_>>(),
+            )
+            .unwrap();
+        let identity = Identity {
+            executor: protocol::message::Executor {
+                id: "sim".into(),
+                version: "1".into(),
+            },
+            tenant: topics.tenant().to_owned(),
+            topics,
+        };
+        Self {
+            consumer,
+            reader: Reader::default(),
+            identity,
+            effects: BTreeMap::new(),
+        }
+    }
+}
+
+fn header<'r>(record: &'r Stored, name: &str) -> Option<&'r str> {
+    let found = record.headers.iter().find(|(header, _)| header == name)?;
+    std::str::from_utf8(&found.1).ok()
+}
+
+fn validators() -> &'static BTreeMap<&'static str, jsonschema::Validator> {
+    static VALIDATORS: OnceLock<BTreeMap<&'static str, jsonschema::Validator>> = OnceLock::new();
+    VALIDATORS.get_or_init(|| {
+        let read = |(name, text): &(&'static str, &'static str)| {
+            let schema: Value = serde_json::from_str(text).unwrap();
+            (*name, jsonschema::validator_for(&schema).unwrap())
+        };
+        schema::ALL.iter().map(read).collect()
+    })
+}
