@@ -42,6 +42,7 @@ pub struct Fleet {
     pub broker: Arc<dyn Broker>,
     pub bootstrap: String,
     pub prefix: String,
+    pub tenant: String,
     pub folder: tempfile::TempDir,
 }
 
@@ -73,6 +74,7 @@ impl Fleet {
             broker: kafka.broker()?,
             bootstrap: kafka.bootstrap.clone(),
             prefix,
+            tenant: name.to_owned(),
             folder,
         })
     }

@@ -9,6 +9,7 @@ mod demo;
 mod fleet;
 mod front_door;
 mod kill;
+mod live;
 mod programs;
 mod recovery;
 mod starter;

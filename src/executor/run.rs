@@ -186,7 +186,7 @@ impl<'a> Runner<'a> {
                 Ok(Polled::Idle) => {}
                 Ok(Polled::Assigned(partitions)) => self.assign(&partitions, stop)?,
                 Ok(Polled::Revoked { partitions, lost }) => self.revoke(&partitions, lost)?,
-                Ok(Polled::OutOfRange(partition)) => self.restart_at_log_start(&partition)?,
+                Ok(Polled::OutOfRange(partition)) => self.restart_at_log_start(&partition, stop)?,
                 Err(error) if error.class() == Class::Retriable => {
                     tracing::warn!(%error, "the broker cannot be read; trying again");
                     thread::sleep(RETRY_PAUSE);
@@ -327,11 +327,8 @@ impl<'a> Runner<'a> {
     }
 
     /// Commands that were committed to be read and are gone from the log are too old to be carried out.
-    fn restart_at_log_start(&mut self, partition: &TopicPartition) -> Result<(), Error> {
-        let (start, _) = self
-            .broker
-            .watermarks(partition)
-            .map_err(|error| refused("the start of its log", error))?;
+    fn restart_at_log_start(&mut self, partition: &TopicPartition, stop: &Stop) -> Result<(), Error> {
+        let start = first_offset(self.broker, partition, stop)?;
         tracing::warn!(%partition, offset = start, "commands were deleted before they were read; going on behind them");
         self.consumer
             .seek(partition, start)
@@ -522,9 +519,7 @@ impl BrokerControl {
         let config = ConsumerConfig::new(format!("{}-control", settings.client_id), None);
         let mut consumer = broker.consumer(&config).map_err(|error| refused("a consumer", error))?;
         let partition = TopicPartition::new(settings.topics.control(), 0);
-        let (start, _) = broker
-            .watermarks(&partition)
-            .map_err(|error| refused("the control topic", error))?;
+        let start = first_offset(&*broker, &partition, &stop)?;
         consumer
             .assign(&[(partition.clone(), start)])
             .map_err(|error| refused("the control topic", error))?;
@@ -565,10 +560,7 @@ impl BrokerControl {
                     }
                 }
                 Ok(Polled::OutOfRange(partition)) => {
-                    let (start, _) = self
-                        .broker
-                        .watermarks(&partition)
-                        .map_err(|error| refused("the control topic", error))?;
+                    let start = first_offset(&*self.broker, &partition, &self.stop)?;
                     consumer
                         .seek(&partition, start)
                         .map_err(|error| refused("the control topic", error))?;
@@ -581,6 +573,20 @@ impl BrokerControl {
             *position = (*position).max(consumer.position(&self.partition).unwrap_or(0));
         }
         Ok(Some(Arc::clone(view)))
+    }
+}
+
+/// Where a partition begins. A topic that was only just created may not have a leader yet: that is waited for.
+fn first_offset(broker: &dyn Broker, partition: &TopicPartition, stop: &Stop) -> Result<i64, Error> {
+    loop {
+        match broker.watermarks(partition) {
+            Ok((start, _)) => return Ok(start),
+            Err(error) if error.class() == Class::Retriable && !stop.is_requested() => {
+                tracing::warn!(%partition, %error, "the partition cannot be read yet");
+                thread::sleep(RETRY_PAUSE);
+            }
+            Err(error) => return Err(refused("where a partition begins", error)),
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::fmt;
 pub struct Refused {
     message: String,
     help: Option<String>,
+    rendered: bool,
 }
 
 impl Refused {
@@ -14,6 +15,24 @@ impl Refused {
         Self {
             message: message.into(),
             help: None,
+            rendered: false,
+        }
+    }
+
+    /// Diagnostics with their places and helps, each of which says itself that it is an error.
+    pub fn rendered(diagnostics: &str) -> Self {
+        Self {
+            message: diagnostics.trim_end().to_owned(),
+            help: None,
+            rendered: true,
+        }
+    }
+
+    /// As it is printed.
+    pub fn text(&self) -> String {
+        match self.rendered {
+            true => self.message.clone(),
+            false => format!("error: {self}"),
         }
     }
 

@@ -64,12 +64,11 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<NotHealed>() => ExitCode::from(1),
         Err(error) if error.is::<Found>() => ExitCode::from(2),
-        Err(error) if error.is::<Refused>() => {
-            eprintln!("error: {error}");
-            ExitCode::from(2)
-        }
         Err(error) => {
-            eprintln!("error: {error:#}");
+            match error.downcast_ref::<Refused>() {
+                Some(refused) => eprintln!("{}", refused.text()),
+                None => eprintln!("error: {error:#}"),
+            }
             ExitCode::from(2)
         }
     }

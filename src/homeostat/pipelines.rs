@@ -98,6 +98,6 @@ pub fn compile_all(files: &[File], color: bool) -> Result<Arc<[Pipeline]>, Refus
     if wrong.is_empty() {
         Ok(pipelines.into())
     } else {
-        Err(Refused::new(wrong.trim_end().to_owned()))
+        Err(Refused::rendered(&wrong))
     }
 }
