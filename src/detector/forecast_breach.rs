@@ -28,7 +28,9 @@ const BLOCK_VALUES: usize = 33;
 /// Rows whose median says whether the limit is passed: no spike or two can.
 const RECENT: usize = 9;
 /// Mann–Kendall z that makes a trend.
-fn env(n: &str, d: f64) -> f64 { std::env::var(n).ok().and_then(|x| x.parse().ok()).unwrap_or(d) }
+fn env(n: &str, d: f64) -> f64 {
+    std::env::var(n).ok().and_then(|x| x.parse().ok()).unwrap_or(d)
+}
 /// Share of a rise that must be given back for its top to be one the series leaves by itself.
 const GIVEN_BACK: f64 = 0.4;
 

@@ -334,7 +334,11 @@ fn costs() {
 
 fn forecasts(seed: u64) {
     println!("\nbreach, 5000 entity-days, seed {seed}: warned 30 min ahead, false alarms per entity-day");
-    for options in ["ceiling=100, probability=0.2", "ceiling=100, probability=0.35", "ceiling=100"] {
+    for options in [
+        "ceiling=100, probability=0.2",
+        "ceiling=100, probability=0.35",
+        "ceiling=100",
+    ] {
         let name = format!("forecast_breach({options})");
         match build(&name, 1) {
             Ok(detector) => {
