@@ -143,11 +143,11 @@ impl Plot {
         if least > most {
             return frame(svg, top, name, "", "");
         }
-        // Halved, so that the widest range of all does not overflow.
-        let margin = (most / 2.0 - least / 2.0).max(most.abs() * 1e-6).max(f64::MIN_POSITIVE) * 0.1;
-        let (low, high) = (least / 2.0 - margin, most / 2.0 + margin);
+        // In quarters, so that the widest range of all does not overflow.
+        let margin = (most / 4.0 - least / 4.0).max(most.abs() * 1e-6).max(1e-300) * 0.05;
+        let (low, high) = (least / 4.0 - margin, most / 4.0 + margin);
         let y = |value: f64| {
-            let share = ((value / 2.0).clamp(low, high) - low) / (high - low);
+            let share = ((value / 4.0).clamp(low, high) - low) / (high - low);
             top as f64 + PANEL as f64 * (1.0 - share)
         };
         let (mut upper, mut lower, mut line) = (String::new(), Vec::new(), String::new());
