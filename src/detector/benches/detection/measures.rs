@@ -162,9 +162,7 @@ pub fn away_from(labels: &[bool]) -> Vec<bool> {
     let mut away = vec![true; labels.len()];
     for (from, to) in events(labels) {
         let width = to - from;
-        for row in from.saturating_sub(width)..(to + width).min(labels.len()) {
-            away[row] = false;
-        }
+        away[from.saturating_sub(width)..(to + width).min(labels.len())].fill(false);
     }
     away
 }
