@@ -28,9 +28,9 @@ const BLOCK_VALUES: usize = 33;
 /// Rows whose median says whether the limit is passed: no spike or two can.
 const RECENT: usize = 9;
 /// Mann–Kendall z that makes a trend.
-fn env(n: &str, d: f64) -> f64 {
-    std::env::var(n).ok().and_then(|x| x.parse().ok()).unwrap_or(d)
-}
+const TREND_Z: f64 = 4.0;
+/// A step that leaves less than this share of what the line leaves is the better story.
+const STEP_SHARE: f64 = 0.9;
 /// Share of a rise that must be given back for its top to be one the series leaves by itself.
 const GIVEN_BACK: f64 = 0.4;
 
@@ -452,7 +452,7 @@ impl Line {
     fn fit(blocks: &[Block], scratch: &mut Scratch) -> Option<Self> {
         let last = blocks[blocks.len() - 1].index;
         let time = |block: &Block| (block.index - last) as f64;
-        if mann_kendall(blocks, |block| block.median) < env("TZ", 4.0) {
+        if mann_kendall(blocks, |block| block.median) < TREND_Z {
             return None;
         }
         let slope = theil_sen(blocks, scratch);
@@ -571,7 +571,7 @@ fn mann_kendall(blocks: &[Block], value: impl Fn(&Block) -> f64) -> f64 {
 }
 
 fn lows_rise(blocks: &[Block]) -> bool {
-    mann_kendall(blocks, |block| block.low) >= env("TZ", 4.0)
+    mann_kendall(blocks, |block| block.low) >= TREND_Z
 }
 
 /// Whether two levels with one step between them leave less than the line does.
@@ -583,7 +583,7 @@ fn step_explains_better(blocks: &[Block], residual: &impl Fn(&Block) -> f64) -> 
         let (low, high) = (mean(before), mean(after));
         let left: f64 = before.iter().map(|block| (block.median - low).abs()).sum();
         let right: f64 = after.iter().map(|block| (block.median - high).abs()).sum();
-        left + right < env("SF", 0.9) * line
+        left + right < STEP_SHARE * line
     })
 }
 

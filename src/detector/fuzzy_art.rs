@@ -46,6 +46,7 @@ pub(crate) fn build(options: &[(String, Value)], features: usize) -> Result<Arc<
 
 type Pattern = [u8; BLOCKS];
 
+#[derive(Clone)]
 pub(crate) struct FuzzyArt {
     usual: Usual,
     clock: u32,

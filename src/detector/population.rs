@@ -2,7 +2,8 @@
 //!
 //! A row holds the entity's own features first and then the same features of its peers, peer by peer. Each feature's robust distance from
 //! the peers' median (Rousseeuw and Croux, Alternatives to the median absolute deviation, 1993, motivate the scale) is
-//! compared with what is usual for this entity: a service that always runs hotter than the others is no news.
+//! compared with what is usual for this entity, in deviations of the peers or of its own, whichever are wider: a service that
+//! always runs hotter than the others is no news.
 //! Fewer peers than `min_peers` say nothing.
 
 use std::sync::Arc;
@@ -16,7 +17,8 @@ use crate::{Detector, Error, Row, Score, State, Value};
 pub(crate) const ALL_PARAMETERS: &[&[Parameter]] = &[PARAMETERS, PROMISE];
 pub(crate) const NAME: &str = "population";
 const TAG: u8 = 23;
-const DISTANCE_MAX: f64 = 1e3;
+/// Rows after which an entity's place among its peers is known.
+const PLACE_ROWS: u32 = 20;
 
 pub(crate) const PARAMETERS: &[Parameter] = &[
     Parameter {
@@ -129,23 +131,24 @@ impl State for Entity {
             if self.peers.len() < self.config.peers_min {
                 continue;
             }
-            let (median, deviation) = centre(&mut self.peers);
-            let distance = ((value - median) / deviation).clamp(-DISTANCE_MAX, DISTANCE_MAX);
-            let usual = self.usual[index].mean;
-            let score = (distance - usual).abs() / self.config.threshold;
+            let (median, spread) = centre(&mut self.peers);
+            let usual = &mut self.usual[index];
+            // Until its place is known an entity stands where its peers do.
+            let (offset, own) = if usual.rows < PLACE_ROWS {
+                (usual.mean * f64::from(usual.rows) / f64::from(PLACE_ROWS), 0.0)
+            } else {
+                (usual.mean, usual.deviation())
+            };
+            let width = self.config.threshold * spread.max(own);
+            let departure = value - median - offset;
+            let score = departure.abs() / width;
             out.contributions[index] = crate::bounded(score);
-            out.expected[index] = median + usual * deviation;
-            let width = self.config.threshold * deviation;
+            out.expected[index] = median + offset;
             out.lower[index] = out.expected[index] - width;
             out.upper[index] = out.expected[index] + width;
-            evidence = evidence.max(score);
+            evidence = evidence.max(crate::bounded(score));
             if row.learn {
-                let reach = self.config.threshold;
-                self.usual[index].learn(distance.clamp(usual - reach, usual + reach), 1e-3);
-                if self.usual[index].rows < 20 {
-                    // Until its place is known an entity stands where its peers do.
-                    self.usual[index].mean *= f64::from(self.usual[index].rows) / 20.0;
-                }
+                usual.learn(offset + departure.clamp(-width, width), 1e-3);
             }
         }
         out.share_by_square();

@@ -124,7 +124,9 @@ impl Series for Seasonal {
             } else {
                 value_here
             };
-            self.learn(hour, model, forecasts, learned);
+            // Not clamped: an hour that is off shows by how far, which no outlier does for one clock only.
+            self.check_clock(hour, model, value_here);
+            self.learn(hour, forecasts, learned);
         }
         reading
     }
@@ -189,13 +191,12 @@ impl Seasonal {
         best
     }
 
-    fn learn(&mut self, hour: usize, model: usize, forecasts: [f64; 3], value: f64) {
+    fn learn(&mut self, hour: usize, forecasts: [f64; 3], value: f64) {
         self.rows = self.rows.saturating_add(1);
         let weight = (1.0 / f64::from(self.rows)).max(0.002);
         for (error, forecast) in self.errors.iter_mut().zip(forecasts) {
             *error += weight * ((value - forecast).abs() - *error);
         }
-        self.check_clock(hour, model, value);
         self.level += (1.0 / f64::from(self.rows)).max(0.01) * (value - self.level);
         for bucket in [&mut self.week[hour], &mut self.day[hour % 24]] {
             bucket.rows = (bucket.rows + 1).min(MEMORY as u16);

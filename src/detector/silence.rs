@@ -138,7 +138,8 @@ impl State for Gaps {
     fn score(&mut self, row: Row<'_>, out: &mut Score) {
         out.reset(row.features.len());
         if let Some(seen) = row.features.first().filter(|seen| seen.is_finite()) {
-            self.hear(*seen as i64, row.learn);
+            // The least instant stands for "never" in a snapshot.
+            self.hear((*seen as i64).max(i64::MIN + 1), row.learn);
         }
         let Some(last_seen_ms) = self.last_seen_ms else {
             return;

@@ -2,9 +2,10 @@
 //!
 //! Every feature keeps maps of its transitions two rows apart and of its pairs with two other features ([`crate::cells`]), each
 //! twice: what is *known*, and what is *pending*. A row is held against the known only. Pending turns known in steps that grow with the
-//! history: so a fault is judged by what was there before it, for its whole length, and a new normal is accepted in the end.
+//! history, but not while an alarm stands: so a fault is judged by what was there before it, for its whole length, and a new normal is
+//! accepted in the end.
 //! The score is the mean distance over the features, smoothed over a few rows (a fault moves several features for several
-//! rows, noise does not), over an alarm level that depends only on their number.
+//! rows, noise does not), over an alarm level that depends on their number and, early on, on how little is known.
 
 use std::sync::Arc;
 
@@ -15,9 +16,8 @@ use crate::{Detector, Error, Row, Score, State};
 
 const TAG: u8 = 40;
 const LAG: usize = 2;
-/// Rows over which evidence is smoothed while it grows, and while it falls.
-const RISE_ROWS: f64 = 4.0;
-const FALL_ROWS: f64 = 6.0;
+/// Rows over which evidence is smoothed: an exponential mean.
+const SMOOTHING_ROWS: f64 = 3.5;
 /// Other features that each one is paired with.
 const PARTNERS: usize = 2;
 const MAPS: usize = 1 + PARTNERS;
@@ -30,6 +30,10 @@ const RELEASE: f64 = 0.75;
 const ROW_MAX: f64 = 15.0;
 /// What a feature can be away from the known at most, in grids.
 const DISTANCE_MAX: f64 = 0.5;
+/// An alarm that stands puts this off for so long, or as long as the history is: a long fault is not cut short by the schedule.
+const PATIENCE_ROWS: u32 = 4000;
+/// Up to so many rows pending turns known when the history has grown by a quarter, then when it has doubled.
+const YOUNG_ROWS: u32 = 4000;
 /// Rows after which pending turns known at the latest.
 const CONSOLIDATION_MAX: u32 = 20_000;
 
@@ -120,23 +124,26 @@ impl State for Entity {
         out.reset(self.features.len());
         let warm = self.rows >= self.config.warmup;
         let known = self.place(row);
-        let mut total = self.measure(row.learn, warm, &mut out.contributions);
-        let level = self.config.alarm() * self.features.len() as f64;
+        let total = self.measure(row.learn, warm, &mut out.contributions);
+        let young = 1.0 + (3.0 * f64::from(self.config.warmup) / f64::from(self.rows.max(1))).powi(2);
+        let level = self.config.alarm() * self.features.len() as f64 * young;
         let most = ROW_MAX * level;
         let clip = if total > most { most / total } else { 1.0 };
-        total *= clip;
-        let before: f64 = self.features.iter().map(|feature| f64::from(feature.smoothed)).sum();
-        let rows = if total > before { RISE_ROWS } else { FALL_ROWS };
         for (index, feature) in self.features.iter_mut().enumerate() {
             let change = out.contributions[index] * clip - f64::from(feature.smoothed);
-            feature.smoothed = (f64::from(feature.smoothed) + change / rows) as f32;
+            feature.smoothed = (f64::from(feature.smoothed) + change / SMOOTHING_ROWS) as f32;
             out.contributions[index] = f64::from(feature.smoothed) / level;
             out.lower[index] = feature.grid.low;
             out.upper[index] = feature.grid.high;
         }
         if known && row.learn {
             self.rows = self.rows.saturating_add(1);
-            if self.rows >= self.consolidate_at {
+            let patience = self.rows.min(PATIENCE_ROWS);
+            if self.rows
+                >= self
+                    .consolidate_at
+                    .saturating_add(if self.alarmed { patience } else { 0 })
+            {
                 self.consolidate();
             }
         }
@@ -235,7 +242,12 @@ impl Entity {
     }
 
     fn consolidate(&mut self) {
-        self.consolidate_at = self.rows.saturating_add(self.rows.min(CONSOLIDATION_MAX));
+        let grown = if self.rows < YOUNG_ROWS {
+            self.rows / 4
+        } else {
+            self.rows.min(CONSOLIDATION_MAX)
+        };
+        self.consolidate_at = self.rows.saturating_add(grown.max(1));
         for feature in &mut self.features {
             for (known, pending) in feature.known.iter_mut().zip(&mut feature.pending) {
                 known.merge(pending);

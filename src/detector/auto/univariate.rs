@@ -38,6 +38,7 @@ impl Config {
     }
 }
 
+#[derive(Clone)]
 pub(crate) struct Metric {
     grid: Grid,
     recent: Recent,
@@ -76,56 +77,18 @@ impl Series for Metric {
     }
 
     fn step(&mut self, config: &Config, time_ms: i64, value: f64, learn: bool) -> Reading {
-        let learn = learn && self.held_rows == 0;
-        let beyond = self.grid.beyond(value);
-        if learn {
-            self.widen(value);
+        if config.hold == 0 || !learn || self.held_rows > 0 {
+            return self.take(config, time_ms, value, learn && self.held_rows == 0);
         }
-        let position = self.grid.position(value);
-        let warm = self.recent.rows >= config.warmup;
-        let here = Here {
-            value,
-            beyond,
-            position,
-            grid: &self.grid,
-            recent: &self.recent,
-        };
-        let mut sum = Sum::new(warm, learn);
-        sum.add(&mut self.range, range_novelty::SCALE, beyond);
-        for ((cells, usual), lag) in self.transitions.iter_mut().zip(LAGS) {
-            let distance = match here.recent.back(lag) {
-                Some(from) => {
-                    let distance = transition_novelty::distance(cells, cell(from), &here);
-                    if learn {
-                        cells.set(cell(from), cell(position));
-                    }
-                    distance
-                }
-                None => 0.0,
-            };
-            sum.add(usual, transition_novelty::SCALE, distance);
+        // A departure that is held must not be known from its first row on.
+        let before = self.clone();
+        let reading = self.take(config, time_ms, value, true);
+        if reading.score >= 1.0 {
+            *self = before;
+            self.take(config, time_ms, value, false);
+            self.held_rows = 1;
         }
-        if let Some(seasonal) = &mut self.seasonal {
-            seasonal.step(config, time_ms, &here, &mut sum);
-        }
-        if let Some(art) = &mut self.art {
-            let distance = art.0.distance(&(), &here);
-            if learn {
-                art.0.learn(&(), &here);
-            }
-            sum.add(&mut art.1, fuzzy_art::SCALE, distance);
-        }
-        self.recent.push(position);
-        let band = self.band(value, learn);
-        if !warm {
-            return Reading::QUIET;
-        }
-        let evidence = sum.mean() / config.alarm();
-        Reading {
-            score: self.episode(config, evidence, learn),
-            evidence,
-            ..band
-        }
+        reading
     }
 
     fn write(&self, _config: &Config, writer: &mut Writer<'_>) {
@@ -187,6 +150,58 @@ impl Series for Metric {
 }
 
 impl Metric {
+    fn take(&mut self, config: &Config, time_ms: i64, value: f64, learn: bool) -> Reading {
+        let beyond = self.grid.beyond(value);
+        if learn {
+            self.widen(value);
+        }
+        let position = self.grid.position(value);
+        let warm = self.recent.rows >= config.warmup;
+        let here = Here {
+            value,
+            beyond,
+            position,
+            grid: &self.grid,
+            recent: &self.recent,
+        };
+        let mut sum = Sum::new(warm, learn);
+        sum.add(&mut self.range, range_novelty::SCALE, beyond);
+        for ((cells, usual), lag) in self.transitions.iter_mut().zip(LAGS) {
+            let distance = match here.recent.back(lag) {
+                Some(from) => {
+                    let distance = transition_novelty::distance(cells, cell(from), &here);
+                    if learn {
+                        cells.set(cell(from), cell(position));
+                    }
+                    distance
+                }
+                None => 0.0,
+            };
+            sum.add(usual, transition_novelty::SCALE, distance);
+        }
+        if let Some(seasonal) = &mut self.seasonal {
+            seasonal.step(config, time_ms, &here, &mut sum);
+        }
+        if let Some(art) = &mut self.art {
+            let distance = art.0.distance(&(), &here);
+            if learn {
+                art.0.learn(&(), &here);
+            }
+            sum.add(&mut art.1, fuzzy_art::SCALE, distance);
+        }
+        self.recent.push(position);
+        let band = self.band(value, learn);
+        if !warm {
+            return Reading::QUIET;
+        }
+        let evidence = sum.mean() / config.alarm();
+        Reading {
+            score: self.episode(config, evidence, learn),
+            evidence,
+            ..band
+        }
+    }
+
     fn widen(&mut self, value: f64) {
         let Some(by) = self.grid.widen(value) else {
             return;
@@ -242,11 +257,7 @@ impl Metric {
                 evidence.max(1.0)
             };
         }
-        let score = one_alarm(&mut self.peaks, evidence, learn);
-        if score >= 1.0 && config.hold > 0 && learn {
-            self.held_rows = 1;
-        }
-        score
+        one_alarm(&mut self.peaks, evidence, learn)
     }
 }
 
@@ -291,6 +302,7 @@ const FILL_SLOTS: i64 = 4;
 const EMPTY: u8 = u8::MAX;
 
 /// The value at this time yesterday and a week ago, by quarter hours of the week, and how the present goes with them.
+#[derive(Clone)]
 struct Seasonal {
     slots: [u8; SLOTS],
     last_slot: i64,

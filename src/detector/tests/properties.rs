@@ -1,49 +1,11 @@
 //! What every detector promises, whatever it is fed (invariants 5 and 11): finite scores, contributions that sum,
 //! prefixes that agree, snapshots that continue bit for bit, bounded states, and no panic.
 
-use std::sync::Arc;
+mod every;
 
-use detector::{Detector, Row, SCORE_MAX, Score, State, Value};
+use detector::{Row, SCORE_MAX, Score, State, Trend};
+use every::all;
 use proptest::prelude::*;
-
-/// Every detector with options that make it leave its warm-up early.
-fn all() -> Vec<(&'static str, Arc<dyn Detector>)> {
-    detector::names()
-        .map(|name| {
-            let short: &[(&str, f64)] = match name {
-                "static_threshold" => &[("lower", -2.0), ("upper", 5.0)],
-                "isolation_forest" => &[("n_estimators", 10.0), ("warmup", 16.0), ("max_samples", 32.0)],
-                "robust_zscore" => &[("window", 32.0), ("warmup", 8.0)],
-                "ewma" | "cusum" | "bocpd" | "ar" => &[("warmup", 8.0)],
-                "holt_winters" => &[("warmup", 8.0), ("seasonality", 5.0)],
-                "page_hinkley" => &[("min_instances", 8.0)],
-                "half_space_trees" => &[("window_size", 16.0), ("n_trees", 5.0), ("height", 5.0)],
-                "extra_trees" => &[("warmup", 16.0), ("n_estimators", 4.0), ("max_samples", 24.0)],
-                "forecast_breach" => &[("ceiling", 12.0), ("horizon", 120.0)],
-                "spot" => &[("warmup", 50.0)],
-                "streaming_pca" | "mahalanobis" => &[("warmup", 16.0), ("horizon", 50.0)],
-                "auto" => &[("warmup", 10.0), ("hold", 6.0)],
-                _ if detector::parameters(name)
-                    .is_some_and(|mut known| known.any(|parameter| parameter.name == "warmup")) =>
-                {
-                    &[("warmup", 10.0)]
-                }
-                _ => &[],
-            };
-            let options: Vec<(String, Value)> = short
-                .iter()
-                .map(|(name, value)| ((*name).into(), Value::Number(*value)))
-                .collect();
-            let width = match name {
-                "silence" | "population" => 1,
-                _ => 3,
-            };
-            let features: Vec<String> = (0..width).map(|index| format!("f{index}")).collect();
-            let built = detector::build(name, &options, &features).unwrap_or_else(|error| panic!("{name}: {error}"));
-            (name, built)
-        })
-        .collect()
-}
 
 #[derive(Clone, Debug)]
 struct Input {
@@ -59,16 +21,56 @@ fn value() -> impl Strategy<Value = f64> {
         1 => prop::sample::select(vec![
             f64::NAN, f64::INFINITY, f64::NEG_INFINITY, f64::MAX, f64::MIN, f64::MIN_POSITIVE, 0.0, -0.0, 1e-300, 1e300,
         ]),
+        1 => any::<f64>(),
     ]
 }
 
+/// From now on: the usual step, none, back, a gap of a day, or anywhere at all.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    By(i64),
+    To(i64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        16 => Just(Step::By(10_000)),
+        2 => Just(Step::By(0)),
+        2 => Just(Step::By(-60_000)),
+        2 => Just(Step::By(86_400_000)),
+        1 => prop::sample::select(vec![i64::MIN, i64::MIN + 1, -1, 0, 1_700_000_000_000, i64::MAX - 1, i64::MAX])
+            .prop_map(Step::To),
+        1 => any::<i64>().prop_map(Step::To),
+    ]
+}
+
+/// Values that come again and again, so that warm-ups end, constants and duplicates occur, and grids are narrow.
+fn series() -> impl Strategy<Value = Vec<[f64; 3]>> {
+    let varied = prop::collection::vec([value(), value(), value()], 0..150);
+    let constant = (value(), 0usize..150).prop_map(|(value, rows)| vec![[value; 3]; rows]);
+    let narrow = (-1e6..1e6f64, prop::collection::vec(0.0..1e-9f64, 0..150)).prop_map(|(level, noise)| {
+        noise
+            .into_iter()
+            .map(|noise| [level + noise, level, -level - noise])
+            .collect()
+    });
+    let binary = prop::collection::vec(any::<bool>(), 0..150)
+        .prop_map(|bits| bits.into_iter().map(|bit| [f64::from(u8::from(bit)); 3]).collect());
+    prop_oneof![4 => varied, 1 => constant, 1 => narrow, 1 => binary]
+}
+
 fn rows() -> impl Strategy<Value = Vec<Input>> {
-    let step = prop_oneof![8 => Just(10_000i64), 1 => Just(0), 1 => Just(-60_000), 1 => Just(86_400_000)];
-    prop::collection::vec((step, [value(), value(), value()], prop::bool::weighted(0.9)), 0..150).prop_map(|rows| {
-        let mut time_ms = 1_700_000_000_000;
-        rows.into_iter()
-            .map(|(step, features, learn)| {
-                time_ms += step;
+    let steps = prop::collection::vec((step(), prop::bool::weighted(0.9)), 150);
+    (series(), steps).prop_map(|(series, steps)| {
+        let mut time_ms: i64 = 1_700_000_000_000;
+        series
+            .into_iter()
+            .zip(steps)
+            .map(|(features, (step, learn))| {
+                time_ms = match step {
+                    Step::By(step_ms) => time_ms.saturating_add(step_ms),
+                    Step::To(time_ms) => time_ms,
+                };
                 Input {
                     time_ms,
                     features,
@@ -84,10 +86,8 @@ fn run(state: &mut dyn State, name: &str, rows: &[Input]) -> Vec<Score> {
         .map(|input| {
             let mut out = Score::default();
             let mut features = input.features;
-            if name == "silence" {
+            let features = if name.starts_with("silence") {
                 features[0] += input.time_ms as f64;
-            }
-            let features = if name == "silence" {
                 &features[..1]
             } else {
                 &features[..]
@@ -105,20 +105,25 @@ fn run(state: &mut dyn State, name: &str, rows: &[Input]) -> Vec<Score> {
         .collect()
 }
 
+/// Every field, so that NaN equals NaN and 0 is not −0.
 fn bits(scores: &[Score]) -> Vec<u64> {
-    scores
-        .iter()
-        .flat_map(|score| {
-            [score.score, score.p_value]
-                .into_iter()
-                .chain(score.contributions.iter().copied())
-                .chain(score.expected.iter().copied())
-                .chain(score.lower.iter().copied())
-                .chain(score.upper.iter().copied())
-                .map(f64::to_bits)
-                .collect::<Vec<_>>()
-        })
-        .collect()
+    let mut bits = Vec::new();
+    for score in scores {
+        bits.extend([score.score, score.p_value, score.grade, score.confidence].map(f64::to_bits));
+        for values in [&score.contributions, &score.expected, &score.lower, &score.upper] {
+            bits.extend(values.iter().map(|value| value.to_bits()));
+        }
+        bits.extend([
+            u64::from(score.level_shift),
+            score.since_ms.map_or(1, |since_ms| since_ms as u64),
+        ]);
+        if let Some(breach) = score.breach {
+            let times = [breach.median_ms, breach.earliest_ms, breach.latest_ms];
+            bits.extend([breach.probability, times[0], times[1], times[2]].map(f64::to_bits));
+            bits.push(u64::from(breach.trend == Trend::Leak));
+        }
+    }
+    bits
 }
 
 fn snapshot(state: &dyn State) -> Vec<u8> {
@@ -134,12 +139,17 @@ proptest! {
     fn scores_are_finite_and_explained(rows in rows()) {
         for (name, detector) in all() {
             let mut state = detector.fresh(7);
-            for score in run(&mut *state, name, &rows) {
+            for score in run(&mut *state, &name, &rows) {
                 prop_assert!(score.score.is_finite() && (0.0..=SCORE_MAX).contains(&score.score), "{name}: {score:?}");
                 let sum: f64 = score.contributions.iter().sum();
                 prop_assert!((sum - score.score).abs() <= 1e-9, "{name}: {sum} is not {}", score.score);
                 prop_assert!(score.contributions.iter().all(|part| *part >= 0.0), "{name}: {score:?}");
                 prop_assert!(score.p_value.is_nan() || (0.0..=1.0).contains(&score.p_value), "{name}: {score:?}");
+                prop_assert!((0.0..=1.0).contains(&score.grade) && (0.0..=1.0).contains(&score.confidence), "{name}: {score:?}");
+                if let Some(breach) = score.breach {
+                    prop_assert!((0.0..=1.0).contains(&breach.probability), "{name}: {breach:?}");
+                    prop_assert!(0.0 <= breach.earliest_ms && breach.earliest_ms <= breach.median_ms && breach.median_ms <= breach.latest_ms, "{name}: {breach:?}");
+                }
             }
             prop_assert!(snapshot(&*state).len() <= detector.state_size_max(), "{name}");
         }
@@ -150,12 +160,12 @@ proptest! {
         let at = (rows.len() as f64 * at) as usize;
         for (name, detector) in all() {
             let mut state = detector.fresh(7);
-            run(&mut *state, name, &rows[..at]);
+            run(&mut *state, &name, &rows[..at]);
             let bytes = snapshot(&*state);
             let mut restored = detector.restore(7, &bytes).unwrap();
             prop_assert_eq!(snapshot(&*restored), bytes, "{}", name);
-            let expected = run(&mut *state, name, &rows[at..]);
-            let found = run(&mut *restored, name, &rows[at..]);
+            let expected = run(&mut *state, &name, &rows[at..]);
+            let found = run(&mut *restored, &name, &rows[at..]);
             prop_assert_eq!(bits(&found), bits(&expected), "{}", name);
             prop_assert_eq!(snapshot(&*restored), snapshot(&*state), "{}", name);
         }
@@ -165,8 +175,8 @@ proptest! {
     fn a_prefix_of_the_input_gives_a_prefix_of_the_output(rows in rows(), at in 0.0..1.0f64) {
         let at = (rows.len() as f64 * at) as usize;
         for (name, detector) in all() {
-            let whole = run(&mut *detector.fresh(7), name, &rows);
-            let part = run(&mut *detector.fresh(7), name, &rows[..at]);
+            let whole = run(&mut *detector.fresh(7), &name, &rows);
+            let part = run(&mut *detector.fresh(7), &name, &rows[..at]);
             prop_assert_eq!(bits(&part), bits(&whole[..at]), "{}", name);
         }
     }
@@ -175,7 +185,7 @@ proptest! {
     fn foreign_bytes_are_refused_or_harmless(rows in rows(), flips in prop::collection::vec((0usize..4000, any::<u8>()), 1..8), cut in 0usize..4000) {
         for (name, detector) in all() {
             let mut state = detector.fresh(7);
-            run(&mut *state, name, &rows);
+            run(&mut *state, &name, &rows);
             let mut bytes = snapshot(&*state);
             for (at, flip) in &flips {
                 let length = bytes.len();
@@ -183,7 +193,7 @@ proptest! {
             }
             for bytes in [&bytes[..], &bytes[..cut % bytes.len()]] {
                 if let Ok(mut state) = detector.restore(7, bytes) {
-                    let scores = run(&mut *state, name, &rows);
+                    let scores = run(&mut *state, &name, &rows);
                     prop_assert!(scores.iter().all(|score| score.score.is_finite()), "{name}");
                 }
             }

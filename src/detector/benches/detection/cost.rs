@@ -4,15 +4,36 @@ use std::time::Instant;
 
 use detector::{Detector, Row, Score, State, slab};
 
-use crate::breach::Random;
+use crate::{breach::Random, build};
 
-pub struct Cost {
-    pub ns: f64,
-    pub bytes: usize,
+pub fn print() {
+    println!("\n### Cost, one core, 100000 entities live, visited in shuffled order\n");
+    println!("| detector | ns a point | bytes a metric |");
+    println!("|---|---|---|");
+    for name in ["auto(tier=lean)", "auto(tier=standard)", "auto"] {
+        if let Ok(detector) = build(name, 1) {
+            let cost = visit(&*detector, 100_000, 300, 3);
+            println!("| {name} | {:.0} | {} |", cost.ns, cost.bytes);
+        }
+    }
+    println!("\n| 1000000 lean metrics | |");
+    println!("|---|---|");
+    match build("auto(tier=lean)", 1).and_then(|detector| slab(&*detector, 1_000_000)) {
+        Ok((written, read, same, bytes)) => {
+            println!("| snapshot | {written:.2} s |\n| restore | {read:.2} s |");
+            println!("| bit-equal | {same} |\n| size | {} MB |", bytes / 1_000_000);
+        }
+        Err(error) => println!("| {error} | |"),
+    }
+}
+
+struct Cost {
+    ns: f64,
+    bytes: usize,
 }
 
 /// Every entity learns `warm_rows` first; then each is visited once a round, in another order each round.
-pub fn visit(detector: &dyn Detector, entities: usize, warm_rows: usize, rounds: usize) -> Cost {
+fn visit(detector: &dyn Detector, entities: usize, warm_rows: usize, rounds: usize) -> Cost {
     let mut random = Random::new(1);
     let mut out = Score::default();
     let mut states: Vec<Box<dyn State>> = (0..entities).map(|entity| detector.fresh(entity as u64)).collect();
@@ -66,7 +87,7 @@ pub fn visit(detector: &dyn Detector, entities: usize, warm_rows: usize, rounds:
 }
 
 /// Seconds to write and to read back as many entities, and whether the bytes are the same again.
-pub fn slab(detector: &dyn Detector, entities: usize) -> Result<(f64, f64, bool, usize), detector::Error> {
+fn slab(detector: &dyn Detector, entities: usize) -> Result<(f64, f64, bool, usize), detector::Error> {
     let mut out = Score::default();
     let mut random = Random::new(2);
     let states: Vec<Box<dyn State>> = (0..entities)

@@ -133,14 +133,28 @@ pub fn event_f1(alarms: &[bool], labels: &[bool]) -> f64 {
     }
 }
 
-/// Median rows from an event's start to its first alarm, over the events found.
-pub fn delay(alarms: &[bool], labels: &[bool]) -> Option<usize> {
-    let mut delays: Vec<usize> = events(labels)
+/// Rows from the start of each event that was found to its first alarm.
+pub fn delays(alarms: &[bool], labels: &[bool]) -> Vec<usize> {
+    events(labels)
         .iter()
         .filter_map(|(from, to)| alarms[*from..*to].iter().position(|alarm| *alarm))
-        .collect();
-    delays.sort_unstable();
-    delays.get(delays.len() / 2).copied()
+        .collect()
+}
+
+/// Point F1 at the threshold that is best in hindsight.
+pub fn best_f1(scores: &[f64], labels: &[bool]) -> f64 {
+    let mut order: Vec<usize> = (0..scores.len()).collect();
+    order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
+    let labelled = labels.iter().filter(|label| **label).count();
+    let (mut hits, mut best) = (0, 0.0f64);
+    for (at, row) in order.iter().enumerate() {
+        hits += usize::from(labels[*row]);
+        let ties = order.get(at + 1).is_some_and(|next| scores[*next] == scores[*row]);
+        if !ties {
+            best = best.max(2.0 * hits as f64 / (at + 1 + labelled) as f64);
+        }
+    }
+    best
 }
 
 /// Alarmed and all rows of labelled events of at least `rows_min` rows.
@@ -162,9 +176,7 @@ pub fn away_from(labels: &[bool]) -> Vec<bool> {
     let mut away = vec![true; labels.len()];
     for (from, to) in events(labels) {
         let width = to - from;
-        for row in from.saturating_sub(width)..(to + width).min(labels.len()) {
-            away[row] = false;
-        }
+        away[from.saturating_sub(width)..(to + width).min(labels.len())].fill(false);
     }
     away
 }

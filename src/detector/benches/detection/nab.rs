@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 pub struct Series {
+    /// Folder and file, for people.
+    pub name: String,
     pub times_ms: Vec<i64>,
     pub values: Vec<f64>,
     /// Per row: weight in a sweep, and where the row lies.
@@ -51,6 +53,7 @@ pub fn load(directory: &Path) -> Result<Vec<Series>, String> {
             .collect();
         let windows = windows.ok_or_else(|| format!("{name}: window"))?;
         all.push(Series {
+            name,
             layout: layout(&times_ms, &windows)?,
             times_ms,
             values,
@@ -138,9 +141,8 @@ impl Series {
                 .iter()
                 .take_while(|(_, place)| *place == Place::Window(window))
                 .count();
-            for row in at.saturating_sub(width)..(at + 2 * width).min(quiet.len()) {
-                quiet[row] = false;
-            }
+            let end = (at + 2 * width).min(quiet.len());
+            quiet[at.saturating_sub(width)..end].fill(false);
             at += width;
         }
         quiet
@@ -172,7 +174,7 @@ pub fn score_at(corpus: &[(&Series, &[f64])], threshold: f64) -> Scores {
 }
 
 /// Each profile at the threshold that is best for it in hindsight, as published figures are made.
-pub fn score_swept(corpus: &[(&Series, &[f64])]) -> (Scores, [f64; 3]) {
+pub fn score_swept(corpus: &[(&Series, &[f64])]) -> Scores {
     let mut rows = Vec::new();
     let mut windows = 0;
     for (series, scores) in corpus {
@@ -186,17 +188,13 @@ pub fn score_swept(corpus: &[(&Series, &[f64])]) -> (Scores, [f64; 3]) {
         windows += series.windows;
     }
     rows.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let mut thresholds = [0.0; 3];
-    let mut at = 0;
-    let scores = PROFILES.map(|[hit, false_alarm, miss]| {
+    PROFILES.map(|[hit, false_alarm, miss]| {
         let mut best = vec![-miss; windows];
         let mut total = -miss * windows as f64;
-        let (mut highest, mut threshold, mut current) = (total, f64::INFINITY, f64::INFINITY);
+        let (mut highest, mut current) = (total, f64::INFINITY);
         for (score, weight, window) in &rows {
             if *score != current {
-                if total > highest {
-                    (highest, threshold) = (total, current);
-                }
+                highest = highest.max(total);
                 current = *score;
             }
             match window {
@@ -208,13 +206,7 @@ pub fn score_swept(corpus: &[(&Series, &[f64])]) -> (Scores, [f64; 3]) {
                 }
             }
         }
-        if total > highest {
-            (highest, threshold) = (total, current);
-        }
-        thresholds[at] = threshold;
-        at += 1;
         let windows = windows as f64;
-        100.0 * (highest + miss * windows) / ((hit + miss) * windows)
-    });
-    (scores, thresholds)
+        100.0 * (highest.max(total) + miss * windows) / ((hit + miss) * windows)
+    })
 }
