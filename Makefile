@@ -5,7 +5,7 @@ SEED ?= 1
 
 DATA ?= ../shared/data
 
-.PHONY: help demo test check bench bench-detection build format image
+.PHONY: help demo test check bench bench-choice bench-detection build format image
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 17
@@ -32,6 +32,9 @@ bench: ## records per second through a real Kafka, beside a raw consumer, and ns
 
 bench-detection: ## every detector on public labelled data: make bench-detection DATA=../shared/data
 	cargo bench -p detector --bench detection --locked -- --data $(abspath $(DATA))
+
+bench-choice: ## the learned choice of an action on public labelled incidents: make bench-choice DATA=../shared/data
+	cargo bench -p remediation --bench choice --locked -- --data $(abspath $(DATA))
 
 build: ## the programs: homeostat, homeostat-executor and the demonstration's shop
 	@.ci/need rust cc make perl

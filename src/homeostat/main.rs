@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use homeostat::{
-    commands::{control, demo, detect, run, schemas, status, validate},
+    commands::{backtest, choose, control, demo, detect, explain_decision, model, run, schemas, status, validate},
     error::{Found, NotHealed, Refused},
 };
 
@@ -36,6 +36,11 @@ enum Command {
     Resume(control::Resume),
     Mode(control::SetMode),
     Maintenance(control::Maintenance),
+    Train(choose::Train),
+    Choose(choose::Choose),
+    Model(model::Model),
+    Backtest(backtest::Backtest),
+    ExplainDecision(explain_decision::ExplainDecision),
     Schemas(schemas::Schemas),
     /// Prints every configuration key with its default.
     Config,
@@ -56,6 +61,11 @@ fn main() -> ExitCode {
         Command::Resume(command) => command.run(),
         Command::Mode(command) => command.run(),
         Command::Maintenance(command) => command.run(),
+        Command::Train(command) => command.run(),
+        Command::Choose(command) => command.run(),
+        Command::Model(command) => command.run(),
+        Command::Backtest(command) => command.run(),
+        Command::ExplainDecision(command) => command.run(),
         Command::Schemas(command) => command.run(),
         Command::Config => {
             print!("{}", homeostat::config::DEFAULTS);

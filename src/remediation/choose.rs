@@ -10,6 +10,7 @@ mod evaluate;
 mod forest;
 mod history;
 mod model;
+pub mod table;
 
 pub use bandit::{Arm, Draw, draw};
 pub use encode::{Encoder, Value};

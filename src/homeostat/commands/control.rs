@@ -34,10 +34,10 @@ impl Fleet {
 pub struct Author {
     /// Who says so
     #[arg(long, env = "USER", default_value = "operator")]
-    by: String,
+    pub by: String,
     /// Why
     #[arg(long, default_value = "")]
-    reason: String,
+    pub reason: String,
 }
 
 /// Stops every new action in the fleet at once.
@@ -119,7 +119,7 @@ pub struct Deny {
     author: Author,
 }
 
-fn parse_mode(text: &str) -> Result<Mode, String> {
+pub fn parse_mode(text: &str) -> Result<Mode, String> {
     serde_json::from_value(text.into()).map_err(|_| "one of off, shadow, approve, auto".to_owned())
 }
 

@@ -42,11 +42,7 @@ struct Owned {
 
 impl Decide {
     pub fn new(pipelines: &[Pipeline], topics: Topics, config: FleetConfig, panes_partitions: i32) -> Self {
-        let of = |pipeline: &Pipeline| {
-            let convert = |policy: &PolicySpec| policy_of(pipeline, policy, &topics);
-            pipeline.policies.iter().map(convert).collect::<Vec<_>>()
-        };
-        let policies = pipelines.iter().flat_map(of).collect();
+        let policies = policies(pipelines, &topics);
         Self {
             topics,
             config,
@@ -195,6 +191,15 @@ impl Owned {
                 .push((topic.to_owned(), record.offset, record.offset)),
         }
     }
+}
+
+/// The policies of pipelines, in their order.
+pub fn policies(pipelines: &[Pipeline], topics: &Topics) -> Vec<Policy> {
+    let of = |pipeline: &Pipeline| {
+        let convert = |policy: &PolicySpec| policy_of(pipeline, policy, topics);
+        pipeline.policies.iter().map(convert).collect::<Vec<_>>()
+    };
+    pipelines.iter().flat_map(of).collect()
 }
 
 /// The decided part of a policy, as `remediation` knows it.

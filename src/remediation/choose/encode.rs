@@ -9,7 +9,13 @@ const CATEGORIES_MAX: usize = 24;
 /// Words, and pairs of neighbouring words, kept of one text column.
 const WORDS_MAX: usize = 256;
 /// Words read of one text.
-const WORDS_READ_MAX: usize = 4096;
+const WORDS_READ_MAX: usize = 16_384;
+/// Words of a phrase that is short: an event, not a sentence.
+const PHRASE_MAX: usize = 5;
+
+/// How tables write that there is no value.
+const MISSING: [&str; 5] = ["nan", "na", "n/a", "null", "<na>"];
+const NUMBER_MAX: f64 = 1e150;
 
 /// A value of a feature.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -23,11 +29,12 @@ impl Value {
     /// As written in a table: a number where it reads as one; nothing where it is empty.
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.trim();
-        if text.is_empty() {
+        if text.is_empty() || MISSING.iter().any(|missing| text.eq_ignore_ascii_case(missing)) {
             return None;
         }
         Some(match text.parse::<f64>() {
-            Ok(number) if number.is_finite() => Self::Number(number),
+            // Beyond this, the middle between two numbers may be none.
+            Ok(number) if number.is_finite() => Self::Number(number.clamp(-NUMBER_MAX, NUMBER_MAX)),
             Ok(_) => return None,
             Err(_) => Self::Text(text.to_owned()),
         })
@@ -75,6 +82,10 @@ impl Encoder {
         self.columns.iter().map(|(_, kind)| kind.width()).sum()
     }
 
+    pub fn columns(&self) -> impl Iterator<Item = &str> {
+        self.columns.iter().map(|(name, _)| name.as_str())
+    }
+
     pub fn encode(&self, row: &BTreeMap<String, Value>) -> Vec<f64> {
         let mut out = Vec::with_capacity(self.width());
         let names = names(row);
@@ -107,7 +118,8 @@ impl Kind {
                 Value::Text(_) => None,
             })
             .collect();
-        if numbers.len() == values.len() {
+        // A stray text among numbers is a missing number.
+        if numbers.len() * 10 >= values.len() * 9 {
             return median(numbers).map(|median| Self::Number { median });
         }
         let mut counts: BTreeMap<String, usize> = BTreeMap::new();
@@ -205,17 +217,24 @@ fn is_gap(c: char) -> bool {
     !(c.is_alphanumeric() || "_-./".contains(c))
 }
 
-/// Words of a text in lower case, pairs of words that stand side by side in one phrase, and short phrases whole.
+/// Words of a text in lower case, pairs of words that stand side by side in one phrase (any two of a short one), and short
+/// phrases whole. A phrase ends at a bracket or semicolon; at a comma only in prose, for in a list of lists it parts words.
 fn words(text: &str, names: &Names) -> Vec<String> {
+    let nested = text.contains(['[', '{']);
+    let ends = |c: char| ";|\n[]{}()".contains(c) || !nested && ",\"".contains(c);
     let mut out = Vec::new();
-    for phrase in text.split([',', ';', '|', '\n', '[', ']', '{', '}', '(', ')', '"']) {
+    for phrase in text.split(ends) {
         let parts = phrase
             .split(is_gap)
             .filter(|word| !word.is_empty())
             .map(str::to_lowercase);
         let parts: Vec<String> = parts.map(|word| names.get(&word).cloned().unwrap_or(word)).collect();
-        out.extend(parts.windows(2).map(|pair| pair.join(" ")));
-        if (3..=5).contains(&parts.len()) {
+        let reach = if parts.len() <= PHRASE_MAX { PHRASE_MAX } else { 1 };
+        for (at, first) in parts.iter().enumerate() {
+            let seconds = parts[at + 1..].iter().take(reach);
+            out.extend(seconds.map(|second| format!("{first} {second}")));
+        }
+        if (3..=PHRASE_MAX).contains(&parts.len()) {
             out.push(parts.join(" "));
         }
         out.extend(parts);

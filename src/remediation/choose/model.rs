@@ -47,8 +47,6 @@ pub enum TrainError {
     Empty,
     #[error("incident {0:?} has no label")]
     Unlabelled(String),
-    #[error("incident {0:?} stands in the table twice")]
-    Twice(String),
     #[error("every incident has the label {0:?}: there is nothing to choose between")]
     OneLabel(String),
     #[error("no column tells incidents apart")]
@@ -101,13 +99,10 @@ impl Ranking {
 
 /// Learns from past incidents. The same table in any order of rows and the same options give the same model.
 pub fn train(examples: &[Example], options: &TrainOptions) -> Result<Model, TrainError> {
+    // An incident may have several rows, one per observation: what they say settles their order.
+    let written = |example: &Example| serde_json::to_string(&example.features).unwrap_or_default();
     let mut examples: Vec<&Example> = examples.iter().collect();
-    examples.sort_by(|a, b| a.incident.cmp(&b.incident));
-    for pair in examples.windows(2) {
-        if pair[0].incident == pair[1].incident {
-            return Err(TrainError::Twice(pair[0].incident.clone()));
-        }
-    }
+    examples.sort_by_cached_key(|example| (&example.incident, &example.label, written(example)));
     if let Some(unlabelled) = examples.iter().find(|example| example.label.trim().is_empty()) {
         return Err(TrainError::Unlabelled(unlabelled.incident.clone()));
     }
@@ -188,6 +183,18 @@ impl Model {
     /// Past incidents it was trained on.
     pub fn examples(&self) -> u64 {
         self.counts.iter().sum()
+    }
+
+    /// Share of the most frequent action among them: what is right without looking.
+    pub fn majority(&self) -> f64 {
+        let most = self.counts.iter().max().copied().unwrap_or(0);
+        most as f64 / self.examples().max(1) as f64
+    }
+
+    /// Columns the model reads that have a value in none of these rows.
+    pub fn columns_missing<'a>(&self, rows: impl Iterator<Item = &'a BTreeMap<String, Value>>) -> Vec<&str> {
+        let given: BTreeSet<&str> = rows.flat_map(BTreeMap::keys).map(String::as_str).collect();
+        self.encoder.columns().filter(|name| !given.contains(name)).collect()
     }
 
     pub fn to_json(&self) -> Vec<u8> {
