@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use homeostat::{
-    commands::{control, demo, run, schemas, status, validate},
+    commands::{control, demo, replay, run, schemas, status, validate},
     error::{Found, NotHealed, Refused},
 };
 
@@ -27,6 +27,7 @@ enum Command {
     Demo(demo::Demo),
     Validate(validate::Validate),
     Explain(validate::Explain),
+    Replay(replay::Replay),
     Status(status::Status),
     Incidents(status::Incidents),
     Approve(control::Approve),
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         Command::Demo(command) => command.run(),
         Command::Validate(command) => command.run(),
         Command::Explain(command) => command.run(),
+        Command::Replay(command) => command.run(),
         Command::Status(command) => command.run(),
         Command::Incidents(command) => command.run(),
         Command::Approve(command) => command.run(),

@@ -2,6 +2,7 @@
 
 pub mod control;
 pub mod demo;
+pub mod replay;
 pub mod run;
 pub mod schemas;
 pub mod status;
