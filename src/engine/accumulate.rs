@@ -7,8 +7,10 @@
 //! DataFusion's scalar accumulators and unlike its grouped ones, whose answer depends on the order of rows.
 //! Knows nothing of keys, panes or time. Fails when columns do not have the types that the plan promises.
 
+mod edge;
 mod numeric;
 mod other;
+mod pairs;
 mod quantile;
 mod rate;
 #[cfg(test)]
@@ -69,7 +71,7 @@ pub fn accumulator(spec: &AggregateSpec) -> Result<Box<dyn Accumulator>, Error> 
         AggregateKind::Sum => match spec.output {
             DataType::Int64 => Box::new(numeric::Sum::<Int64Type>::new()),
             DataType::UInt64 => Box::new(numeric::Sum::<UInt64Type>::new()),
-            DataType::Float64 => Box::new(numeric::Sum::<Float64Type>::new()),
+            DataType::Float64 => Box::new(numeric::FloatSum::default()),
             _ => return unsupported("sum"),
         },
         AggregateKind::Avg => Box::new(numeric::Avg::default()),
@@ -81,10 +83,23 @@ pub fn accumulator(spec: &AggregateSpec) -> Result<Box<dyn Accumulator>, Error> 
             Some(accumulator) => accumulator,
             None => return unsupported("max"),
         },
-        AggregateKind::Var => Box::new(numeric::Variance::new(numeric::Spread::Variance)),
-        AggregateKind::Stddev => Box::new(numeric::Variance::new(numeric::Spread::Deviation)),
+        AggregateKind::Var => Box::new(numeric::Variance::new(numeric::Spread::Variance, numeric::Of::Sample)),
+        AggregateKind::Stddev => Box::new(numeric::Variance::new(numeric::Spread::Deviation, numeric::Of::Sample)),
+        AggregateKind::VarPop => Box::new(numeric::Variance::new(
+            numeric::Spread::Variance,
+            numeric::Of::Population,
+        )),
+        AggregateKind::StddevPop => Box::new(numeric::Variance::new(
+            numeric::Spread::Deviation,
+            numeric::Of::Population,
+        )),
+        AggregateKind::Pairs(what) => Box::new(pairs::Pairs::new(*what)),
+        AggregateKind::First => Box::new(edge::Edge::new(edge::Side::First, spec.output.clone())?),
+        AggregateKind::Last => Box::new(edge::Edge::new(edge::Side::Last, spec.output.clone())?),
         AggregateKind::Quantile { q } => Box::new(quantile::Quantile::new(*q)),
-        AggregateKind::Rate => Box::new(rate::Rate::default()),
+        AggregateKind::Rate => Box::new(rate::Rate::new(rate::Measure::PerSecond)),
+        AggregateKind::Increase => Box::new(rate::Rate::new(rate::Measure::Increase)),
+        AggregateKind::Delta => Box::new(rate::Rate::new(rate::Measure::Delta)),
         AggregateKind::Other(function) => other::other(Arc::clone(function))?,
     })
 }

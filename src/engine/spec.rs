@@ -116,14 +116,40 @@ pub enum AggregateKind {
     /// Sample forms; NULL for one row.
     Var,
     Stddev,
+    VarPop,
+    StddevPop,
+    /// Of pairs of Float64, second argument first: the dependent variable leads, as in SQL's `regr_slope(y, x)`.
+    Pairs(PairStatistic),
+    /// The value at the least or greatest event time: args are value and event time. Of equal times the least value is
+    /// first and the greatest last.
+    First,
+    Last,
     /// By DDSketch: relative error at most 1 %.
     Quantile {
         q: f64,
     },
     /// Increase of a counter per second over the window, by event time, resets counted: args are value and event time.
     Rate,
+    /// Increase of a counter over the window, resets counted.
+    Increase,
+    /// Last value less the first, of a gauge.
+    Delta,
     /// Any other: state and merge through DataFusion.
     Other(Arc<AggregateFunctionExpr>),
+}
+
+/// What is told of pairs of numbers. Pairs with a NULL are left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PairStatistic {
+    Correlation,
+    CovarianceSample,
+    CovariancePopulation,
+    /// Of the least-squares line: change of the first per unit of the second.
+    Slope,
+    Intercept,
+    R2,
+    /// Slope over an event time in milliseconds, per second.
+    SlopePerSecond,
 }
 
 /// The windows of a view, in milliseconds. Window k is `[k·slide + offset, k·slide + offset + size)`.

@@ -10,6 +10,7 @@ pub mod log;
 pub mod observe;
 pub mod pipelines;
 pub mod processor;
+pub mod replay;
 pub mod signals;
 pub mod stages;
 pub mod topic_reader;

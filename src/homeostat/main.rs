@@ -4,7 +4,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use homeostat::{
-    commands::{backtest, choose, control, demo, detect, explain_decision, model, run, schemas, status, validate},
+    commands::{
+        backtest, choose, control, demo, detect, explain_decision, model, replay, run, schemas, status, validate,
+    },
     error::{Found, NotHealed, Refused},
 };
 
@@ -28,6 +30,7 @@ enum Command {
     Validate(validate::Validate),
     Explain(validate::Explain),
     Detect(detect::Detect),
+    Replay(replay::Replay),
     Status(status::Status),
     Incidents(status::Incidents),
     Approve(control::Approve),
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Command::Validate(command) => command.run(),
         Command::Explain(command) => command.run(),
         Command::Detect(command) => command.run(),
+        Command::Replay(command) => command.run(),
         Command::Status(command) => command.run(),
         Command::Incidents(command) => command.run(),
         Command::Approve(command) => command.run(),

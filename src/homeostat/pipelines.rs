@@ -85,6 +85,11 @@ pub fn compile(file: &File) -> Result<Pipeline, Diagnostics> {
     sql::compile(&file.name, &file.text, &Detectors)
 }
 
+/// Sources that a file declares, whether or not a view uses them.
+pub fn source_names(file: &File) -> Vec<String> {
+    sql::source_names(&file.text)
+}
+
 /// Compiles all of them, or says everything that is wrong with any.
 pub fn compile_all(files: &[File], color: bool) -> Result<Arc<[Pipeline]>, Refused> {
     let mut pipelines = Vec::new();

@@ -153,11 +153,18 @@ fn state(set: &PaneSetSpec) -> String {
     for aggregate in &set.aggregates {
         match &aggregate.kind {
             AggregateKind::Count => fixed += 8,
-            AggregateKind::Sum | AggregateKind::Min | AggregateKind::Max => fixed += 9,
-            AggregateKind::Avg => fixed += 16,
-            AggregateKind::Var | AggregateKind::Stddev => fixed += 24,
+            AggregateKind::Min | AggregateKind::Max => fixed += 9,
+            AggregateKind::Sum if aggregate.output.is_integer() => fixed += 9,
+            AggregateKind::Sum | AggregateKind::Avg => fixed += 24,
+            AggregateKind::Var | AggregateKind::Stddev | AggregateKind::VarPop | AggregateKind::StddevPop => {
+                fixed += 40;
+            }
+            AggregateKind::Pairs(_) => fixed += 88,
+            AggregateKind::First | AggregateKind::Last => growing.push("a value per first or last".to_owned()),
             AggregateKind::Quantile { .. } => growing.push("a sketch per quantile".to_owned()),
-            AggregateKind::Rate => growing.push("up to 16 KB of points per rate".to_owned()),
+            AggregateKind::Rate | AggregateKind::Increase | AggregateKind::Delta => {
+                growing.push("up to 16 KB of points per rate".to_owned());
+            }
             AggregateKind::Other(function) => growing.push(format!("the state of {}", function.fun().name())),
         }
     }

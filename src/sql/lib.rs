@@ -64,6 +64,12 @@ pub fn compile(name: &str, text: &str, catalog: &dyn DetectorCatalog) -> Result<
     on_large_stack(|| compile::compile(name, text, catalog))
 }
 
+/// Names of the sources that a text declares, used or not; what does not parse is left out.
+pub fn source_names(text: &str) -> Vec<String> {
+    let statements = compile::parsed(text, &mut Vec::new());
+    statements.sources.into_iter().map(|source| source.name.text).collect()
+}
+
 fn on_large_stack<T: Send>(work: impl FnOnce() -> Result<T, Diagnostics> + Send) -> Result<T, Diagnostics> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new()

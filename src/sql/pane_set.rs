@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use arrow::datatypes::{DataType, Schema};
+use arrow::datatypes::{DataType, Schema, TimeUnit};
 use datafusion::{
     common::{DFSchema, Result as PlanResult, plan_datafusion_err},
     execution::context::ExecutionProps,
@@ -17,7 +17,7 @@ use datafusion::{
         create_physical_expr,
     },
 };
-use engine::spec::{AggregateKind, AggregateSpec, PaneSetSpec, SourceSpec, ViewSpec, WindowSpec};
+use engine::spec::{AggregateKind, AggregateSpec, PairStatistic, PaneSetSpec, SourceSpec, ViewSpec, WindowSpec};
 
 use crate::{
     fingerprint::Fingerprint,
@@ -292,10 +292,50 @@ impl Planner {
                     .ok_or_else(|| plan_datafusion_err!("the share of a quantile is a constant"))?;
                 native(AggregateKind::Quantile { q }, float())
             }
+            ("var_pop", Some(data_type)) if is_number(data_type) => native(AggregateKind::VarPop, float()),
+            ("stddev_pop", Some(data_type)) if is_number(data_type) => native(AggregateKind::StddevPop, float()),
             ("rate", Some(_)) => Some((AggregateKind::Rate, args.to_vec())),
+            ("increase", Some(_)) => Some((AggregateKind::Increase, args.to_vec())),
+            ("delta", Some(_)) => Some((AggregateKind::Delta, args.to_vec())),
+            ("first", Some(_)) => Some((AggregateKind::First, args.to_vec())),
+            ("last", Some(_)) => Some((AggregateKind::Last, args.to_vec())),
+            ("slope", Some(_)) => match args {
+                [value, time] => {
+                    let ms = cast(
+                        time,
+                        &DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into())),
+                        None,
+                    );
+                    let ms = cast(&ms, &DataType::Int64, None);
+                    let args = vec![value.clone(), cast(&ms, &DataType::Float64, None)];
+                    Some((AggregateKind::Pairs(PairStatistic::SlopePerSecond), args))
+                }
+                _ => None,
+            },
+            (name, Some(_)) => match (pair_statistic(name), args) {
+                (Some(statistic), [y, x]) => {
+                    let float = |arg: &Expr| -> PlanResult<Expr> {
+                        Ok(cast(arg, &DataType::Float64, Some(&arg.get_type(&self.schema)?)))
+                    };
+                    Some((AggregateKind::Pairs(statistic), vec![float(y)?, float(x)?]))
+                }
+                _ => None,
+            },
             _ => None,
         })
     }
+}
+
+fn pair_statistic(function: &str) -> Option<PairStatistic> {
+    Some(match function {
+        "corr" => PairStatistic::Correlation,
+        "covar_samp" => PairStatistic::CovarianceSample,
+        "covar_pop" => PairStatistic::CovariancePopulation,
+        "regr_slope" => PairStatistic::Slope,
+        "regr_intercept" => PairStatistic::Intercept,
+        "regr_r2" => PairStatistic::R2,
+        _ => return None,
+    })
 }
 
 fn cast(arg: &Expr, wanted: &DataType, has: Option<&DataType>) -> Expr {

@@ -76,8 +76,10 @@ impl View {
         let keys = self.keys.iter().map(|key| Arc::clone(&key.field));
         let windows = WINDOW_COLUMNS.map(|name| Arc::new(Field::new(name, window_type(), false)));
         let aggregates = self.aggregates.iter().enumerate().map(|(index, aggregate)| {
-            let field = aggregate.output.as_ref().clone();
-            Arc::new(field.with_name(aggregate_name(index)))
+            let field = aggregate.output.as_ref().clone().with_name(aggregate_name(index));
+            // A window that is filled in has no count either.
+            let nullable = field.is_nullable() || self.fill_missing_windows > 0;
+            Arc::new(field.with_nullable(nullable))
         });
         Schema::new(keys.chain(windows).chain(aggregates).collect::<Vec<FieldRef>>())
     }
@@ -513,17 +515,13 @@ fn mergeable(function: &AggregateFunction, span: Span) -> Result<(), Diagnostic>
     let name = function.func.name();
     let refuse = |message: String, help: &str| Err(Diagnostic::new(message, span).help(help));
     match name {
-        "median" | "percentile_cont" => refuse(
-            format!("`{name}` would hold every value of a window"),
-            "use quantile(x, 0.5), which is within 1 %",
-        ),
         "array_agg" | "string_agg" => refuse(
             format!("`{name}` would hold every value of a window"),
             "use count(DISTINCT x) or approx_distinct(x)",
         ),
         "first_value" | "last_value" | "nth_value" | "any_value" => refuse(
             format!("`{name}` depends on the order in which partitions are read, so its partials do not add up"),
-            "use min, max or avg",
+            "use first(x) or last(x), which go by event time",
         ),
         "grouping" => refuse(
             "`grouping` needs grouping sets, which are not supported".into(),

@@ -1,4 +1,7 @@
 //! Aggregates whose state is a few numbers: count, sum, avg, min, max, variance.
+//!
+//! Sums of floats carry what rounding takes from them ([`Total`]), so that a result does not depend on how rows were split
+//! over partitions, batches and panes, or on the order in which they came.
 
 use std::{cmp::Ordering, mem, sync::Arc};
 
@@ -67,7 +70,199 @@ impl Accumulator for Count {
     }
 }
 
-/// Sums; integers wrap as DataFusion's do. NULL without a row.
+/// A sum of floats with the rounding errors made on the way, by Knuth's exact addition.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Total {
+    pub sum: f64,
+    /// What is missing from `sum`.
+    pub rest: f64,
+}
+
+impl Total {
+    #[inline]
+    pub fn add(&mut self, value: f64) {
+        let sum = self.sum + value;
+        let added = sum - self.sum;
+        self.rest += (self.sum - (sum - added)) + (value - added);
+        self.sum = sum;
+    }
+
+    /// Adds the exact product of two numbers.
+    #[inline]
+    pub fn add_product(&mut self, left: f64, right: f64) {
+        let product = left * right;
+        self.add(product);
+        self.rest += left.mul_add(right, -product);
+    }
+
+    pub fn merge(&mut self, other: Self) {
+        self.add(other.sum);
+        self.rest += other.rest;
+    }
+
+    pub fn value(self) -> f64 {
+        self.normal().sum
+    }
+
+    /// The nearest float, and what is missing from it. Beyond the finite numbers nothing is missing.
+    pub fn normal(self) -> Self {
+        let sum = self.sum + self.rest;
+        if !sum.is_finite() {
+            return Self {
+                sum: if self.sum.is_finite() { sum } else { self.sum },
+                rest: 0.0,
+            };
+        }
+        Self {
+            sum,
+            rest: self.rest - (sum - self.sum),
+        }
+    }
+}
+
+/// Sum of co-deviations of `count` pairs: `products - left · right / count`, as exact as the totals are. What is left of
+/// equal values by rounding is zero.
+pub(super) fn codeviation(count: i64, left: Total, right: Total, products: Total) -> f64 {
+    let (left, right, products) = (left.normal(), right.normal(), products.normal());
+    let count = count as f64;
+    let high = left.sum * right.sum;
+    let low = left.sum.mul_add(right.sum, -high) + left.sum * right.rest + left.rest * right.sum;
+    let share = high / count;
+    let share_rest = (share.mul_add(-count, high) + low) / count;
+    let deviation = (products.sum - share) + (products.rest - share_rest);
+    if deviation.abs() <= share.abs() * ROUNDING {
+        0.0
+    } else {
+        deviation
+    }
+}
+
+/// 2⁻⁹⁶: what totals of a hundred bits and more cannot tell from zero.
+const ROUNDING: f64 = 1.0 / (1u128 << 96) as f64;
+
+pub(super) fn total_fields(name: &str) -> [FieldRef; 2] {
+    [
+        field(name, DataType::Float64, false),
+        field(&format!("{name}_rest"), DataType::Float64, false),
+    ]
+}
+
+/// Totals as two columns of state.
+pub(super) fn total_columns(totals: impl Iterator<Item = Total> + Clone) -> [ArrayRef; 2] {
+    [
+        column::<Float64Type>(totals.clone().map(|total| total.sum).collect(), None),
+        column::<Float64Type>(totals.map(|total| total.rest).collect(), None),
+    ]
+}
+
+/// Totals from two columns of state, the first of them at `index`.
+pub(super) fn totals(
+    what: &'static str,
+    state: &[ArrayRef],
+    index: usize,
+) -> Result<impl Fn(usize) -> Total + use<>, Error> {
+    let sums = primitive::<Float64Type>(what, state, index, &DataType::Float64)?;
+    let rests = primitive::<Float64Type>(what, state, index + 1, &DataType::Float64)?;
+    Ok(move |row| Total {
+        sum: sums.value(row),
+        rest: rests.value(row),
+    })
+}
+
+/// Sum of Float64. NULL without a row.
+#[derive(Default)]
+pub struct FloatSum {
+    sums: Vec<(i64, Total)>,
+}
+
+impl Accumulator for FloatSum {
+    fn update(
+        &mut self,
+        groups: &[u32],
+        args: &[ArrayRef],
+        filter: Option<&BooleanArray>,
+        group_count: usize,
+    ) -> Result<(), Error> {
+        add_floats("argument of sum", &mut self.sums, groups, args, filter, group_count)
+    }
+
+    fn state_fields(&self) -> Vec<FieldRef> {
+        counted_fields()
+    }
+
+    fn state(&mut self) -> Result<Vec<ArrayRef>, Error> {
+        Ok(counted_columns(&mut self.sums))
+    }
+
+    fn merge(&mut self, groups: &[u32], state: &[ArrayRef], group_count: usize) -> Result<(), Error> {
+        merge_counted("state of sum", &mut self.sums, groups, state, group_count)
+    }
+
+    fn evaluate(&mut self) -> Result<ArrayRef, Error> {
+        let sums = mem::take(&mut self.sums);
+        let seen = sums.iter().map(|(count, _)| *count > 0).collect();
+        let values = sums.into_iter().map(|(_, sum)| sum.value());
+        Ok(column::<Float64Type>(values.collect(), validity(seen)))
+    }
+
+    fn size(&self) -> usize {
+        bytes(&self.sums)
+    }
+}
+
+fn add_floats(
+    what: &'static str,
+    sums: &mut Vec<(i64, Total)>,
+    groups: &[u32],
+    args: &[ArrayRef],
+    filter: Option<&BooleanArray>,
+    group_count: usize,
+) -> Result<(), Error> {
+    grow(sums, group_count, (0, Total::default()));
+    let array = primitive::<Float64Type>(what, args, 0, &DataType::Float64)?;
+    each(groups, &array, filter, |group, value| {
+        let (count, sum) = &mut sums[group];
+        *count += 1;
+        sum.add(value);
+    });
+    Ok(())
+}
+
+fn counted_fields() -> Vec<FieldRef> {
+    let mut fields = vec![field("count", DataType::Int64, false)];
+    fields.extend(total_fields("sum"));
+    fields
+}
+
+fn counted_columns(sums: &mut Vec<(i64, Total)>) -> Vec<ArrayRef> {
+    let sums = mem::take(sums);
+    let mut columns = vec![column::<Int64Type>(
+        sums.iter().map(|(count, _)| *count).collect(),
+        None,
+    )];
+    columns.extend(total_columns(sums.iter().map(|(_, sum)| *sum)));
+    columns
+}
+
+fn merge_counted(
+    what: &'static str,
+    sums: &mut Vec<(i64, Total)>,
+    groups: &[u32],
+    state: &[ArrayRef],
+    group_count: usize,
+) -> Result<(), Error> {
+    grow(sums, group_count, (0, Total::default()));
+    let counts = primitive::<Int64Type>(what, state, 0, &DataType::Int64)?;
+    let others = totals(what, state, 1)?;
+    for (row, group) in groups.iter().enumerate() {
+        let (count, sum) = &mut sums[*group as usize];
+        *count += counts.value(row);
+        sum.merge(others(row));
+    }
+    Ok(())
+}
+
+/// Sums of integers, which wrap as DataFusion's do. NULL without a row.
 pub struct Sum<T: ArrowPrimitiveType> {
     sums: Vec<T::Native>,
     seen: Vec<bool>,
@@ -134,7 +329,7 @@ impl<T: ArrowPrimitiveType> Accumulator for Sum<T> {
 /// Mean of Float64. NULL without a row.
 #[derive(Default)]
 pub struct Avg {
-    sums: Vec<(i64, f64)>,
+    sums: Vec<(i64, Total)>,
 }
 
 impl Accumulator for Avg {
@@ -145,49 +340,28 @@ impl Accumulator for Avg {
         filter: Option<&BooleanArray>,
         group_count: usize,
     ) -> Result<(), Error> {
-        grow(&mut self.sums, group_count, (0, 0.0));
-        let array = primitive::<Float64Type>("argument of avg", args, 0, &DataType::Float64)?;
-        each(groups, &array, filter, |group, value| {
-            let (count, sum) = &mut self.sums[group];
-            *count += 1;
-            *sum += value;
-        });
-        Ok(())
+        add_floats("argument of avg", &mut self.sums, groups, args, filter, group_count)
     }
 
     fn state_fields(&self) -> Vec<FieldRef> {
-        vec![
-            field("count", DataType::Int64, false),
-            field("sum", DataType::Float64, false),
-        ]
+        counted_fields()
     }
 
     fn state(&mut self) -> Result<Vec<ArrayRef>, Error> {
-        let (counts, sums) = mem::take(&mut self.sums).into_iter().unzip();
-        Ok(vec![
-            column::<Int64Type>(counts, None),
-            column::<Float64Type>(sums, None),
-        ])
+        Ok(counted_columns(&mut self.sums))
     }
 
     fn merge(&mut self, groups: &[u32], state: &[ArrayRef], group_count: usize) -> Result<(), Error> {
-        grow(&mut self.sums, group_count, (0, 0.0));
-        let counts = primitive::<Int64Type>("state of avg", state, 0, &DataType::Int64)?;
-        let sums = primitive::<Float64Type>("state of avg", state, 1, &DataType::Float64)?;
-        for ((group, more), value) in groups.iter().zip(counts.values()).zip(sums.values()) {
-            let (count, sum) = &mut self.sums[*group as usize];
-            *count += more;
-            *sum += value;
-        }
-        Ok(())
+        merge_counted("state of avg", &mut self.sums, groups, state, group_count)
     }
 
     fn evaluate(&mut self) -> Result<ArrayRef, Error> {
         let sums = mem::take(&mut self.sums);
         let seen = sums.iter().map(|(count, _)| *count > 0).collect();
-        let means = sums
-            .into_iter()
-            .map(|(count, sum)| if count > 0 { sum / count as f64 } else { 0.0 });
+        let means = sums.into_iter().map(|(count, sum)| match count {
+            0 => 0.0,
+            count => sum.value() / count as f64,
+        });
         Ok(column::<Float64Type>(means.collect(), validity(seen)))
     }
 
@@ -326,23 +500,44 @@ pub enum Spread {
     Deviation,
 }
 
+/// What the sum of squares is divided by.
+#[derive(Clone, Copy)]
+pub enum Of {
+    /// One less than the rows: NULL below two.
+    Sample,
+    /// The rows: NULL without one.
+    Population,
+}
+
+impl Of {
+    /// The divisor for so many rows, if there are enough.
+    pub(super) fn divisor(self, count: i64) -> Option<f64> {
+        match self {
+            Self::Sample => (count > 1).then(|| (count - 1) as f64),
+            Self::Population => (count > 0).then_some(count as f64),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Default)]
 struct Moments {
     count: i64,
-    mean: f64,
-    m2: f64,
+    sum: Total,
+    squares: Total,
 }
 
-/// Sample variance or standard deviation of Float64, by Welford's update and Chan's merge. NULL below two rows.
+/// Variance or standard deviation of Float64.
 pub struct Variance {
     spread: Spread,
+    of: Of,
     moments: Vec<Moments>,
 }
 
 impl Variance {
-    pub fn new(spread: Spread) -> Self {
+    pub fn new(spread: Spread, of: Of) -> Self {
         Self {
             spread,
+            of,
             moments: Vec::new(),
         }
     }
@@ -361,70 +556,53 @@ impl Accumulator for Variance {
         each(groups, &array, filter, |group, value| {
             let moments = &mut self.moments[group];
             moments.count += 1;
-            let before = value - moments.mean;
-            moments.mean += before / moments.count as f64;
-            moments.m2 += before * (value - moments.mean);
+            moments.sum.add(value);
+            moments.squares.add_product(value, value);
         });
         Ok(())
     }
 
     fn state_fields(&self) -> Vec<FieldRef> {
-        vec![
-            field("count", DataType::Int64, false),
-            field("mean", DataType::Float64, false),
-            field("m2", DataType::Float64, false),
-        ]
+        let mut fields = vec![field("count", DataType::Int64, false)];
+        fields.extend(total_fields("sum"));
+        fields.extend(total_fields("squares"));
+        fields
     }
 
     fn state(&mut self) -> Result<Vec<ArrayRef>, Error> {
         let moments = mem::take(&mut self.moments);
-        Ok(vec![
-            column::<Int64Type>(moments.iter().map(|m| m.count).collect(), None),
-            column::<Float64Type>(moments.iter().map(|m| m.mean).collect(), None),
-            column::<Float64Type>(moments.iter().map(|m| m.m2).collect(), None),
-        ])
+        let mut columns = vec![column::<Int64Type>(moments.iter().map(|m| m.count).collect(), None)];
+        columns.extend(total_columns(moments.iter().map(|m| m.sum)));
+        columns.extend(total_columns(moments.iter().map(|m| m.squares)));
+        Ok(columns)
     }
 
     fn merge(&mut self, groups: &[u32], state: &[ArrayRef], group_count: usize) -> Result<(), Error> {
+        const WHAT: &str = "state of variance";
         grow(&mut self.moments, group_count, Moments::default());
-        let counts = primitive::<Int64Type>("state of variance", state, 0, &DataType::Int64)?;
-        let means = primitive::<Float64Type>("state of variance", state, 1, &DataType::Float64)?;
-        let m2s = primitive::<Float64Type>("state of variance", state, 2, &DataType::Float64)?;
+        let counts = primitive::<Int64Type>(WHAT, state, 0, &DataType::Int64)?;
+        let (sums, squares) = (totals(WHAT, state, 1)?, totals(WHAT, state, 3)?);
         for (row, group) in groups.iter().enumerate() {
-            let other = Moments {
-                count: counts.value(row),
-                mean: means.value(row),
-                m2: m2s.value(row),
-            };
             let moments = &mut self.moments[*group as usize];
-            if other.count == 0 {
-                continue;
-            }
-            if moments.count == 0 {
-                *moments = other;
-                continue;
-            }
-            let (left, right) = (moments.count as f64, other.count as f64);
-            let delta = other.mean - moments.mean;
-            moments.count += other.count;
-            let count = moments.count as f64;
-            moments.mean += delta * right / count;
-            moments.m2 += other.m2 + delta * delta * left * right / count;
+            moments.count += counts.value(row);
+            moments.sum.merge(sums(row));
+            moments.squares.merge(squares(row));
         }
         Ok(())
     }
 
     fn evaluate(&mut self) -> Result<ArrayRef, Error> {
-        let moments = mem::take(&mut self.moments);
-        let seen = moments.iter().map(|m| m.count > 1).collect();
-        let values = moments.iter().map(|m| {
-            let variance = if m.count > 1 { m.m2 / (m.count - 1) as f64 } else { 0.0 };
-            match self.spread {
+        let values = mem::take(&mut self.moments).into_iter().map(|moments| {
+            let divisor = self.of.divisor(moments.count)?;
+            let deviation = codeviation(moments.count, moments.sum, moments.sum, moments.squares);
+            // A NaN stays one.
+            let variance = if deviation < 0.0 { 0.0 } else { deviation / divisor };
+            Some(match self.spread {
                 Spread::Variance => variance,
                 Spread::Deviation => variance.sqrt(),
-            }
+            })
         });
-        Ok(column::<Float64Type>(values.collect(), validity(seen)))
+        Ok(Arc::new(values.collect::<PrimitiveArray<Float64Type>>()))
     }
 
     fn size(&self) -> usize {

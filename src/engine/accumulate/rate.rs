@@ -1,8 +1,9 @@
-//! Increase of a counter per second, as Prometheus' `rate` without its extrapolation.
+//! Increase of a counter, in all or per second, as Prometheus' `increase` and `rate` without their extrapolation.
 //!
 //! Over the points of a window in event-time order, the increase is the sum of the differences, where a value below its
 //! predecessor is a restart from zero and counts whole. The rate is the increase divided by the time from the first point
-//! to the last; NULL for fewer than two points in time. NULL and non-finite values, and points without a time, are no points.
+//! to the last; NULL for fewer than two points in time. The delta is the last value less the first, restarts or not: of a
+//! gauge. NULL and non-finite values, and points without a time, are no points.
 //!
 //! One counter may come through several source partitions and out of order, so a partial is its points, sorted; merging
 //! interleaves them, and the answer does not depend on how rows were split. Beyond [`POINTS_MAX`] per group, points inside a
@@ -24,12 +25,27 @@ use crate::error::Error;
 /// Points kept per group: 16 KB.
 pub const POINTS_MAX: usize = 1_024;
 
-#[derive(Default)]
+/// What is told of the points.
+#[derive(Clone, Copy)]
+pub enum Measure {
+    PerSecond,
+    Increase,
+    Delta,
+}
+
 pub struct Rate {
+    measure: Measure,
     groups: Vec<Points>,
 }
 
 impl Rate {
+    pub fn new(measure: Measure) -> Self {
+        Self {
+            measure,
+            groups: Vec::new(),
+        }
+    }
+
     fn grow(&mut self, group_count: usize) {
         if self.groups.len() < group_count {
             self.groups.resize_with(group_count, Points::default);
@@ -106,7 +122,7 @@ impl Accumulator for Rate {
         let groups = std::mem::take(&mut self.groups);
         let mut builder = Float64Builder::with_capacity(groups.len());
         for group in groups {
-            builder.append_option(group.per_second());
+            builder.append_option(group.measure(self.measure));
         }
         Ok(Arc::new(builder.finish()))
     }
@@ -222,14 +238,18 @@ impl Points {
         self.points = kept;
     }
 
-    fn per_second(&self) -> Option<f64> {
+    fn measure(&self, measure: Measure) -> Option<f64> {
         let (first, last) = (self.points.first()?, self.points.last()?);
         let span = i128::from(last.0) - i128::from(first.0);
         if span <= 0 {
             return None;
         }
         let increase = last.1 - first.1 + self.lost + lost(&self.points);
-        Some(increase / (span as f64 / 1e9))
+        Some(match measure {
+            Measure::PerSecond => increase / (span as f64 / 1e9),
+            Measure::Increase => increase,
+            Measure::Delta => last.1 - first.1,
+        })
     }
 }
 

@@ -190,7 +190,7 @@ fn names_that_come_and_go_do_not_add_up() {
         );
         assert_eq!(rows.num_rows(), 220 + usize::from(pane > 0));
         sum += rows
-            .column(3)
+            .column(4)
             .as_primitive::<Float64Type>()
             .values()
             .iter()

@@ -8,6 +8,7 @@ pub mod detect;
 pub mod explain_decision;
 pub mod model;
 pub mod recording;
+pub mod replay;
 pub mod run;
 pub mod schemas;
 pub mod status;

@@ -138,6 +138,16 @@ struct Part {
     restored: Option<ProgressRecord>,
 }
 
+/// Sees what becomes of windows, alarm or not: what a replay writes down.
+pub trait Tap: Send {
+    /// A window closed; its rows may be none.
+    fn closed(&mut self, window: &ClosedWindow);
+    /// A detector scored one row of a window.
+    fn scored(&mut self, score: &Anomaly);
+    /// A silence detector spoke.
+    fn silent(&mut self, score: &Anomaly);
+}
+
 /// Counters for the operator.
 #[derive(Default)]
 struct Counts {
@@ -158,6 +168,7 @@ pub struct Detect {
     parts: BTreeMap<TopicPartition, Part>,
     counts: Counts,
     urgent: bool,
+    tap: Option<Box<dyn Tap>>,
 }
 
 impl Detect {
@@ -190,7 +201,14 @@ impl Detect {
             parts: BTreeMap::new(),
             counts: Counts::default(),
             urgent: false,
+            tap: None,
         })
+    }
+
+    /// Shows everything to `tap`, too.
+    pub fn tapped(mut self, tap: Box<dyn Tap>) -> Self {
+        self.tap = Some(tap);
+        self
     }
 
     fn part(&mut self, partition: &TopicPartition) -> Result<&mut Part, StageError> {
@@ -238,7 +256,7 @@ impl Detect {
                     self.forward_time(part, &record, spoken, first_end, out);
                 }
             }
-            Err(error) => self.reject(&record, &error.to_string(), live, out),
+            Err(error) => self.reject(&record, &chain(&error), live, out),
         }
         Ok(())
     }
@@ -296,6 +314,10 @@ impl Detect {
     ) -> Result<(), StageError> {
         self.counts.windows += u64::from(live);
         self.counts.rows += if live { window.rows.num_rows() as u64 } else { 0 };
+        let mut tap = self.tap.as_mut().filter(|_| live);
+        if let Some(tap) = &mut tap {
+            tap.closed(window);
+        }
         for (at, watch) in self.watches.iter().enumerate() {
             let input = DetectorInput::View(window.view);
             if watch.pipeline != window.pipeline || watch.spec.input != input || window.rows.num_rows() == 0 {
@@ -307,9 +329,12 @@ impl Detect {
             for (row, score) in scored.iter().enumerate() {
                 let Some((key, score)) = score else { continue };
                 let entity = part.entities[at].get_mut(key).expect("scored above");
-                let Some(change) = watch.alarm(&mut entity.meta.alarm, score.is_anomaly(), &rulings, row) else {
-                    continue;
-                };
+                let change = watch.alarm(&mut entity.meta.alarm, score.is_anomaly(), &rulings, row);
+                if let Some(tap) = &mut tap {
+                    let change = change.clone().unwrap_or_default();
+                    tap.scored(&watch.anomaly(&window.rows, row, window, score, change));
+                }
+                let Some(change) = change else { continue };
                 if live {
                     let anomaly = watch.anomaly(&window.rows, row, window, score, change);
                     self.counts.anomalies += 1;
@@ -350,6 +375,9 @@ impl Detect {
                 entity.meta.alarm = Alarm::default();
                 let anomaly = watch.silence(&entity.meta, before, seen, 0.0, true, Vec::new());
                 if live {
+                    if let Some(tap) = &mut self.tap {
+                        tap.silent(&anomaly);
+                    }
                     self.counts.anomalies += 1;
                     self.urgent = true;
                     out.push(watch.event(&self.topics, &entity.meta.target, &anomaly));
@@ -397,6 +425,9 @@ impl Detect {
                             .met_in_silence(&entity.meta, said as f64)
                             .map_err(|error| StageError::Fatal(format!("{}: {error}", watch.id)))?;
                         let anomaly = watch.silence(&entity.meta, last, end, said as f64, healthy, meets);
+                        if let Some(tap) = &mut self.tap {
+                            tap.silent(&anomaly);
+                        }
                         self.counts.anomalies += 1;
                         self.urgent = true;
                         out.push(watch.event(&self.topics, &entity.meta.target, &anomaly));
@@ -485,6 +516,12 @@ impl Detect {
         let event = CloudEvent::new(key, tenant, &source, cloudevent::PROGRESS, "progress", part.clock_ms);
         event.output(self.topics.anomalies(), &data)
     }
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// The windows of silence to speak of now: the first eight one by one, then every doubling, so that a dead entity does not
@@ -783,7 +820,7 @@ struct Ruling {
     clear: Option<BooleanArray>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Change {
     meets: Vec<String>,
     clears: Vec<String>,

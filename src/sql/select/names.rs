@@ -11,6 +11,7 @@ use super::DEPTH_MAX;
 use crate::{
     catalog::{Function as Found, Functions},
     diagnostic::{Diagnostic, did_you_mean},
+    functions::takes_event_time,
     source::WINDOW_COLUMNS,
     text::{LineMap, find},
 };
@@ -183,7 +184,9 @@ impl Names<'_> {
             return;
         };
         match name {
-            "rate" if list.args.len() == 1 => list.args.push(argument(Expr::Identifier(Ident::new(&self.event_time)))),
+            name if takes_event_time(name) && list.args.len() == 1 => {
+                list.args.push(argument(Expr::Identifier(Ident::new(&self.event_time))))
+            }
             "variance" => rename(function, "var"),
             "approx_median" if list.args.len() == 1 => {
                 list.args.push(argument(number("0.5")));

@@ -453,7 +453,7 @@ impl Harness {
         panes.retain(|(_, header, _)| header.set == set.fingerprint);
         panes.sort_by_key(|(target, header, rows)| (header.source_partition, int64(rows, 1, 0), *target));
         let keys = set.keys.len();
-        let mut windows: BTreeMap<(i64, String), [Vec<ArrayRef>; 2]> = BTreeMap::new();
+        let mut windows: BTreeMap<(i64, String), [Vec<Vec<ArrayRef>>; 2]> = BTreeMap::new();
         for (_, header, rows) in &panes {
             for at in 0..rows.num_rows() {
                 let start = int64(rows, 0, at);
@@ -470,18 +470,19 @@ impl Harness {
                     let end = begin + window.size_ms;
                     if header.watermark_ms < end + window.lateness_ms {
                         let states = windows.entry((end, key.clone())).or_default();
-                        states[0].push(rows.column(2 + keys).slice(at, 1));
-                        states[1].push(rows.column(3 + keys).slice(at, 1));
+                        let row = rows.slice(at, 1);
+                        states[0].push(row.columns()[2 + keys..3 + keys].to_vec());
+                        states[1].push(row.columns()[3 + keys..6 + keys].to_vec());
                     }
                     begin -= window.slide_ms;
                 }
             }
         }
-        let value = |spec: &AggregateSpec, states: &[ArrayRef]| {
+        let value = |spec: &AggregateSpec, states: &[Vec<ArrayRef>]| {
             let mut accumulator = accumulator(spec).unwrap();
             states
                 .iter()
-                .for_each(|state| accumulator.merge(&[0], &[Arc::clone(state)], 1).unwrap());
+                .for_each(|state| accumulator.merge(&[0], state, 1).unwrap());
             accumulator.evaluate().unwrap()
         };
         windows

@@ -1,0 +1,402 @@
+//! Replay: files → what the pipeline makes of them, through the stages that run in production.
+//!
+//! Rows are taken in the order of their event times, source by source: the watermark is what has been read, so that no
+//! row is ever late, and a view holds exactly what a batch query over the files gives. Records go through
+//! [`engine::aggregate::Aggregate`] and the panes it publishes through [`Detect`]; only the decoders differ, which read
+//! files. The clock plays no part. At the end of a source every window that holds one of its rows closes; nothing is
+//! told silent after the last row.
+//!
+//! Spread over several partitions, in whatever order, the same files give the same bytes: totals are exact, and what
+//! depends on order goes by event time.
+
+pub mod input;
+mod lines;
+#[cfg(test)]
+mod oracle;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::Context;
+use engine::{
+    Error,
+    aggregate::{Aggregate, Decode, Decoders, Options, Rows},
+    spec::{DetectorInput, Pipeline, SourceSpec},
+};
+use protocol::{
+    Assignment, Batch, Clock, Outputs, Stage, TimestampKind, TopicPartition, Topics,
+    log::{self, PartitionProgress, SourceProgress},
+};
+use telemetry::RecordMeta;
+
+use crate::stages::{
+    aggregate::Telemetry,
+    detect::{self, Detect},
+};
+pub use input::Input;
+pub use lines::Replayed;
+use lines::{Lines, Shared};
+
+/// Records between two looks at what has closed.
+const RECORDS_PER_CHUNK: usize = 16_384;
+/// Silence is judged at every second of event time, as live.
+const SILENCE_STEP_MS: i64 = 1_000;
+/// Longer than time: a partition never decides by itself that a row is late, or that a pane is full.
+const DELAY_MS: i64 = 400_000_000_000_000;
+/// Reasons that are named; the rest is counted.
+const REASONS_MAX: usize = 5;
+
+/// What became of the records that were no rows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Refusals {
+    pub count: u64,
+    /// The first of them, with where they are.
+    pub reasons: Vec<String>,
+}
+
+/// Replays one pipeline over the files of its sources: `inputs[i]` is of `pipeline.sources[i]`, `None` where there is
+/// none. `partitions` spreads every source in a fixed random order.
+pub fn replay(
+    pipeline: &Pipeline,
+    inputs: Vec<Option<Input>>,
+    partitions: i32,
+) -> anyhow::Result<(Replayed, Refusals)> {
+    let inputs: Vec<Option<Arc<Input>>> = inputs.into_iter().map(|input| input.map(Arc::new)).collect();
+    let pipeline = from_files(pipeline);
+    let lines = Arc::new(Mutex::new(Lines::new(&pipeline)));
+    let mut walk = Walk::new(pipeline, &inputs, partitions, Shared(Arc::clone(&lines)))?;
+    for (source, input) in inputs.iter().enumerate() {
+        if let Some(input) = input {
+            walk.source(source, input, &lines)?;
+        }
+    }
+    let refusals = walk.refusals;
+    let replayed = lock(&lines).take();
+    Ok((replayed, refusals))
+}
+
+fn lock(lines: &Mutex<Lines>) -> MutexGuard<'_, Lines> {
+    lines.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The pipeline as it reads files: sources apart from each other, and no judgement that rests on the clock or the log.
+fn from_files(pipeline: &Pipeline) -> Pipeline {
+    let mut pipeline = pipeline.clone();
+    for (index, source) in pipeline.sources.iter_mut().enumerate() {
+        source.topic = format!("{index}.{}", source.topic);
+        source.fingerprint = index as u64;
+        source.delay_ms = DELAY_MS;
+        source.idle_timeout_ms = Some(1);
+        source.max_future_skew_ms = i64::MAX;
+    }
+    for (index, set) in pipeline.pane_sets.iter_mut().enumerate() {
+        set.fingerprint = index as u64;
+    }
+    pipeline
+}
+
+/// One record of a source, in the order of replay.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Item {
+    /// Least event time of its rows; of a record without one the least there is.
+    from_ms: i64,
+    at: u32,
+    to_ms: i64,
+}
+
+/// The stages and what goes between them.
+struct Walk {
+    pipeline: Arc<[Pipeline]>,
+    aggregate: Aggregate,
+    detect: Detect,
+    topics: Topics,
+    partitions: i32,
+    records: Batch,
+    panes: Batch,
+    panes_offset: i64,
+    /// By source and partition.
+    offsets: Vec<Vec<i64>>,
+    now_ms: i64,
+    refusals: Refusals,
+}
+
+impl Walk {
+    fn new(pipeline: Pipeline, inputs: &[Option<Arc<Input>>], partitions: i32, tap: Shared) -> anyhow::Result<Self> {
+        let pipeline: Arc<[Pipeline]> = vec![pipeline].into();
+        let topics = Topics::new("replay.");
+        let options = Options {
+            message_bytes_max: i32::MAX as usize,
+            keys_max: i32::MAX as usize / 4,
+            ..Options::default()
+        };
+        let mut aggregate = Aggregate::new(&pipeline, topics.clone(), options, &Files(inputs))?;
+        let mut detect =
+            Detect::new(Arc::clone(&pipeline), topics.clone(), detect::Options::default())?.tapped(Box::new(tap));
+        let first = |partition_count| Assignment {
+            committed: None,
+            start_offset: 0,
+            log_start_offset: 0,
+            log_end_offset: 0,
+            partition_count,
+        };
+        for source in &pipeline[0].sources {
+            for partition in 0..partitions {
+                let place = TopicPartition::new(source.topic.as_str(), partition);
+                aggregate.assigned(&place, &first(partitions))?;
+            }
+        }
+        detect.assigned(&TopicPartition::new(topics.panes(), 0), &first(1))?;
+        Ok(Self {
+            offsets: vec![vec![0; partitions as usize]; pipeline[0].sources.len()],
+            pipeline,
+            aggregate,
+            detect,
+            topics,
+            partitions,
+            records: Batch::default(),
+            panes: Batch::default(),
+            panes_offset: 0,
+            now_ms: 1,
+            refusals: Refusals::default(),
+        })
+    }
+
+    fn source(&mut self, source: usize, input: &Arc<Input>, lines: &Mutex<Lines>) -> anyhow::Result<()> {
+        let items = items(input);
+        let watched = self.pipeline[0].detectors.iter().any(|detector| match detector.input {
+            DetectorInput::PaneSet(set) => self.pipeline[0].pane_sets[set].source == source,
+            DetectorInput::View(_) => false,
+        });
+        let mut last_ms = i64::MIN;
+        let mut from = 0;
+        while from < items.len() {
+            let to = chunk_end(&items, from, watched);
+            let chunk = &items[from..to];
+            last_ms = chunk.iter().map(|item| item.to_ms).fold(last_ms, i64::max);
+            self.feed(source, input, chunk)?;
+            let next_ms = items.get(to).map_or(i64::MAX, |item| item.from_ms);
+            self.advance(source, last_ms.min(next_ms))?;
+            from = to;
+        }
+        if last_ms == i64::MIN {
+            return Ok(());
+        }
+        lock(lines).end(source, last_ms);
+        let windows = self.pipeline[0].pane_sets.iter().filter(|set| set.source == source);
+        let windows = windows.flat_map(|set| &set.windows);
+        let longest_ms = windows.map(|window| window.size_ms + window.lateness_ms).max();
+        self.advance(source, last_ms + longest_ms.unwrap_or(0))
+    }
+
+    /// Records → panes → detect.
+    fn feed(&mut self, source: usize, input: &Input, chunk: &[Item]) -> anyhow::Result<()> {
+        let topic = self.pipeline[0].sources[source].topic.clone();
+        self.records.clear();
+        let handles: Vec<u32> = (0..self.partitions)
+            .map(|partition| self.records.partition(&topic, partition))
+            .collect();
+        let mut order: Vec<Item> = chunk.to_vec();
+        if self.partitions > 1 {
+            order.sort_unstable_by_key(|item| mix(u64::from(item.at)));
+        }
+        for item in &order {
+            let partition = (mix(u64::from(item.at) ^ 0x5bd1_e995) % self.partitions as u64) as usize;
+            let offset = &mut self.offsets[source][partition];
+            let time = (item.from_ms.max(0), TimestampKind::LogAppend);
+            let key = item.at.to_le_bytes();
+            self.records
+                .push(handles[partition], *offset, time, Some(&key), None, []);
+            *offset += 1;
+        }
+        let mut out = Outputs::default();
+        self.aggregate.step(&self.records, &mut out)?;
+        let places: Vec<TopicPartition> = (0..self.partitions)
+            .map(|partition| TopicPartition::new(topic.as_str(), partition))
+            .collect();
+        // Caught up and quiet: what is folded is said, however full its panes are.
+        for _ in 0..2 {
+            self.now_ms += 1;
+            let clock = Clock {
+                now_ms: self.now_ms,
+                caught_up: &places,
+                partition_counts: &[],
+            };
+            self.aggregate.tick(clock, &mut out)?;
+        }
+        self.aggregate.before_commit(&mut out)?;
+        self.aggregate.committed();
+        self.forward(input, out)
+    }
+
+    /// Hands panes to detect, and keeps what was refused.
+    fn forward(&mut self, input: &Input, out: Outputs) -> anyhow::Result<()> {
+        let (panes, dead) = (self.topics.panes(), self.topics.dead_letters());
+        self.panes.clear();
+        let handle = self.panes.partition(&panes, 0);
+        for output in &out.records {
+            let header = |name: &str| {
+                let found = output.headers.iter().find(|(known, _)| known == name);
+                found.map(|(_, value)| value.as_slice())
+            };
+            if *output.topic == *dead {
+                let reason = String::from_utf8_lossy(header("reason").unwrap_or_default()).into_owned();
+                self.refuse(input, output.key.as_deref(), &reason);
+            } else if *output.topic == *panes && header(log::KIND) == Some(log::KIND_PANES.as_bytes()) {
+                let headers = output
+                    .headers
+                    .iter()
+                    .map(|(name, value)| (name.as_str(), value.as_slice()));
+                let time = (0, TimestampKind::Create);
+                self.panes
+                    .push(handle, self.panes_offset, time, None, output.value.as_deref(), headers);
+                self.panes_offset += 1;
+            }
+        }
+        self.step_detect()
+    }
+
+    fn refuse(&mut self, input: &Input, key: Option<&[u8]>, reason: &str) {
+        self.refusals.count += 1;
+        if self.refusals.reasons.len() < REASONS_MAX {
+            let at = key.and_then(|key| Some(u32::from_le_bytes(key.try_into().ok()?)));
+            let place = at.map_or_else(String::new, |at| format!("{}: ", input.place(at)));
+            self.refusals.reasons.push(format!("{place}{reason}"));
+        }
+    }
+
+    /// Everything before this time has been read.
+    fn advance(&mut self, source: usize, watermark_ms: i64) -> anyhow::Result<()> {
+        let offsets = &self.offsets[source];
+        let partitions = offsets.iter().enumerate().map(|(partition, offset)| PartitionProgress {
+            partition: partition as i32,
+            watermark_ms: Some(watermark_ms),
+            idle: false,
+            source_offset: *offset,
+            sets: Vec::new(),
+        });
+        let progress = SourceProgress {
+            source: self.pipeline[0].sources[source].fingerprint,
+            partition_count: self.partitions,
+            partitions: partitions.collect(),
+            clock: 0,
+        };
+        let value = serde_json::to_vec(&progress).context("progress")?;
+        self.panes.clear();
+        let handle = self.panes.partition(&self.topics.panes(), 0);
+        let headers = [(log::KIND, log::KIND_PROGRESS.as_bytes())];
+        let time = (0, TimestampKind::Create);
+        self.panes
+            .push(handle, self.panes_offset, time, None, Some(&value), headers);
+        self.panes_offset += 1;
+        self.step_detect()
+    }
+
+    /// What detect publishes is not wanted here: the tap has seen all of it.
+    fn step_detect(&mut self) -> anyhow::Result<()> {
+        let mut out = Outputs::default();
+        self.detect.step(&self.panes, &mut out)?;
+        let dead = self.topics.dead_letters();
+        if let Some(letter) = out.records.iter().find(|output| *output.topic == *dead) {
+            let reason = letter.headers.iter().find(|(name, _)| name == "reason");
+            let reason = reason.map(|(_, reason)| String::from_utf8_lossy(reason).into_owned());
+            anyhow::bail!("detect refuses panes: {}", reason.unwrap_or_default());
+        }
+        Ok(())
+    }
+}
+
+/// The records of an input by event time; equal times stay in the order of the file.
+fn items(input: &Input) -> Vec<Item> {
+    let spans = input.times_ms.iter().enumerate();
+    let mut items: Vec<Item> = spans
+        .map(|(at, span)| {
+            let (from_ms, to_ms) = span.unwrap_or((i64::MIN, i64::MIN));
+            Item {
+                from_ms,
+                at: at as u32,
+                to_ms,
+            }
+        })
+        .collect();
+    items.sort_unstable();
+    items
+}
+
+/// Where the chunk that begins at `from` ends.
+fn chunk_end(items: &[Item], from: usize, watched: bool) -> usize {
+    let most = (from + RECORDS_PER_CHUNK).min(items.len());
+    if !watched {
+        return most;
+    }
+    let step = |item: &Item| item.from_ms.div_euclid(SILENCE_STEP_MS);
+    let first = step(&items[from]);
+    items[from..most].partition_point(|item| step(item) <= first) + from
+}
+
+/// The finaliser of SplitMix64: a fixed random order.
+fn mix(value: u64) -> u64 {
+    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}
+
+/// Decoders that find the value of a record in its file, by the number that is its key.
+struct Files<'a>(&'a [Option<Arc<Input>>]);
+
+impl Decoders for Files<'_> {
+    fn decoder(&self, source: &SourceSpec) -> Result<Box<dyn Decode>, Error> {
+        let input = usize::try_from(source.fingerprint).ok().and_then(|at| self.0.get(at));
+        let Some(Some(input)) = input else {
+            return Telemetry.decoder(source);
+        };
+        if let Some(table) = &input.table {
+            return Ok(Box::new(table::TableDecode::new(table.clone())));
+        }
+        let decoder = input.decoder(source).map_err(|error| Error::Unreadable {
+            what: "source",
+            reason: error.to_string(),
+        })?;
+        Ok(Box::new(FileDecode {
+            input: Arc::clone(input),
+            decoder,
+            offsets: Vec::new(),
+        }))
+    }
+}
+
+/// The number of a record in its input.
+fn number(key: Option<&[u8]>) -> Result<u32, String> {
+    let key = key.and_then(|key| key.try_into().ok());
+    key.map(u32::from_le_bytes).ok_or_else(|| "no number".to_owned())
+}
+
+struct FileDecode {
+    input: Arc<Input>,
+    decoder: telemetry::Decoder,
+    /// Of the record that each row came from, as the stage counts them.
+    offsets: Vec<i64>,
+}
+
+impl Decode for FileDecode {
+    fn push(&mut self, record: &protocol::Record<'_>, _receive_ms: i64) -> Result<usize, String> {
+        let at = number(record.key)?;
+        let mut meta = RecordMeta::new(i64::from(at), record.timestamp_ms);
+        meta.topic = &self.input.topic;
+        let decoded = self.decoder.push(self.input.value(at), &meta);
+        let rows = decoded.map_err(|reject| reject.to_string())?;
+        self.offsets.resize(self.offsets.len() + rows, record.offset);
+        Ok(rows)
+    }
+
+    fn finish(&mut self) -> Result<Rows, Error> {
+        let rows = self.decoder.finish();
+        Ok(Rows {
+            batch: rows.batch,
+            offsets: std::mem::take(&mut self.offsets),
+            record_ms: rows.record_ms,
+        })
+    }
+}

@@ -1,0 +1,481 @@
+//! Invariant 5: what a replay writes is what DataFusion computes over the whole table at once, for every aggregate × window
+//! × option, and the same bytes for any spread over partitions.
+//!
+//! Every cell of that product is in some case; the table of how often is printed, and an empty cell fails. More cases:
+//! `HOMEOSTAT_ORACLE_CASES=5000`; a failure prints its seed and its SQL, and `HOMEOSTAT_ORACLE_SEED` begins there.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use arrow::{
+    array::{ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMillisecondArray},
+    compute::cast,
+    datatypes::{Field, Schema},
+};
+use datafusion::prelude::SessionContext;
+use serde_json::{Map, Value, json};
+
+use super::{Input, lines::write_rows, replay};
+use crate::pipelines::Detectors;
+
+/// Name, SQL, and how far from the batch result the answer may be, relative.
+const AGGREGATES: [(&str, &str, f64); 41] = [
+    ("count(*)", "count(*)", 0.0),
+    ("count", "count(x)", 0.0),
+    ("count distinct", "count(DISTINCT s)", 0.0),
+    ("sum", "sum(x)", EXACT),
+    ("sum of integers", "sum(i)", 0.0),
+    ("sum distinct", "sum(DISTINCT i)", 0.0),
+    ("avg", "avg(x)", EXACT),
+    ("avg of integers", "avg(i)", EXACT),
+    ("min", "min(x)", 0.0),
+    ("max", "max(x)", 0.0),
+    ("min of text", "min(s)", 0.0),
+    ("max of time", "max(ts)", 0.0),
+    ("var", "var(x)", EXACT),
+    ("var_samp", "var_samp(i)", EXACT),
+    ("var_pop", "var_pop(x)", EXACT),
+    ("stddev", "stddev(x)", EXACT),
+    ("stddev_pop", "stddev_pop(i)", EXACT),
+    ("quantile", "quantile(abs(x), 0.9)", SKETCH),
+    ("approx_percentile_cont", "approx_percentile_cont(abs(x), 0.5)", SKETCH),
+    ("approx_median", "approx_median(abs(i))", SKETCH),
+    ("median", "median(x)", EXACT),
+    ("first", "first(x)", 0.0),
+    ("first of text", "first(s)", 0.0),
+    ("last", "last(i)", 0.0),
+    ("last of flags", "last(b)", 0.0),
+    ("rate", "rate(i)", EXACT),
+    ("increase", "increase(x)", EXACT),
+    ("delta", "delta(x)", EXACT),
+    ("slope", "slope(x)", LINE),
+    ("corr", "corr(x, i)", LINE),
+    ("covar_samp", "covar_samp(x, i)", LINE),
+    ("covar_pop", "covar_pop(x, i)", LINE),
+    ("regr_slope", "regr_slope(x, i)", LINE),
+    ("regr_intercept", "regr_intercept(x, i)", LINE),
+    ("regr_r2", "regr_r2(x, i)", LINE),
+    ("regr_count", "regr_count(x, i)", 0.0),
+    ("bool_and", "bool_and(b)", 0.0),
+    ("bool_or", "bool_or(b)", 0.0),
+    ("bit_or", "bit_or(i)", 0.0),
+    ("bit_xor", "bit_xor(i)", 0.0),
+    ("approx_distinct", "approx_distinct(i)", 0.0),
+];
+const EXACT: f64 = 1e-9;
+/// Differences of nearly equal numbers.
+const LINE: f64 = 1e-6;
+const SKETCH: f64 = 0.011;
+
+/// Name, FROM and the grouping of the window.
+const WINDOWS: [(&str, &str, &str); 8] = [
+    (
+        "tumble",
+        "TUMBLE(TABLE m, DESCRIPTOR(ts), INTERVAL '10' SECOND)",
+        "window_start, window_end",
+    ),
+    (
+        "tumble, bare, with offset",
+        "TUMBLE(m, ts, INTERVAL '7 s', INTERVAL '3 s')",
+        "window_end",
+    ),
+    ("tumble in group by", "m", "tumble(ts, INTERVAL '15' SECOND)"),
+    (
+        "hop",
+        "HOP(TABLE m, DESCRIPTOR(ts), INTERVAL '5' SECOND, INTERVAL '20' SECOND)",
+        "window_start, window_end",
+    ),
+    (
+        "hop that does not divide",
+        "HOP(m, ts, INTERVAL '4 s', INTERVAL '10 s')",
+        "window_start",
+    ),
+    (
+        "hop with offset",
+        "TABLE(HOP(TABLE m, DESCRIPTOR(ts), INTERVAL '4 s', INTERVAL '6 s', INTERVAL '-1 s'))",
+        "window_start",
+    ),
+    (
+        "hop in group by",
+        "m",
+        "hop(ts, INTERVAL '10' SECOND, INTERVAL '30' SECOND)",
+    ),
+    ("tumble over everything", "TUMBLE(m, ts, INTERVAL '1 h')", "window_end"),
+];
+
+/// What else a view may have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Extra {
+    Plain,
+    Where,
+    Filter,
+    Having,
+    Case,
+    TwoKeys,
+    ExpressionKey,
+    NoKey,
+    Lateness,
+    Fill,
+    /// A second view shares the panes.
+    Shared,
+}
+
+const EXTRAS: [Extra; 11] = [
+    Extra::Plain,
+    Extra::Where,
+    Extra::Filter,
+    Extra::Having,
+    Extra::Case,
+    Extra::TwoKeys,
+    Extra::ExpressionKey,
+    Extra::NoKey,
+    Extra::Lateness,
+    Extra::Fill,
+    Extra::Shared,
+];
+
+const FILLED_WINDOWS: i64 = 3;
+const AGGREGATES_PER_CASE: usize = 21;
+
+const SOURCE: &str = "CREATE SOURCE m (ts TIMESTAMP(3), k STRING, s STRING, x DOUBLE, i BIGINT, b BOOLEAN,
+  WATERMARK FOR ts AS ts - INTERVAL '2' SECOND) WITH (topic = 'm', format = 'json');";
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        super::mix(self.0)
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+
+    fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Row {
+    ts: i64,
+    k: Option<String>,
+    s: Option<String>,
+    x: Option<f64>,
+    i: Option<i64>,
+    b: Option<bool>,
+}
+
+fn table(random: &mut Random) -> Vec<Row> {
+    let rows = 1 + random.below(160);
+    let span = [2_000, 60_000, 200_000][random.below(3) as usize];
+    let origin = [0, -30_000, 1_767_225_600_000][random.below(3) as usize];
+    let nulls = [0, 10, 60][random.below(3) as usize];
+    let scale = [1.0, 1e-6, 1e9][random.below(3) as usize];
+    (0..rows)
+        .map(|_| Row {
+            ts: origin + random.below(span) as i64,
+            k: (!random.chance(nulls)).then(|| format!("k{}", random.below(4))),
+            s: (!random.chance(nulls))
+                .then(|| ["", "a", "é\"\\", "long enough to be no small string"][random.below(4) as usize].to_owned()),
+            x: (!random.chance(nulls)).then(|| (random.below(2_000_001) as f64 / 7.0 - 100_000.0) * scale),
+            i: (!random.chance(nulls)).then(|| random.below(1_000) as i64 - 100),
+            b: (!random.chance(nulls)).then(|| random.chance(50)),
+        })
+        .collect()
+}
+
+fn json_lines(rows: &[Row], random: &mut Random) -> Vec<u8> {
+    let mut out = Vec::new();
+    for row in rows {
+        let mut object = Map::new();
+        let time = match random.chance(50) {
+            true => json!(row.ts),
+            false => json!(protocol::time::to_rfc3339(row.ts)),
+        };
+        object.insert("ts".into(), time);
+        let columns = [
+            ("k", json!(row.k)),
+            ("s", json!(row.s)),
+            ("x", json!(row.x)),
+            ("i", json!(row.i)),
+            ("b", json!(row.b)),
+        ];
+        // NULL is written, or left out.
+        for (name, value) in columns {
+            if !value.is_null() || random.chance(50) {
+                object.insert(name.into(), value);
+            }
+        }
+        serde_json::to_writer(&mut out, &object).unwrap();
+        out.push(b'\n');
+    }
+    out
+}
+
+fn batch(rows: &[Row]) -> RecordBatch {
+    let text = |value: fn(&Row) -> Option<String>| -> ArrayRef {
+        let array: StringArray = rows.iter().map(value).collect();
+        cast(&array, &telemetry::dictionary()).unwrap()
+    };
+    let times = TimestampMillisecondArray::from_iter_values(rows.iter().map(|row| row.ts)).with_timezone("UTC");
+    let columns: Vec<(&str, ArrayRef)> = vec![
+        ("ts", Arc::new(times)),
+        ("k", text(|row| row.k.clone())),
+        ("s", text(|row| row.s.clone())),
+        ("x", Arc::new(rows.iter().map(|row| row.x).collect::<Float64Array>())),
+        ("i", Arc::new(rows.iter().map(|row| row.i).collect::<Int64Array>())),
+        ("b", Arc::new(rows.iter().map(|row| row.b).collect::<BooleanArray>())),
+    ];
+    let fields = columns
+        .iter()
+        .map(|(name, column)| Field::new(*name, column.data_type().clone(), true));
+    let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
+    RecordBatch::try_new(schema, columns.into_iter().map(|(_, column)| column).collect()).unwrap()
+}
+
+struct Case {
+    seed: u64,
+    window: usize,
+    extra: usize,
+    aggregates: Vec<usize>,
+}
+
+impl Case {
+    fn sql(&self) -> String {
+        let extra = EXTRAS[self.extra];
+        let (_, from, window) = WINDOWS[self.window];
+        let keys: &[(&str, &str)] = match extra {
+            Extra::TwoKeys => &[("k", "k"), ("b", "b")],
+            Extra::ExpressionKey => &[("coalesce(upper(k), 'none')", "key"), ("i % 3", "kind")],
+            Extra::NoKey => &[],
+            _ => &[("k", "k")],
+        };
+        let select = |count: usize| {
+            let keys = keys.iter().enumerate().map(|(at, (key, _))| format!("{key} AS k{at}"));
+            let aggregates = self.aggregates.iter().take(count).enumerate();
+            let aggregates = aggregates.map(|(at, index)| {
+                let sql = AGGREGATES[*index].1;
+                let sql = match extra {
+                    Extra::Filter => format!("{sql} FILTER (WHERE b OR i > 200)"),
+                    Extra::Case => sql
+                        .replace("(x", "(CASE WHEN b THEN x ELSE -x END")
+                        .replace("(i", "(CASE WHEN k = 'k1' THEN i ELSE 7 END"),
+                    _ => sql.to_owned(),
+                };
+                format!("{sql} AS a{at}")
+            });
+            let windows = ["window_start AS ws", "window_end AS we"].map(str::to_owned);
+            keys.chain(windows).chain(aggregates).collect::<Vec<_>>().join(", ")
+        };
+        let filter = match extra {
+            Extra::Where => "WHERE (x > 0 OR s LIKE 'l%') AND k <> 'k3'",
+            _ => "",
+        };
+        let having = match extra {
+            Extra::Having => "HAVING count(*) > 2 AND (max(x) > 0 OR min(i) IS NULL)",
+            _ => "",
+        };
+        let clauses = match extra {
+            Extra::Lateness => "ALLOW LATENESS INTERVAL '3' SECOND".to_owned(),
+            Extra::Fill => format!("FILL MISSING WITH NULL FOR {FILLED_WINDOWS} WINDOWS"),
+            _ => String::new(),
+        };
+        let group: Vec<&str> = keys.iter().map(|(key, _)| *key).chain([window]).collect();
+        let group = group.join(", ");
+        let all = self.aggregates.len();
+        let mut text = format!(
+            "{SOURCE}\nCREATE FEATURE VIEW v {clauses} AS SELECT {} FROM {from} {filter} GROUP BY {group} {having};",
+            select(all)
+        );
+        if extra == Extra::Shared {
+            text += &format!(
+                "\nCREATE FEATURE VIEW w AS SELECT {} FROM HOP(m, ts, INTERVAL '2 s', INTERVAL '8 s') GROUP BY k, window_start;",
+                select(all / 2)
+            );
+        }
+        text
+    }
+
+    fn run(&self) -> Result<(), String> {
+        let mut random = Random(self.seed);
+        let rows = table(&mut random);
+        let text = self.sql();
+        let pipeline = sql::compile("p", &text, &Detectors).map_err(|found| found.render("p", &text, false))?;
+        let lines = json_lines(&rows, &mut random);
+        let run = |partitions: i32| {
+            let input =
+                Input::from_lines(&pipeline.sources[0], Path::new("m.jsonl"), &lines).map_err(|e| e.to_string())?;
+            let (replayed, refusals) =
+                replay(&pipeline, vec![Some(input)], partitions).map_err(|error| format!("{error:#}"))?;
+            if refusals.count > 0 {
+                return Err(refusals.reasons.join("\n"));
+            }
+            Ok(replayed)
+        };
+        let alone = run(1)?;
+        let spread = run(2 + random.below(5) as i32)?;
+        if alone != spread {
+            let shown = |lines: &[u8]| String::from_utf8_lossy(lines).into_owned();
+            let pair = alone.views.iter().zip(&spread.views).find(|(one, many)| one != many);
+            let pair = pair.map(|(one, many)| format!("{}\n{}", shown(&one.lines), shown(&many.lines)));
+            return Err(format!("other bytes when spread:\n{}", pair.unwrap_or_default()));
+        }
+        for view in &alone.views {
+            let oracle = oracle(&text, &view.name, &rows)?;
+            self.compare(&keyed(&view.lines), &keyed(&oracle))
+                .map_err(|problem| format!("view {}: {problem}", view.name))?;
+        }
+        Ok(())
+    }
+
+    fn compare(&self, found: &Keyed, expected: &Keyed) -> Result<(), String> {
+        for (key, row) in expected {
+            let other = found.get(key).ok_or_else(|| format!("no row {key}"))?;
+            for (name, value) in row {
+                let index = name.strip_prefix('a').and_then(|at| at.parse::<usize>().ok());
+                let tolerance = index.map_or(0.0, |at| AGGREGATES[self.aggregates[at]].2);
+                if !close(value, &other[name], tolerance) {
+                    let what = index.map_or("", |at| AGGREGATES[self.aggregates[at]].0);
+                    return Err(format!("{key}: {what}: {} is not {value}", other[name]));
+                }
+            }
+        }
+        for (key, row) in found.iter().filter(|(key, _)| !expected.contains_key(*key)) {
+            let empty = row
+                .iter()
+                .all(|(name, value)| !name.starts_with('a') || value.is_null());
+            if EXTRAS[self.extra] != Extra::Fill || !empty {
+                return Err(format!("row {key} too many: {row:?}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+type Keyed = BTreeMap<String, Map<String, Value>>;
+
+/// Rows by their keys and window.
+fn keyed(lines: &[u8]) -> Keyed {
+    let rows = lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    rows.map(|line| {
+        let row: Map<String, Value> = serde_json::from_slice(line).unwrap();
+        let key = row.iter().filter(|(name, _)| !name.starts_with('a'));
+        (key.map(|(name, value)| format!("{name}={value} ")).collect(), row)
+    })
+    .collect()
+}
+
+fn close(expected: &Value, found: &Value, tolerance: f64) -> bool {
+    match (expected.as_f64(), found.as_f64()) {
+        (Some(expected), Some(found)) => {
+            let scale = expected.abs().max(found.abs());
+            (expected - found).abs() <= tolerance * scale.max(1e-9)
+        }
+        _ => expected == found,
+    }
+}
+
+fn oracle(text: &str, view: &str, rows: &[Row]) -> Result<Vec<u8>, String> {
+    let sql = sql::view_oracle_sql(text, view).map_err(|found| found.render("p", text, false))?;
+    let context = SessionContext::new();
+    for aggregate in sql::oracle_aggregates() {
+        context.register_udaf(aggregate);
+    }
+    context
+        .register_batch("m", batch(rows))
+        .map_err(|error| error.to_string())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let batches = runtime
+        .block_on(async { context.sql(&sql).await?.collect().await })
+        .map_err(|error| format!("{error}\n{sql}"))?;
+    let mut lines = Vec::new();
+    batches.iter().for_each(|batch| write_rows(batch, &mut lines));
+    Ok(lines)
+}
+
+fn from_environment(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// Enough cases that every cell of the product is in one.
+fn cases(count: usize, seed: u64) -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut next = 0;
+    let combinations = WINDOWS.len() * EXTRAS.len();
+    while cases.len() < count || next < combinations * AGGREGATES.len().div_ceil(AGGREGATES_PER_CASE) {
+        let (window, extra) = (next % WINDOWS.len(), next / WINDOWS.len() % EXTRAS.len());
+        let first = next / combinations * AGGREGATES_PER_CASE;
+        let aggregates = (first..first + AGGREGATES_PER_CASE).map(|at| at % AGGREGATES.len());
+        cases.push(Case {
+            seed: seed.wrapping_add(next as u64),
+            window,
+            extra,
+            aggregates: aggregates.collect(),
+        });
+        next += 1;
+    }
+    cases
+}
+
+#[test]
+fn every_aggregate_window_and_option_is_its_batch_query() {
+    let seed = from_environment("HOMEOSTAT_ORACLE_SEED").unwrap_or(1);
+    let cases = cases(from_environment("HOMEOSTAT_ORACLE_CASES").unwrap_or(0) as usize, seed);
+    let next = AtomicU64::new(0);
+    let failures = Mutex::new(Vec::new());
+    let work = || {
+        while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
+            if let Err(problem) = case.run() {
+                failures
+                    .lock()
+                    .unwrap()
+                    .push(format!("seed {}: {problem}\n{}", case.seed, case.sql()));
+            }
+        }
+    };
+    std::thread::scope(|scope| (0..2).for_each(|_| drop(scope.spawn(work))));
+    let mut covered = BTreeMap::new();
+    for case in &cases {
+        for aggregate in &case.aggregates {
+            *covered.entry((*aggregate, case.window, case.extra)).or_insert(0) += 1;
+        }
+    }
+    print_coverage(&covered);
+    let cells = AGGREGATES.len() * WINDOWS.len() * EXTRAS.len();
+    assert_eq!(covered.len(), cells, "a cell of the table is in no case");
+    let failures = failures.into_inner().unwrap();
+    assert!(
+        failures.is_empty(),
+        "{} of {} cases fail:\n{}",
+        failures.len(),
+        cases.len(),
+        failures[..failures.len().min(5)].join("\n\n")
+    );
+}
+
+/// Aggregates × windows, each cell the number of its cases by option.
+fn print_coverage(covered: &BTreeMap<(usize, usize, usize), u32>) {
+    println!("options in the order {EXTRAS:?}");
+    for (aggregate, (name, _, _)) in AGGREGATES.iter().enumerate() {
+        for (window, (window_name, _, _)) in WINDOWS.iter().enumerate() {
+            let cell = |extra| {
+                covered
+                    .get(&(aggregate, window, extra))
+                    .copied()
+                    .unwrap_or(0)
+                    .to_string()
+            };
+            let cells: Vec<String> = (0..EXTRAS.len()).map(cell).collect();
+            println!("{name:24} {window_name:28} {}", cells.join(" "));
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! What a replay reads and writes, file by file.
+
+use std::{fs::File, path::Path, path::PathBuf, sync::Arc};
+
+use arrow::{
+    array::{BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray, TimestampNanosecondArray},
+    datatypes::{DataType, Field, Schema, TimeUnit},
+};
+use engine::spec::Pipeline;
+use parquet::arrow::ArrowWriter;
+
+use super::*;
+use crate::pipelines::Detectors;
+
+const APP: &str = "CREATE SOURCE app (service STRING, ms DOUBLE, code INT, ok BOOLEAN, ts TIMESTAMP(3), row_number BIGINT METADATA FROM 'offset',
+  WATERMARK FOR ts AS ts - INTERVAL '1' SECOND) WITH (topic = 'app', format = 'json');";
+const VIEW: &str = "CREATE FEATURE VIEW v AS SELECT service, window_start, window_end, count(*) AS n, avg(ms) AS a,
+  sum(code) AS codes, bool_and(ok) AS ok, stddev(ms) AS d, max(ts) AS latest, max(row_number) AS last_row
+  FROM TUMBLE(TABLE app, DESCRIPTOR(ts), INTERVAL '10' SECOND) GROUP BY service, window_start, window_end;";
+
+fn compile(text: &str) -> Pipeline {
+    sql::compile("p", text, &Detectors).unwrap_or_else(|found| panic!("{}", found.render("p", text, false)))
+}
+
+fn run(pipeline: &Pipeline, paths: &[PathBuf], partitions: i32) -> (Replayed, Refusals) {
+    let input = Input::read(&pipeline.sources[0], paths).unwrap();
+    replay(pipeline, vec![Some(input)], partitions).unwrap()
+}
+
+fn write(folder: &Path, name: &str, text: &str) -> PathBuf {
+    let path = folder.join(name);
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+fn shown(rows: &lines::Rows) -> String {
+    String::from_utf8(rows.lines.clone()).unwrap()
+}
+
+const EXPECTED: &str = r#"{"service":null,"window_start":"2026-01-01T00:00:00.000Z","window_end":"2026-01-01T00:00:10.000Z","n":1,"a":null,"codes":null,"ok":null,"d":null,"latest":"2026-01-01T00:00:02.000Z","last_row":2}
+{"service":"a","window_start":"2026-01-01T00:00:00.000Z","window_end":"2026-01-01T00:00:10.000Z","n":2,"a":2.0,"codes":7,"ok":false,"d":1.4142135623730951,"latest":"2026-01-01T00:00:09.999Z","last_row":1}
+{"service":"a","window_start":"2026-01-01T00:01:00.000Z","window_end":"2026-01-01T00:01:10.000Z","n":1,"a":0.5,"codes":1,"ok":true,"d":null,"latest":"2026-01-01T00:01:00.000Z","last_row":3}
+"#;
+
+fn csv_text() -> String {
+    // The second row is late by any watermark; a replay takes rows by their time.
+    "ts,service,ms,code,ok\n2026-01-01T00:00:09.999Z,a,1,3,true\n1767225600000,a,3.0,4,false\n\
+     2026-01-01 00:00:02,,,,\n2026-01-01T00:01:00Z,a,0.5,1,TRUE\n"
+        .to_owned()
+}
+
+#[test]
+fn json_csv_and_parquet_give_the_same_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipeline = compile(&format!("{APP} {VIEW}"));
+    let json = r#"{"ts":"2026-01-01T00:00:09.999Z","service":"a","ms":1,"code":3,"ok":true}
+{"ts":1767225600000,"service":"a","ms":3.0,"code":4,"ok":false}
+
+{"ts":"2026-01-01T00:00:02Z"}
+{"ts":"2026-01-01T00:01:00+00:00","service":"a","ms":0.5,"code":1,"ok":true}"#;
+    let lines = write(folder.path(), "app.jsonl", json);
+    let csv = write(folder.path(), "app.csv", &csv_text());
+    let array = format!(
+        "[{}]",
+        json.lines()
+            .filter(|line| !line.is_empty())
+            .collect::<Vec<_>>()
+            .join(",\n")
+    );
+    let document = write(folder.path(), "app.json", &array);
+    let parquet = folder.path().join("app.parquet");
+    write_parquet(&parquet);
+    for path in [lines, csv, document, parquet] {
+        for partitions in [1, 3, 64] {
+            let (replayed, refusals) = run(&pipeline, std::slice::from_ref(&path), partitions);
+            assert_eq!(shown(&replayed.views[0]), EXPECTED, "{}", path.display());
+            assert_eq!(refusals, Refusals::default());
+        }
+    }
+}
+
+fn write_parquet(path: &Path) {
+    let ns = |ms: i64| ms * 1_000_000;
+    let schema = Arc::new(Schema::new(vec![
+        Field::new("ok", DataType::Boolean, true),
+        Field::new("code", DataType::Int64, true),
+        Field::new("ts", DataType::Timestamp(TimeUnit::Nanosecond, None), true),
+        Field::new("ms", DataType::Float64, true),
+        Field::new("service", DataType::Utf8, true),
+        Field::new("unused", DataType::Utf8, true),
+    ]));
+    let origin = 1_767_225_600_000;
+    let times = [9_999, 0, 2_000, 60_000].map(|ms| ns(origin + ms));
+    let batch = RecordBatch::try_new(
+        Arc::clone(&schema),
+        vec![
+            Arc::new(BooleanArray::from(vec![Some(true), Some(false), None, Some(true)])),
+            Arc::new(Int64Array::from(vec![Some(3), Some(4), None, Some(1)])),
+            Arc::new(TimestampNanosecondArray::from(times.to_vec())),
+            Arc::new(Float64Array::from(vec![Some(1.0), Some(3.0), None, Some(0.5)])),
+            Arc::new(StringArray::from(vec![Some("a"), Some("a"), None, Some("a")])),
+            Arc::new(StringArray::from(vec![None::<&str>; 4])),
+        ],
+    )
+    .unwrap();
+    let mut writer = ArrowWriter::try_new(File::create(path).unwrap(), schema, None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+}
+
+#[test]
+fn what_is_no_row_is_refused_by_its_place_and_the_rest_counts() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipeline = compile(&format!("{APP} {VIEW}"));
+    let text = "{\"ts\":1767225600000,\"ms\":1}\n{\"ts\":17672\n{\"ms\":1}\n{\"ts\":1767225600000,\"ms\":\"1\"}\n";
+    let path = write(folder.path(), "app.jsonl", text);
+    let (replayed, refusals) = run(&pipeline, std::slice::from_ref(&path), 1);
+    assert_eq!(refusals.count, 3);
+    for line in [2, 3, 4] {
+        let place = format!("{}:{line}: ", path.display());
+        let found = refusals
+            .reasons
+            .iter()
+            .filter(|reason| reason.starts_with(&place))
+            .count();
+        assert_eq!(found, 1, "{place} in {:?}", refusals.reasons);
+    }
+    assert!(shown(&replayed.views[0]).contains("\"n\":1,\"a\":1.0"));
+}
+
+#[test]
+fn files_that_do_not_fit_are_refused_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipeline = compile(&format!("{APP} {VIEW}"));
+    let source = &pipeline.sources[0];
+    let refused = |name: &str, text: &str| {
+        let path = write(folder.path(), name, text);
+        Input::read(source, &[path]).map(drop).unwrap_err().to_string()
+    };
+    assert!(refused("a.csv", "ts,service\n").contains("no column `"));
+    let cell = refused("b.csv", "ts,service,ms,code,ok\n1,a,fast,1,true\n");
+    assert!(
+        cell.contains("b.csv:2: column `ms`: \"fast\" is not a number"),
+        "{cell}"
+    );
+    assert!(refused("c.csv", "ts,service,ms,code,ok\n1,a\n").contains("c.csv"));
+    assert!(refused("d.txt", "").contains("the extension tells"));
+    assert!(refused("e.parquet", "no").contains("e.parquet"));
+    assert!(refused("f.pb", "").contains("not OTLP"));
+    assert!(Input::read(source, &[folder.path().join("absent.jsonl")]).is_err());
+}
+
+#[test]
+fn an_empty_file_gives_empty_views_and_files_take_their_names_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = format!(
+        "{APP} {VIEW} CREATE DETECTOR v ON v KEY (service) FEATURES (a) USING static_threshold WITH (upper = 2);"
+    );
+    let pipeline = compile(&text);
+    let path = write(folder.path(), "app.jsonl", "");
+    let (replayed, _) = run(&pipeline, &[path], 2);
+    let out = folder.path().join("deep/out");
+    replayed.write(&out).unwrap();
+    let mut names: Vec<_> = std::fs::read_dir(&out)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    // A detector that is called as a view has a file of its own.
+    assert_eq!(names, ["v.detector.jsonl", "v.jsonl"]);
+    assert!(std::fs::read(out.join("v.jsonl")).unwrap().is_empty());
+}
+
+#[test]
+fn every_window_is_scored_once_whether_it_alarms_or_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = format!(
+        "{APP} {VIEW} CREATE DETECTOR slow ON v KEY (service) FEATURES (a, n) USING static_threshold WITH (upper = 2);"
+    );
+    let path = write(folder.path(), "app.csv", &csv_text());
+    let (replayed, _) = run(&compile(&text), &[path], 1);
+    let rows: Vec<serde_json::Value> = shown(&replayed.detectors[0])
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(rows.len(), 3);
+    let alarm = rows.iter().find(|row| row["is_anomaly"] == true).unwrap();
+    assert_eq!(alarm["target"], serde_json::json!({"service": "a"}));
+    assert_eq!(alarm["window_start"], "2026-01-01T00:00:00.000Z");
+    assert_eq!(alarm["features"], serde_json::json!({"a": 2.0, "n": 2.0}));
+    let sum: f64 = alarm["contributions"]
+        .as_object()
+        .unwrap()
+        .values()
+        .filter_map(serde_json::Value::as_f64)
+        .sum();
+    assert!((sum - alarm["score"].as_f64().unwrap()).abs() < 1e-12);
+}
+
+#[test]
+fn silence_is_told_by_the_times_in_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = "CREATE SOURCE beats WITH (topic = 'beats', format = 'heartbeat');
+      CREATE DETECTOR quiet ON beats KEY (service) USING silence WITH (timeout = '10 s');";
+    let beat = |service: &str, second: i64| {
+        let time = 1_767_225_600_000 + second * 1_000;
+        format!("{{\"service\":\"{service}\",\"instance\":\"1\",\"time\":{time}}}\n")
+    };
+    let steady = (0..60).map(|second| beat("steady", second));
+    let gone = (0..60)
+        .filter(|second| !(20..45).contains(second))
+        .map(|second| beat("gone", second));
+    let path = write(folder.path(), "beats.jsonl", &steady.chain(gone).collect::<String>());
+    let pipeline = compile(text);
+    let (replayed, _) = run(&pipeline, std::slice::from_ref(&path), 1);
+    let ends: Vec<(String, bool)> = shown(&replayed.detectors[0])
+        .lines()
+        .map(|line| {
+            let row: serde_json::Value = serde_json::from_str(line).unwrap();
+            assert_eq!(row["target"]["service"], "gone");
+            (
+                row["window_end"].as_str().unwrap()[14..19].to_owned(),
+                row["is_anomaly"].as_bool().unwrap(),
+            )
+        })
+        .collect();
+    let end = |at: &str, alarm| (at.to_owned(), alarm);
+    assert_eq!(ends, [end("00:29", true), end("00:39", true), end("00:45", false)]);
+    assert_eq!(run(&pipeline, &[path], 5).0, replayed);
+}
+
+#[test]
+fn numbers_that_json_does_not_have_are_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = format!(
+        "{APP} CREATE FEATURE VIEW v AS SELECT window_end, max(ms) AS high, min(ms) AS low, sum(ms) AS s
+         FROM TUMBLE(app, ts, INTERVAL '10 s') GROUP BY window_end;"
+    );
+    let path = write(
+        folder.path(),
+        "app.csv",
+        "ts,service,ms,code,ok\n1,a,inf,1,true\n2,a,-inf,1,true\n",
+    );
+    let (replayed, _) = run(&compile(&text), &[path], 1);
+    let expected =
+        "{\"window_end\":\"1970-01-01T00:00:10.000Z\",\"high\":\"Infinity\",\"low\":\"-Infinity\",\"s\":\"NaN\"}\n";
+    assert_eq!(shown(&replayed.views[0]), expected);
+}
+
+#[test]
+fn otlp_in_protobuf_and_in_json_is_the_same() {
+    let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../telemetry/testdata");
+    let pipeline = compile(
+        "CREATE SOURCE m WITH (topic = 'm', format = 'otlp_metrics');
+         CREATE FEATURE VIEW v AS SELECT metric_name, window_start, count(*) AS n, sum(value) AS s
+         FROM TUMBLE(TABLE m, DESCRIPTOR(event_time), INTERVAL '1' MINUTE) GROUP BY metric_name, window_start;",
+    );
+    let (protobuf, _) = run(&pipeline, &[samples.join("metrics.pb")], 1);
+    let (json, _) = run(&pipeline, &[samples.join("metrics.json")], 1);
+    assert!(!protobuf.views[0].lines.is_empty());
+    assert_eq!(shown(&protobuf.views[0]), shown(&json.views[0]));
+}
