@@ -19,7 +19,7 @@ use std::{
 };
 
 use protocol::{
-    Assignment, Batch, Clock, Output, Outputs, Progress, Record, Stage, StageError, Start, TimestampKind,
+    Assignment, Batch, Clock, Output, Outputs, Progress, Record, SidePosition, Stage, StageError, Start, TimestampKind,
     TopicPartition, Topics,
     log::{self, PaneHeader, SourceProgress},
 };
@@ -192,8 +192,21 @@ impl Aggregate {
         })
     }
 
-    /// What another instance's progress says: it steers which partitions are paused, never what is published.
-    pub fn peers(&mut self, progress: &SourceProgress) {
+    /// What other instances say of their progress (rule 4): it steers which partitions are paused, never what is published.
+    fn follow(&mut self, run: &Run<'_>) {
+        for index in &run.records {
+            let record = run.batch.get(*index as usize);
+            if record.header(log::KIND) != Some(log::KIND_PROGRESS.as_bytes()) {
+                continue;
+            }
+            // What cannot be read is detect's to complain of; here it steers nothing.
+            if let Some(Ok(progress)) = record.value.map(serde_json::from_slice) {
+                self.peers(&progress);
+            }
+        }
+    }
+
+    fn peers(&mut self, progress: &SourceProgress) {
         for partition in &progress.partitions {
             let peer = Peer {
                 watermark_ms: partition.watermark_ms,
@@ -201,7 +214,6 @@ impl Aggregate {
             };
             self.peers.insert((progress.source, partition.partition), peer);
         }
-        self.align();
     }
 
     fn sources_of(&self, topic: &str) -> impl Iterator<Item = (usize, &SourcePlan)> {
@@ -567,6 +579,15 @@ impl Stage for Aggregate {
         start
     }
 
+    /// Every instance's progress goes to every partition of `panes`: one of them tells it all.
+    fn side_inputs(&self, _partition: &TopicPartition) -> Vec<TopicPartition> {
+        vec![TopicPartition::new(Arc::clone(&self.panes), 0)]
+    }
+
+    fn side_position(&self, _side: &TopicPartition) -> SidePosition {
+        SidePosition::End
+    }
+
     fn assigned(&mut self, place: &TopicPartition, assignment: &Assignment) -> Result<i64, StageError> {
         let stop = |reason: String| StageError::Partition {
             partition: place.clone(),
@@ -605,7 +626,10 @@ impl Stage for Aggregate {
 
     fn step(&mut self, batch: &Batch, out: &mut Outputs) -> Result<(), StageError> {
         for run in Run::split(batch) {
-            self.run(&run, out).map_err(fatal)?;
+            match run.place.topic == self.panes {
+                true => self.follow(&run),
+                false => self.run(&run, out).map_err(fatal)?,
+            }
         }
         self.align();
         Ok(())

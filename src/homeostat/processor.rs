@@ -8,13 +8,18 @@ use std::{
 
 use engine::spec::{Format, Pipeline};
 use kafka::{Broker, CrashPoint, LoopConfig, Observer, Shutdown, Switches, TopicConfig};
-use protocol::{Stage, Topics};
+use protocol::{
+    Stage, Topics,
+    message::{self, Control},
+};
 use tracing::{error, info, warn};
 
 use crate::{
+    commands,
     config::Config,
     error::Refused,
     stages::{aggregate, decide, detect},
+    topic_reader,
 };
 
 /// A stage of the walk.
@@ -162,7 +167,50 @@ impl Processor {
         }
         wanted.iter_mut().for_each(|topic| topic.replication = replication);
         retry(&self.shutdown, || self.broker.ensure_topics(&wanted))?;
+        self.agree_on_generation(&topics)?;
         self.look_at_sources();
+        Ok(())
+    }
+
+    /// Entities are hashed to partitions of `panes`, and their state lies at the same number in `state`: another count of either
+    /// would part an entity from its state. The count that the fleet began with stands in `control`.
+    fn agree_on_generation(&self, topics: &Topics) -> anyhow::Result<()> {
+        let configured = self.config.topics.panes_partitions;
+        let mut counts = [(topics.panes(), None), (topics.state(), None)];
+        let mut recorded = None;
+        retry(&self.shutdown, || {
+            for (topic, count) in &mut counts {
+                *count = self.broker.partition_count(topic)?;
+            }
+            topic_reader::read(&*self.broker, &topics.control(), |record| {
+                let Ok(Control::Generation { panes_partitions }) =
+                    message::read("control", record.value.unwrap_or_default())
+                else {
+                    return;
+                };
+                recorded = Some(panes_partitions);
+            })
+        })?;
+        let found = counts.iter().map(|(topic, count)| (topic.as_str(), *count));
+        let found = found.chain([("the fleet's generation record", recorded)]);
+        for (what, count) in found.filter_map(|(what, count)| Some((what, count?))) {
+            if count != configured {
+                let help = format!(
+                    "set topics.panes_partitions = {count}, or choose another topics.prefix for a fleet of another size"
+                );
+                return Err(Refused::new(format!(
+                    "topics.panes_partitions is {configured}, but {what} has {count}"
+                ))
+                .help(help)
+                .into());
+            }
+        }
+        if recorded.is_none() && !self.shutdown.is_requested() {
+            let generation = Control::Generation {
+                panes_partitions: configured,
+            };
+            commands::control::publish(&*self.broker, topics, &generation, 0)?;
+        }
         Ok(())
     }
 

@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use protocol::{Batch, Committed, Output, Outputs, Stage, StageError, TopicPartition};
+use protocol::{Batch, Committed, Output, Outputs, SidePosition, Stage, StageError, TopicPartition};
 use tracing::{info, warn};
 
 use crate::{
@@ -423,6 +423,12 @@ impl<'o> StageLoop<'o> {
         let found = stepped?;
         match polled {
             Ok(Polled::OutOfRange(partition)) => {
+                if self.stage.side_position(&partition) == SidePosition::End {
+                    return Err(Error::abort(
+                        "side input",
+                        format!("{partition} is followed from its end again"),
+                    ));
+                }
                 let owner = self
                     .active
                     .iter()

@@ -21,7 +21,7 @@ pub use cloudevent::CloudEvent;
 pub use dead_letter::dead_letter;
 pub use error::Error;
 pub use record::{Batch, Output, Outputs, Record, TimestampKind, TopicPartition};
-pub use stage::{Assignment, Clock, Committed, Progress, Stage, StageError, Start};
+pub use stage::{Assignment, Clock, Committed, Progress, SidePosition, Stage, StageError, Start};
 pub use target::Target;
 pub use topic::Topics;
 

@@ -33,6 +33,15 @@ pub enum Start {
     Timestamp(i64),
 }
 
+/// Where a side input is read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SidePosition {
+    Beginning,
+    /// Only what is yet to come: what was said before does not matter.
+    End,
+    Offset(i64),
+}
+
 /// A committed offset with the metadata that travelled with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Committed {
@@ -89,9 +98,9 @@ pub trait Stage: Send {
         Vec::new()
     }
 
-    /// Next offset to read from a side input, asked after [`Stage::assigned`]; `None` starts at the beginning of the log.
-    fn side_position(&self, _side: &TopicPartition) -> Option<i64> {
-        None
+    /// Where to read a side input from, asked after [`Stage::assigned`].
+    fn side_position(&self, _side: &TopicPartition) -> SidePosition {
+        SidePosition::Beginning
     }
 
     /// The compacted partition that holds the durable state of an input partition.

@@ -658,10 +658,10 @@ fn partitions_ahead_of_the_slowest_are_paused() {
         }],
         clock: 0,
     };
-    harness.stage.peers(&told);
+    harness.hears(&told);
     assert_eq!(harness.stage.paused().len(), 2);
     told.partitions[0].idle = true;
-    harness.stage.peers(&told);
+    harness.hears(&told);
     assert!(harness.stage.paused().is_empty());
 }
 

@@ -9,8 +9,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use engine::spec::{ActionSpec, DetectorInput, OptionValue, Pipeline, PolicySpec};
 use protocol::{
-    Assignment, Batch, CloudEvent, Output, Outputs, Progress, Record, Stage, StageError, Start, TopicPartition, Topics,
-    cloudevent, id,
+    Assignment, Batch, CloudEvent, Output, Outputs, Progress, Record, SidePosition, Stage, StageError, Start,
+    TopicPartition, Topics, cloudevent, id,
     log::{self, Note},
     message::{self, Anomaly, ApprovalRecord, Control, Journal, Outcome, TimeProgress},
 };
@@ -271,8 +271,9 @@ impl Stage for Decide {
             .collect()
     }
 
-    fn side_position(&self, side: &TopicPartition) -> Option<i64> {
-        self.owned.as_ref().and_then(|owned| owned.fleet.position(&side.topic))
+    fn side_position(&self, side: &TopicPartition) -> SidePosition {
+        let known = self.owned.as_ref().and_then(|owned| owned.fleet.position(&side.topic));
+        known.map_or(SidePosition::Beginning, SidePosition::Offset)
     }
 
     fn state_partition(&self, partition: &TopicPartition) -> Option<TopicPartition> {

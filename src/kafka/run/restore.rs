@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use protocol::{Assignment, Batch, Committed, Start, TopicPartition};
+use protocol::{Assignment, Batch, Committed, SidePosition, Start, TopicPartition};
 use tracing::info;
 
 use super::{Phase, StageLoop, Turn};
@@ -267,7 +267,11 @@ impl StageLoop<'_> {
         let mut positions = Vec::new();
         for (side, owner) in sides {
             let (low, high) = self.broker.watermarks(&side)?;
-            let position = self.stage.side_position(&side).unwrap_or(low);
+            let position = match self.stage.side_position(&side) {
+                SidePosition::Beginning => low,
+                SidePosition::End => high,
+                SidePosition::Offset(offset) => offset,
+            };
             if !(low..=high).contains(&position) {
                 let reason = format!("its state names offset {position} of {side}, which holds {low} to {high}");
                 return Err(self.stop_partition(owner, reason));

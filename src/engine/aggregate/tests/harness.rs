@@ -322,6 +322,16 @@ impl Harness {
         Aggregate::new(pipelines, Topics::new("t."), options.clone(), &LineDecoders).unwrap()
     }
 
+    /// The side reader brings another instance's progress.
+    pub fn hears(&mut self, progress: &protocol::log::SourceProgress) {
+        let mut batch = Batch::default();
+        let panes = batch.partition("t.panes", 0);
+        let value = serde_json::to_vec(progress).unwrap();
+        let headers = [(protocol::log::KIND, protocol::log::KIND_PROGRESS.as_bytes())];
+        batch.push(panes, 0, (0, TimestampKind::LogAppend), None, Some(&value), headers);
+        self.stage.step(&batch, &mut Outputs::default()).unwrap();
+    }
+
     pub fn place(&self, partition: usize) -> TopicPartition {
         TopicPartition::new(TOPIC, partition as i32)
     }
