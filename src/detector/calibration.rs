@@ -1,8 +1,8 @@
 //! From evidence to a promise: p-values, and an alarm level that keeps a stated rate of false alarms.
 //!
 //! A streaming histogram of the entity's own evidence, eight bins an octave, forgetting by halves. Where it is too thin to
-//! rank a row (fewer than [`TAIL_ROWS`] rows beyond), an exponential tail fitted to the excesses over that point takes over: the Pickands–Balkema–de Haan
-//! limit with shape 0 (Siffer, Fouque, Termier and Largouët, Anomaly detection in streams with extreme value theory, KDD 2017).
+//! rank a row (fewer than [`TAIL_ROWS`] rows beyond), a generalised Pareto tail fitted to the excesses over that point takes over: the Pickands–Balkema–de Haan
+//! limit (Siffer, Fouque, Termier and Largouët, Anomaly detection in streams with extreme value theory, KDD 2017).
 //! A row is ranked before it is learned.
 
 use crate::codec::{Reader, Writer};
@@ -14,8 +14,10 @@ const BINS: usize = 128;
 const LOWEST_LOG2: i32 = -10;
 const ROWS_MAX: u32 = 60_000;
 /// The first halving. Evidence of novelty is largest when little is known, so the early rows soon weigh less.
-const ROWS_FIRST: u32 = 1000;
+const ROWS_FIRST: u32 = 500;
 const TAIL_ROWS: u32 = 24;
+/// Few rows show no heavier tail than this.
+const SHAPE_MAX: f64 = 0.5;
 /// Below so many rows there is no tail to fit.
 const ROWS_MIN: u32 = 200;
 const P_MIN: f64 = 1e-12;
@@ -135,15 +137,18 @@ impl Calibration {
         self.tail(evidence, total).clamp(P_MIN, 1.0)
     }
 
-    /// Exponential tail over the lowest edge with at least [`TAIL_ROWS`] rows beyond it.
+    /// Generalised Pareto tail over the lowest edge with at least twice [`TAIL_ROWS`] rows beyond it, by the method of moments
+    /// (Hosking and Wallis, Parameter and quantile estimation for the generalized Pareto distribution, 1987).
     fn tail(&self, evidence: f64, total: f64) -> f64 {
         let mut rows = 0;
-        let mut sum = 0.0;
+        let (mut sum, mut squares) = (0.0, 0.0);
         let mut threshold = edge(1);
         for at in (1..BINS).rev() {
             let count = u32::from(self.counts[at]);
             rows += count;
-            sum += f64::from(count) * (edge(at) + edge(at + 1)) / 2.0;
+            let middle = (edge(at) + edge(at + 1)) / 2.0;
+            sum += f64::from(count) * middle;
+            squares += f64::from(count) * middle * middle;
             if rows >= 2 * TAIL_ROWS {
                 threshold = edge(at);
                 break;
@@ -152,12 +157,21 @@ impl Calibration {
         if rows == 0 {
             return 1.0 / (total + 1.0);
         }
-        let excess = (sum / f64::from(rows) - threshold).max(0.01 * threshold);
+        let mean = sum / f64::from(rows);
+        let variance = squares / f64::from(rows) - mean * mean;
+        let excess = (mean - threshold).max(0.01 * threshold);
+        let shape = (0.5 * (1.0 - excess * excess / variance.max(1e-12))).clamp(0.0, SHAPE_MAX);
+        let scale = excess * (1.0 - shape);
         let from = (f64::from(rows) + 1.0) / (total + 1.0);
         if evidence <= threshold {
             return from;
         }
-        from * (-(evidence - threshold) / excess).exp()
+        let beyond = (evidence - threshold) / scale;
+        if shape < 1e-3 {
+            from * (-beyond).exp()
+        } else {
+            from * (1.0 + shape * beyond).powf(-1.0 / shape)
+        }
     }
 
     fn learn(&mut self, evidence: f64) {

@@ -32,7 +32,7 @@ const TREND_Z: f64 = 4.0;
 /// A step that leaves less than this share of what the line leaves is the better story.
 const STEP_SHARE: f64 = 0.9;
 /// Share of a rise that must be given back for its top to be one the series leaves by itself.
-const GIVEN_BACK: f64 = 0.4;
+const GIVEN_BACK: f64 = 0.7;
 
 const LIMIT: Kind = Kind::Number {
     min: -1e150,

@@ -11,7 +11,6 @@ mod nab;
 mod servers;
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use detector::{Detector, Row, Score, Value};
 
@@ -131,7 +130,7 @@ fn run(
     let mut out = Score::default();
     let mut scores = Vec::with_capacity(rows.len() / features);
     let mut p_values = Vec::with_capacity(rows.len() / features);
-    let start = Instant::now();
+    let start = cost::Stopwatch::start();
     for (time_ms, row) in times_ms.zip(rows.chunks_exact(features)) {
         state.score(
             Row {
@@ -144,7 +143,7 @@ fn run(
         scores.push(out.score);
         p_values.push(out.p_value);
     }
-    let ns = start.elapsed().as_nanos() as f64 / scores.len().max(1) as f64;
+    let ns = start.ns() / scores.len().max(1) as f64;
     let mut bytes = Vec::new();
     state.snapshot(&mut bytes);
     Run {
