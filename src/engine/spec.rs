@@ -51,6 +51,16 @@ pub enum Format {
     OtlpSpans { json: bool },
     Json,
     Heartbeat,
+    PrometheusJson,
+    TelegrafJson,
+    Alertmanager,
+}
+
+impl Format {
+    /// Whether the event time is when the log took the record, never the producer's clock.
+    pub fn is_timed_by_log(self) -> bool {
+        matches!(self, Self::Heartbeat | Self::Alertmanager)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

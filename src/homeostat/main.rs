@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use homeostat::{
-    commands::{control, demo, replay, run, schemas, status, validate},
-    error::{Found, NotHealed, Refused},
+    commands::{control, demo, diff, replay, run, schemas, status, test, validate},
+    error::{Differs, Found, NotHealed, Refused},
 };
 
 /// librdkafka allocates in one thread and frees in another, which glibc's allocator pays for with lock waits: this one
@@ -27,6 +27,8 @@ enum Command {
     Demo(demo::Demo),
     Validate(validate::Validate),
     Explain(validate::Explain),
+    Diff(diff::Diff),
+    Test(test::Test),
     Replay(replay::Replay),
     Status(status::Status),
     Incidents(status::Incidents),
@@ -47,6 +49,8 @@ fn main() -> ExitCode {
         Command::Demo(command) => command.run(),
         Command::Validate(command) => command.run(),
         Command::Explain(command) => command.run(),
+        Command::Diff(command) => command.run(),
+        Command::Test(command) => command.run(),
         Command::Replay(command) => command.run(),
         Command::Status(command) => command.run(),
         Command::Incidents(command) => command.run(),
@@ -64,7 +68,7 @@ fn main() -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.is::<NotHealed>() => ExitCode::from(1),
+        Err(error) if error.is::<NotHealed>() || error.is::<Differs>() => ExitCode::from(1),
         Err(error) if error.is::<Found>() => ExitCode::from(2),
         Err(error) if error.is::<Refused>() => {
             eprintln!("error: {error}");

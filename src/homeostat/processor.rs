@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use engine::spec::{Format, Pipeline};
+use engine::spec::Pipeline;
 use kafka::{Broker, CrashPoint, LoopConfig, Observer, Shutdown, Switches, TopicConfig};
 use protocol::{Stage, Topics};
 use tracing::{error, info, warn};
@@ -194,7 +194,7 @@ impl Processor {
                     warn!(source = source.name, topic = source.topic, %error, "topic of source cannot be looked at")
                 }
             }
-            if source.format == Format::Heartbeat {
+            if source.format.is_timed_by_log() {
                 let clock = match self.broker.log_append_time(&source.topic) {
                     Ok(true) => "broker append time",
                     Ok(false) => "receive time, since the topic does not use LogAppendTime",
@@ -204,7 +204,7 @@ impl Processor {
                     source = source.name,
                     topic = source.topic,
                     event_time = clock,
-                    "heartbeats"
+                    "timed by the log"
                 );
             }
         }

@@ -18,9 +18,9 @@ const IDLE_TIMEOUT_MS: i64 = 60_000;
 const MAX_FUTURE_SKEW_MS: i64 = 300_000;
 const MAX_DRIFT_MS: i64 = 300_000;
 /// Collectors reorder by up to half a second, batches wait for some more.
-const OTLP_DELAY_MS: i64 = 5_000;
+const TELEMETRY_DELAY_MS: i64 = 5_000;
 /// Broker and receive times only step back when a clock does.
-const HEARTBEAT_DELAY_MS: i64 = 1_000;
+const LOG_DELAY_MS: i64 = 1_000;
 /// Columns that windows add.
 pub(crate) const WINDOW_COLUMNS: [&str; 2] = ["window_start", "window_end"];
 
@@ -33,9 +33,12 @@ const OPTIONS: [&str; 6] = [
     "scan.watermark.alignment.max-drift",
 ];
 
-const FORMATS: [(&str, Format); 14] = [
+const FORMATS: [(&str, Format); 17] = [
     ("json", Format::Json),
     ("heartbeat", Format::Heartbeat),
+    ("prometheus_json", Format::PrometheusJson),
+    ("telegraf_json", Format::TelegrafJson),
+    ("alertmanager", Format::Alertmanager),
     ("otlp_metrics", Format::OtlpMetrics { json: false }),
     ("otlp_metrics_proto", Format::OtlpMetrics { json: false }),
     ("otlp_metrics_json", Format::OtlpMetrics { json: true }),
@@ -189,9 +192,9 @@ pub(crate) fn resolve(ast: &ast::Source, errors: &mut Vec<Diagnostic>) -> Option
         return None;
     }
     let watermark = ast.watermark.as_ref();
-    let delay_ms = match format {
-        Format::Heartbeat => HEARTBEAT_DELAY_MS,
-        _ => OTLP_DELAY_MS,
+    let delay_ms = match format.is_timed_by_log() {
+        true => LOG_DELAY_MS,
+        false => TELEMETRY_DELAY_MS,
     };
     let mut source = Source {
         name: ast.name.text.clone(),
@@ -403,6 +406,9 @@ pub(crate) fn telemetry_format(format: Format) -> telemetry::Format {
         Format::OtlpSpans { json } => telemetry::Format::OtlpSpans { json },
         Format::Json => telemetry::Format::Json,
         Format::Heartbeat => telemetry::Format::Heartbeat,
+        Format::PrometheusJson => telemetry::Format::PrometheusJson,
+        Format::TelegrafJson => telemetry::Format::TelegrafJson,
+        Format::Alertmanager => telemetry::Format::Alertmanager,
     }
 }
 

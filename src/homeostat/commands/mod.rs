@@ -2,10 +2,12 @@
 
 pub mod control;
 pub mod demo;
+pub mod diff;
 pub mod replay;
 pub mod run;
 pub mod schemas;
 pub mod status;
+pub mod test;
 pub mod validate;
 
 use serde::Serialize;

@@ -67,12 +67,12 @@ impl Validate {
 
 /// What an operator should know of a valid pipeline.
 fn notes(pipeline: &engine::spec::Pipeline) -> Vec<String> {
-    let heartbeat = |source: &&engine::spec::SourceSpec| source.format == engine::spec::Format::Heartbeat;
-    let heartbeats = pipeline.sources.iter().filter(heartbeat);
-    heartbeats
+    let timed_by_log = |source: &&engine::spec::SourceSpec| source.format.is_timed_by_log();
+    let sources = pipeline.sources.iter().filter(timed_by_log);
+    sources
         .map(|source| {
             format!(
-                "source {}: event_time is the broker's append time where topic {} uses LogAppendTime, else the time at which aggregate received the record; sent_at is the producer's",
+                "source {}: event_time is the broker's append time where topic {} uses LogAppendTime, else the time at which aggregate received the record; the producer's own time is sent_at or starts_at",
                 source.name, source.topic
             )
         })
