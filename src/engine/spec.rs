@@ -16,6 +16,7 @@ pub struct Pipeline {
     pub views: Vec<ViewSpec>,
     pub detectors: Vec<DetectorSpec>,
     pub policies: Vec<PolicySpec>,
+    pub sinks: Vec<SinkSpec>,
 }
 
 /// A stream of rows from a topic.
@@ -220,6 +221,26 @@ pub struct DetectorSpec {
     pub options: Vec<(String, OptionValue)>,
     /// Columns that policies refer to beside score and features: names and indices in the view's output.
     pub columns: Vec<(String, usize)>,
+}
+
+/// Rows on a topic: a JSON object per row, keyed by the group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SinkSpec {
+    pub name: String,
+    pub input: SinkInput,
+    /// As it is written: no prefix, so that a source may read it.
+    pub topic: String,
+    /// Columns of a view's output that it groups by: names and indices.
+    pub keys: Vec<(String, usize)>,
+}
+
+/// What a sink writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SinkInput {
+    /// Every row of a view: index into [`Pipeline::views`].
+    View(usize),
+    /// Every score of a detector: index into [`Pipeline::detectors`].
+    Detector(usize),
 }
 
 /// A literal in WITH (…).

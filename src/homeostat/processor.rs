@@ -154,7 +154,9 @@ impl Processor {
             .iter()
             .map(|spec| TopicConfig::from_spec(spec, counts.0, counts.1))
             .collect();
-        for named in self.named_topics(&topics) {
+        let sinks = self.pipelines.iter().flat_map(|pipeline| &pipeline.sinks);
+        let sinks = sinks.map(|sink| sink.topic.clone());
+        for named in self.named_topics(&topics).into_iter().chain(sinks) {
             if wanted.iter().all(|topic| topic.name != named) {
                 wanted.push(TopicConfig::new(named, 1));
             }

@@ -278,7 +278,7 @@ fn unknown_option(key: &str, setting: &Setting) -> Diagnostic {
     error.help(did_you_mean(key, OPTIONS).unwrap_or_else(|| format!("use {}", one_of(OPTIONS))))
 }
 
-fn text(setting: &Setting) -> Result<At<String>, Diagnostic> {
+pub(crate) fn text(setting: &Setting) -> Result<At<String>, Diagnostic> {
     match &setting.value.value {
         OptionValue::Text(text) => Ok(At::new(text.clone(), setting.value.span)),
         _ => Err(
@@ -288,7 +288,7 @@ fn text(setting: &Setting) -> Result<At<String>, Diagnostic> {
     }
 }
 
-fn connector(setting: &Setting) -> Result<(), Diagnostic> {
+pub(crate) fn connector(setting: &Setting) -> Result<(), Diagnostic> {
     let connector = text(setting)?;
     if connector.value.eq_ignore_ascii_case("kafka") {
         return Ok(());
@@ -296,7 +296,7 @@ fn connector(setting: &Setting) -> Result<(), Diagnostic> {
     Err(Diagnostic::new(format!("unknown connector `{}`", connector.value), connector.span).help("use 'kafka'"))
 }
 
-fn topic(setting: &Setting) -> Result<String, Diagnostic> {
+pub(crate) fn topic(setting: &Setting) -> Result<String, Diagnostic> {
     let topic = text(setting)?;
     let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     if topic.value.is_empty() || topic.value.len() > 249 || !topic.value.chars().all(legal) {

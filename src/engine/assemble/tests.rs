@@ -83,6 +83,7 @@ fn pipeline(window: WindowSpec, fill: u32) -> Pipeline {
         }],
         detectors: vec![],
         policies: vec![],
+        sinks: vec![],
     }
 }
 

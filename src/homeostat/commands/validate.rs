@@ -46,7 +46,7 @@ impl Validate {
             wrong |= diagnostics.is_some();
             match (self.output, diagnostics) {
                 (Output::Json, diagnostics) => {
-                    let found = diagnostics.map(|found| serde_json::to_value(&found)).transpose()?;
+                    let found = diagnostics.map(|found| file.to_json(&found)).transpose()?;
                     let found = found.unwrap_or_else(|| serde_json::json!([]));
                     print_json(
                         &serde_json::json!({"file": file.path, "valid": found == serde_json::json!([]), "diagnostics": found}),
@@ -58,7 +58,7 @@ impl Validate {
                         println!("  {note}");
                     }
                 }
-                (Output::Text, Some(found)) => eprint!("{}", found.render(&file.path, &file.text, color)),
+                (Output::Text, Some(found)) => eprint!("{}", file.render(&found, color)),
             }
         }
         if wrong { Err(crate::error::Found.into()) } else { Ok(()) }

@@ -21,8 +21,8 @@ use arrow::{
 use datafusion::prelude::SessionContext;
 use serde_json::{Map, Value, json};
 
-use super::{Input, lines::write_rows, replay};
-use crate::pipelines::Detectors;
+use super::{Input, replay};
+use crate::{pipelines::Detectors, stages::rows::write_rows};
 
 /// Name, SQL, and how far from the batch result the answer may be, relative.
 const AGGREGATES: [(&str, &str, f64); 41] = [

@@ -151,6 +151,7 @@ pub fn pipeline(sets: Vec<PaneSetSpec>) -> Pipeline {
         pane_sets: sets,
         detectors: Vec::new(),
         policies: Vec::new(),
+        sinks: Vec::new(),
     }
 }
 
