@@ -175,6 +175,8 @@ pub struct WindowSpec {
     pub lateness_ms: i64,
     /// Rows that no open window takes go to this topic (with the fleet's prefix), or to `late`.
     pub late_topic: Option<String>,
+    /// Early rows: at every multiple of this, plus the offset, what an open window holds so far.
+    pub early_every_ms: Option<i64>,
 }
 
 /// Windows over a pane set, projected into feature rows.
@@ -191,7 +193,7 @@ pub struct ViewSpec {
     pub input: SchemaRef,
     /// SELECT list, over `input`.
     pub projection: Vec<Arc<dyn PhysicalExpr>>,
-    /// The rows the view yields.
+    /// The rows the view yields; where it speaks early, `is_final` comes after the SELECT list.
     pub output: SchemaRef,
     pub having: Option<Arc<dyn PhysicalExpr>>,
     /// Rows for keys that were silent for up to so many windows.

@@ -103,6 +103,8 @@ pub(crate) struct View {
     pub lateness: Option<At<i64>>,
     pub late_topic: Option<At<String>>,
     pub fill_missing_windows: u32,
+    /// EMIT EVERY.
+    pub early_every: Option<At<i64>>,
     /// SELECT … up to EMIT or the end.
     pub select: Vec<Token>,
     pub span: Span,

@@ -83,6 +83,7 @@ fn view(cursor: &mut Cursor<'_>) -> Parsed<View> {
         lateness: None,
         late_topic: None,
         fill_missing_windows: 0,
+        early_every: None,
         select: Vec::new(),
         span: cursor.here(),
     };
@@ -114,23 +115,36 @@ fn view(cursor: &mut Cursor<'_>) -> Parsed<View> {
     }
     view.select = cursor.until(&["EMIT"]).to_vec();
     if cursor.peek().is_some() {
-        emit(cursor)?;
+        view.early_every = emit(cursor)?;
     }
     cursor.expect_end(&[])?;
     Ok(view)
 }
 
-fn emit(cursor: &mut Cursor<'_>) -> Parsed<()> {
+/// `EMIT ON WINDOW CLOSE`, `EMIT EVERY interval`, or both.
+fn emit(cursor: &mut Cursor<'_>) -> Parsed<Option<At<i64>>> {
     let start = cursor.expect("EMIT")?;
-    if cursor.is("EVERY") || (cursor.is("ON") && cursor.is_at(1, "UPDATE")) {
-        return Err(Diagnostic::new(
-            "rows before the end of a window are not supported: a window speaks once, when it closes",
-            start.to(cursor.here()),
-        )
-        .help("write EMIT ON WINDOW CLOSE, or a shorter window"));
+    if cursor.is("ON") && cursor.is_at(1, "UPDATE") {
+        return Err(
+            Diagnostic::new("a window does not speak at every row", start.to(cursor.here()))
+                .help("write EMIT EVERY INTERVAL '5' SECOND for early rows"),
+        );
     }
-    cursor.expect("ON WINDOW CLOSE")?;
-    Ok(())
+    if !cursor.eat("EVERY") {
+        cursor.expect("ON WINDOW CLOSE")?;
+        return Ok(None);
+    }
+    let every = cursor.interval()?;
+    if every.value <= 0 {
+        return Err(Diagnostic::new(
+            "this length of time must be longer than zero",
+            every.span,
+        ));
+    }
+    if cursor.is("ON") {
+        cursor.expect("ON WINDOW CLOSE")?;
+    }
+    Ok(Some(every))
 }
 
 fn detector(cursor: &mut Cursor<'_>) -> Parsed<Detector> {

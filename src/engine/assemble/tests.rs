@@ -96,6 +96,7 @@ fn window(size: i64, slide: i64, lateness: i64) -> WindowSpec {
         offset_ms: 0,
         lateness_ms: lateness,
         late_topic,
+        early_every_ms: None,
     }
 }
 

@@ -168,7 +168,9 @@ pub struct Shared(pub Arc<Mutex<Lines>>);
 impl Tap for Shared {
     fn closed(&mut self, window: &ClosedWindow) {
         let mut lines = super::lock(&self.0);
-        if window.rows.num_rows() > 0 && !lines.is_over(lines.sources[window.view], window.start_ms) {
+        let source = lines.sources[window.view];
+        let begun = !lines.is_over(source, window.early_ms.unwrap_or(window.start_ms));
+        if window.rows.num_rows() > 0 && begun {
             write_rows(&window.rows, &mut lines.replayed.views[window.view].lines);
         }
     }

@@ -288,3 +288,44 @@ fn a_source_reads_what_a_sink_writes_and_a_circle_is_refused() {
     let refused = replay(&circle, vec![None, None], 1).unwrap_err();
     assert!(refused.to_string().contains("reads what comes of itself"), "{refused}");
 }
+
+#[test]
+fn early_rows_hold_what_came_before_their_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = format!(
+        "{APP} CREATE FEATURE VIEW v AS SELECT window_start, count(*) AS n, sum(code) AS codes
+         FROM TUMBLE(app, ts, INTERVAL '10 s') GROUP BY window_start EMIT EVERY INTERVAL '4 s' ON WINDOW CLOSE;
+         CREATE DETECTOR d ON v KEY () FEATURES (n) USING static_threshold WITH (upper = 100);"
+    )
+    .replace("KEY () ", "");
+    let csv: String = [0, 1_000, 4_000, 7_999, 8_000, 9_000, 21_000, 30_000]
+        .map(|ms| format!("{ms},a,1,2,true\n"))
+        .concat();
+    let path = write(folder.path(), "app.csv", &format!("ts,service,ms,code,ok\n{csv}"));
+    let pipeline = compile(&text);
+    let (replayed, _) = run(&pipeline, std::slice::from_ref(&path), 1);
+    let rows: Vec<(u64, u64, bool)> = shown(&replayed.views[0])
+        .lines()
+        .map(|line| {
+            let row: serde_json::Value = serde_json::from_str(line).unwrap();
+            let second = row["window_start"].as_str().unwrap()[17..19].parse().unwrap();
+            (second, row["n"].as_u64().unwrap(), row["is_final"].as_bool().unwrap())
+        })
+        .collect();
+    let expected = [
+        (0, 2, false),
+        (0, 4, false),
+        (0, 6, true),
+        (20, 1, false),
+        (20, 1, false),
+        (20, 1, true),
+        (30, 1, true),
+    ];
+    assert_eq!(rows, expected);
+    assert_eq!(
+        shown(&replayed.detectors[0]).lines().count(),
+        3,
+        "only what is over is scored"
+    );
+    assert_eq!(run(&pipeline, &[path], 7).0, replayed);
+}

@@ -170,7 +170,7 @@ struct Part {
 
 /// Sees what becomes of windows, alarm or not: what a replay writes down.
 pub trait Tap: Send {
-    /// A window closed; its rows may be none.
+    /// A window closed, or spoke early; its rows may be none.
     fn closed(&mut self, window: &ClosedWindow);
     /// A detector scored one row of a window.
     fn scored(&mut self, score: &Anomaly);
@@ -348,7 +348,7 @@ impl Detect {
         live: bool,
         out: &mut Outputs,
     ) -> Result<(), StageError> {
-        self.counts.windows += u64::from(live);
+        self.counts.windows += u64::from(live && window.early_ms.is_none());
         self.counts.rows += if live { window.rows.num_rows() as u64 } else { 0 };
         let mut tap = self.tap.as_mut().filter(|_| live);
         if let Some(tap) = &mut tap {
@@ -357,7 +357,9 @@ impl Detect {
         if live {
             write_rows(&self.pipelines[window.pipeline], window, out);
         }
-        for (at, watch) in self.watches.iter().enumerate() {
+        // What is not over is not scored.
+        let over = window.early_ms.is_none();
+        for (at, watch) in self.watches.iter().enumerate().filter(|_| over) {
             let input = DetectorInput::View(window.view);
             if watch.pipeline != window.pipeline || watch.spec.input != input || window.rows.num_rows() == 0 {
                 continue;
