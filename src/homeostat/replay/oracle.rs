@@ -178,8 +178,8 @@ struct Row {
 }
 
 fn table(random: &mut Random) -> Vec<Row> {
-    let rows = 1 + random.below(160);
-    let span = [2_000, 60_000, 200_000][random.below(3) as usize];
+    let rows = 1 + random.below(100);
+    let span = [2_000, 40_000, 90_000][random.below(3) as usize];
     let origin = [0, -30_000, 1_767_225_600_000][random.below(3) as usize];
     let nulls = [0, 10, 60][random.below(3) as usize];
     let scale = [1.0, 1e-6, 1e9][random.below(3) as usize];
