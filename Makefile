@@ -27,8 +27,7 @@ check: ## format and lints with warnings as errors, one version of arrow
 
 bench: ## records per second through a real Kafka, beside a raw consumer, and ns per row by step
 	@.ci/need rust cc make perl java mvn
-	cargo build --release --workspace --bins --locked
-	cargo bench --workspace --locked
+	cargo bench --workspace --bench end_to_end --bench decode --bench fold --locked
 
 bench-detection: ## every detector on public labelled data: make bench-detection DATA=../shared/data
 	cargo bench -p detector --bench detection --locked -- --data $(abspath $(DATA))

@@ -34,7 +34,7 @@ use crate::{
     error::Error,
     json,
     panes::{Sealed, write_panes},
-    spec::{Format, Pipeline, SourceSpec, StartupMode},
+    spec::{Pipeline, SourceSpec, StartupMode},
 };
 
 /// Rows decoded before they are folded: enough to spread the cost of a batch, few enough to stay in the cache.
@@ -246,7 +246,7 @@ impl Aggregate {
         run: &Run<'_>,
         out: &mut Outputs,
     ) -> Result<(), Error> {
-        let is_heartbeat = self.sources[source].spec.format == Format::Heartbeat;
+        let timed_by_log = self.sources[source].spec.format.is_timed_by_log();
         let mut rows = 0;
         for record in run.records() {
             if record.offset < lane.read_from() {
@@ -258,7 +258,7 @@ impl Aggregate {
                 lane.end_replay()?;
             }
             lane.wake();
-            lane.receive_timed |= is_heartbeat && record.timestamp_kind == TimestampKind::Create;
+            lane.receive_timed |= timed_by_log && record.timestamp_kind == TimestampKind::Create;
             // Until the first tick the last time this source has seen stands in for the clock.
             let receive_ms = match self.now_ms {
                 0 => lane.greatest_time_ms().unwrap_or(record.timestamp_ms),

@@ -98,6 +98,8 @@ pub struct ClosedWindow {
     pub view: usize,
     pub start_ms: i64,
     pub end_ms: i64,
+    /// Of early rows, the time up to which they hold the window; it is not closed.
+    pub early_ms: Option<i64>,
     /// The view's output, after HAVING, in key order. May have no rows.
     pub rows: RecordBatch,
 }
@@ -270,7 +272,7 @@ impl Assembler {
         }
         assembled
             .closed
-            .sort_by_key(|closed| (closed.end_ms, closed.pipeline, closed.view));
+            .sort_by_key(|closed| (closed.early_ms.unwrap_or(closed.end_ms), closed.pipeline, closed.view));
         Ok(assembled)
     }
 }
@@ -475,6 +477,7 @@ impl Ring {
     ) -> Result<(), Error> {
         for view in 0..self.views.len() {
             let window = self.views[view].spec.window.clone();
+            self.speak_early(view, &window, before, now, first_pane, closed)?;
             let Some((earliest, _)) = self.panes.first_key_value() else {
                 continue;
             };
@@ -495,13 +498,14 @@ impl Ring {
                 }
                 let start = end - window.size_ms;
                 if first_pane.is_none_or(|first| start >= first) {
-                    let rows = self.evaluate(view, start, end)?;
+                    let rows = self.evaluate(view, start, end, None)?;
                     let (pipeline, view) = (self.pipeline, self.views[view].index);
                     closed.push(ClosedWindow {
                         pipeline,
                         view,
                         start_ms: start,
                         end_ms: end,
+                        early_ms: None,
                         rows,
                     });
                 }
@@ -511,11 +515,56 @@ impl Ring {
         Ok(())
     }
 
-    fn evaluate(&mut self, view: usize, start: i64, end: i64) -> Result<RecordBatch, Error> {
+    /// Early rows of the windows that are open at each step in (before, now]: every row before the step has been read.
+    fn speak_early(
+        &mut self,
+        view: usize,
+        window: &WindowSpec,
+        before: Option<i64>,
+        now: i64,
+        first_pane: Option<i64>,
+        closed: &mut Vec<ClosedWindow>,
+    ) -> Result<(), Error> {
+        let (Some(every), Some((earliest, _))) = (window.early_every_ms, self.panes.first_key_value()) else {
+            return Ok(());
+        };
+        let step_after = |time: i64| time - (time - window.offset_ms).rem_euclid(every) + every;
+        let mut step = step_after(before.unwrap_or(*earliest));
+        while step <= now {
+            let Some((pane, _)) = self.panes.range(step - window.size_ms..).next() else {
+                break;
+            };
+            if *pane >= step {
+                step = step_after(*pane);
+                continue;
+            }
+            let mut end = window.end_after(step);
+            while end - window.size_ms < step {
+                let start = end - window.size_ms;
+                let begun = self.panes.range(start..step).next().is_some();
+                if begun && first_pane.is_none_or(|first| start >= first) {
+                    closed.push(ClosedWindow {
+                        pipeline: self.pipeline,
+                        view: self.views[view].index,
+                        start_ms: start,
+                        end_ms: end,
+                        early_ms: Some(step),
+                        rows: self.evaluate(view, start, end, Some(step))?,
+                    });
+                }
+                end += window.slide_ms;
+            }
+            step += every;
+        }
+        Ok(())
+    }
+
+    /// The rows of a window, or what there is of it before `early`.
+    fn evaluate(&mut self, view: usize, start: i64, end: i64, early: Option<i64>) -> Result<RecordBatch, Error> {
         let spec = self.views[view].spec.clone();
-        let (entities, mut values) = self.merge(&spec, start, end)?;
+        let (entities, mut values) = self.merge(&spec, start, end, early.unwrap_or(end))?;
         let mut keys: Vec<OwnedRow> = entities.iter().map(|id| self.keys[*id as usize].clone()).collect();
-        if spec.fill_missing_windows > 0 {
+        if spec.fill_missing_windows > 0 && early.is_none() {
             let filled = fill(&mut self.views[view].missing, &keys, spec.fill_missing_windows);
             for value in &mut values {
                 let nulls = new_null_array(value.data_type(), filled.len());
@@ -533,11 +582,11 @@ impl Ring {
             .iter()
             .map(|value| arrow::compute::take(value, &order, None))
             .collect::<Result<_, _>>()?;
-        project(&spec, sorted, values, start, end, keys.len())
+        project(&spec, sorted, values, (start, end), early.is_none(), keys.len())
     }
 
-    /// Merges the panes of one window: the entities in it, and the view's aggregates of each.
-    fn merge(&self, spec: &ViewSpec, start: i64, end: i64) -> Result<(Vec<u32>, Vec<ArrayRef>), Error> {
+    /// Merges the panes of one window before `until`: the entities in it, and the view's aggregates of each.
+    fn merge(&self, spec: &ViewSpec, start: i64, end: i64, until: i64) -> Result<(Vec<u32>, Vec<ArrayRef>), Error> {
         let mut accumulators: Vec<Box<dyn Accumulator>> = spec
             .aggregates
             .iter()
@@ -547,7 +596,7 @@ impl Ring {
         let mut dense = vec![ABSENT; self.keys.len()];
         let mut entities = Vec::new();
         let mut groups = Vec::new();
-        let blocks = self.panes.range(start..end).flat_map(|(_, blocks)| blocks);
+        let blocks = self.panes.range(start..until).flat_map(|(_, blocks)| blocks);
         for block in blocks.filter(|block| block.watermark_ms < end + spec.window.lateness_ms) {
             groups.clear();
             for entity in &block.entities {
@@ -626,8 +675,8 @@ fn project(
     spec: &ViewSpec,
     mut columns: Vec<ArrayRef>,
     values: Vec<ArrayRef>,
-    start: i64,
-    end: i64,
+    (start, end): (i64, i64),
+    is_final: bool,
     rows: usize,
 ) -> Result<RecordBatch, Error> {
     for time in [start, end] {
@@ -651,6 +700,9 @@ fn project(
     for (expression, field) in spec.projection.iter().zip(spec.output.fields()) {
         let value = expression.evaluate(&input)?.into_array(input.num_rows())?;
         output.push(cast(&value, field.data_type())?);
+    }
+    if spec.window.early_every_ms.is_some() {
+        output.push(Arc::new(BooleanArray::from(vec![is_final; input.num_rows()])));
     }
     let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(input.num_rows()));
     Ok(RecordBatch::try_new_with_options(

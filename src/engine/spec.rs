@@ -16,6 +16,7 @@ pub struct Pipeline {
     pub views: Vec<ViewSpec>,
     pub detectors: Vec<DetectorSpec>,
     pub policies: Vec<PolicySpec>,
+    pub sinks: Vec<SinkSpec>,
 }
 
 /// A stream of rows from a topic.
@@ -51,6 +52,16 @@ pub enum Format {
     OtlpSpans { json: bool },
     Json,
     Heartbeat,
+    PrometheusJson,
+    TelegrafJson,
+    Alertmanager,
+}
+
+impl Format {
+    /// Whether the event time is when the log took the record, never the producer's clock.
+    pub fn is_timed_by_log(self) -> bool {
+        matches!(self, Self::Heartbeat | Self::Alertmanager)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -164,6 +175,8 @@ pub struct WindowSpec {
     pub lateness_ms: i64,
     /// Rows that no open window takes go to this topic (with the fleet's prefix), or to `late`.
     pub late_topic: Option<String>,
+    /// Early rows: at every multiple of this, plus the offset, what an open window holds so far.
+    pub early_every_ms: Option<i64>,
 }
 
 /// Windows over a pane set, projected into feature rows.
@@ -180,7 +193,7 @@ pub struct ViewSpec {
     pub input: SchemaRef,
     /// SELECT list, over `input`.
     pub projection: Vec<Arc<dyn PhysicalExpr>>,
-    /// The rows the view yields.
+    /// The rows the view yields; where it speaks early, `is_final` comes after the SELECT list.
     pub output: SchemaRef,
     pub having: Option<Arc<dyn PhysicalExpr>>,
     /// Rows for keys that were silent for up to so many windows.
@@ -210,6 +223,26 @@ pub struct DetectorSpec {
     pub options: Vec<(String, OptionValue)>,
     /// Columns that policies refer to beside score and features: names and indices in the view's output.
     pub columns: Vec<(String, usize)>,
+}
+
+/// Rows on a topic: a JSON object per row, keyed by the group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SinkSpec {
+    pub name: String,
+    pub input: SinkInput,
+    /// As it is written: no prefix, so that a source may read it.
+    pub topic: String,
+    /// Columns of a view's output that it groups by: names and indices.
+    pub keys: Vec<(String, usize)>,
+}
+
+/// What a sink writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SinkInput {
+    /// Every row of a view: index into [`Pipeline::views`].
+    View(usize),
+    /// Every score of a detector: index into [`Pipeline::detectors`].
+    Detector(usize),
 }
 
 /// A literal in WITH (…).

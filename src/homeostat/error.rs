@@ -78,3 +78,15 @@ impl fmt::Display for NotHealed {
 }
 
 impl std::error::Error for NotHealed {}
+
+/// A case has said how it differs from what is expected: exit code 1.
+#[derive(Debug)]
+pub struct Differs;
+
+impl fmt::Display for Differs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a case differs")
+    }
+}
+
+impl std::error::Error for Differs {}

@@ -5,9 +5,10 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use homeostat::{
     commands::{
-        backtest, choose, control, demo, detect, explain_decision, model, replay, run, schemas, status, validate,
+        backtest, choose, control, demo, detect, diff, explain_decision, model, replay, run, schemas, status, test,
+        validate,
     },
-    error::{Found, NotHealed, Refused},
+    error::{Differs, Found, NotHealed, Refused},
 };
 
 /// librdkafka allocates in one thread and frees in another, which glibc's allocator pays for with lock waits: this one
@@ -30,6 +31,8 @@ enum Command {
     Validate(validate::Validate),
     Explain(validate::Explain),
     Detect(detect::Detect),
+    Diff(diff::Diff),
+    Test(test::Test),
     Replay(replay::Replay),
     Status(status::Status),
     Incidents(status::Incidents),
@@ -56,6 +59,8 @@ fn main() -> ExitCode {
         Command::Validate(command) => command.run(),
         Command::Explain(command) => command.run(),
         Command::Detect(command) => command.run(),
+        Command::Diff(command) => command.run(),
+        Command::Test(command) => command.run(),
         Command::Replay(command) => command.run(),
         Command::Status(command) => command.run(),
         Command::Incidents(command) => command.run(),
@@ -78,7 +83,7 @@ fn main() -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.is::<NotHealed>() => ExitCode::from(1),
+        Err(error) if error.is::<NotHealed>() || error.is::<Differs>() => ExitCode::from(1),
         Err(error) if error.is::<Found>() => ExitCode::from(2),
         Err(error) => {
             match error.downcast_ref::<Refused>() {

@@ -3,16 +3,113 @@
 use std::{fs, path::Path, sync::Arc};
 
 use engine::spec::{OptionValue, Pipeline};
-use sql::{CatalogError, DetectorCatalog, Diagnostics};
+use sql::{CatalogError, DetectorCatalog, Diagnostic, Diagnostics, Span};
 
 use crate::{error::Refused, stages};
 
-/// One file that was read.
+/// Files that include each other to this depth include themselves.
+const INCLUDE_DEPTH_MAX: usize = 16;
+
+/// One pipeline that was read, with what it includes.
 pub struct File {
     /// The folder's name: the pipeline's.
     pub name: String,
     pub path: String,
+    /// With the text of every included file in place of its INCLUDE.
     pub text: String,
+    parts: Vec<Part>,
+}
+
+/// A piece of the text and the file that it came from.
+struct Part {
+    path: String,
+    /// All of the file.
+    file: Arc<str>,
+    /// Where the piece begins in the whole text, and in its file.
+    at: usize,
+    from: usize,
+}
+
+impl File {
+    /// A text that is in no file of its own.
+    pub fn from_text(name: &str, path: &str, text: &str) -> Self {
+        let mut file = Self {
+            name: name.to_owned(),
+            path: path.to_owned(),
+            text: String::new(),
+            parts: Vec::new(),
+        };
+        file.piece(Path::new(path), &text.into(), 0, text.len());
+        file
+    }
+
+    /// Findings, each at its place in the file that it is in.
+    fn placed<'a>(&'a self, found: &'a Diagnostics) -> impl Iterator<Item = (&'a Part, Diagnostic)> {
+        found.0.iter().filter_map(|diagnostic| {
+            let part = self.parts.iter().rfind(|part| part.at <= diagnostic.span.start)?;
+            let own = |at: usize| (at.max(part.at) - part.at + part.from).min(part.file.len());
+            let mut placed = diagnostic.clone();
+            placed.span = Span::new(own(diagnostic.span.start), own(diagnostic.span.end));
+            let before = part.file.get(..placed.span.start).unwrap_or_default();
+            let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+            placed.line = before.matches('\n').count() + 1;
+            placed.column = before[line_start..].chars().count() + 1;
+            Some((part, placed))
+        })
+    }
+
+    /// Findings as a compiler prints them.
+    pub fn render(&self, found: &Diagnostics, color: bool) -> String {
+        let rendered = self
+            .placed(found)
+            .map(|(part, diagnostic)| Diagnostics(vec![diagnostic]).render(&part.path, &part.file, color));
+        rendered.collect::<Vec<_>>().join("\n")
+    }
+
+    /// Findings as programs read them: with `file` where it is an included one.
+    pub fn to_json(&self, found: &Diagnostics) -> serde_json::Result<serde_json::Value> {
+        let values = self.placed(found).map(|(part, diagnostic)| {
+            let mut value = serde_json::to_value(&diagnostic)?;
+            if part.path != self.path {
+                value["file"] = part.path.as_str().into();
+            }
+            Ok(value)
+        });
+        values.collect()
+    }
+
+    fn append(&mut self, path: &Path, depth: usize) -> Result<(), Refused> {
+        let file: Arc<str> = fs::read_to_string(path)
+            .map_err(|error| Refused::new(format!("{}: {error}", path.display())))?
+            .into();
+        let mut from = 0;
+        for (span, name) in sql::includes(&file) {
+            self.piece(path, &file, from, span.start);
+            let line = file[..span.start].matches('\n').count() + 1;
+            let refuse = |what: &str| Refused::new(format!("{}:{line}: INCLUDE '{name}': {what}", path.display()));
+            if depth == INCLUDE_DEPTH_MAX {
+                return Err(refuse("files include each other without end"));
+            }
+            let included = path.parent().unwrap_or(Path::new("")).join(&name);
+            if !included.is_file() {
+                return Err(refuse("no such file").help("the name is relative to the file that includes it"));
+            }
+            self.append(&included, depth + 1)?;
+            from = span.end;
+        }
+        self.piece(path, &file, from, file.len());
+        Ok(())
+    }
+
+    fn piece(&mut self, path: &Path, file: &Arc<str>, from: usize, to: usize) {
+        self.parts.push(Part {
+            path: path.display().to_string(),
+            file: Arc::clone(file),
+            at: self.text.len(),
+            from,
+        });
+        self.text.push_str(&file[from..to]);
+    }
 }
 
 /// The `detector` crate as the compiler asks it.
@@ -63,9 +160,8 @@ pub fn find(folder: &Path) -> Result<Vec<File>, Refused> {
     Ok(files)
 }
 
-/// Reads one pipeline file; its folder names it, or the file itself where it is called otherwise.
+/// Reads one pipeline file and what it includes; its folder names it, or the file itself where it is called otherwise.
 pub fn read(path: &Path) -> Result<File, Refused> {
-    let text = fs::read_to_string(path).map_err(|error| Refused::new(format!("{}: {error}", path.display())))?;
     let stem = path.file_stem().and_then(|name| name.to_str()).unwrap_or("pipeline");
     let folder = path.parent().and_then(Path::file_name).and_then(|name| name.to_str());
     let name = if stem == "pipeline" {
@@ -73,11 +169,14 @@ pub fn read(path: &Path) -> Result<File, Refused> {
     } else {
         stem
     };
-    Ok(File {
+    let mut file = File {
         name: name.to_owned(),
         path: path.display().to_string(),
-        text,
-    })
+        text: String::new(),
+        parts: Vec::new(),
+    };
+    file.append(path, 0)?;
+    Ok(file)
 }
 
 /// Compiles one file.
@@ -97,12 +196,68 @@ pub fn compile_all(files: &[File], color: bool) -> Result<Arc<[Pipeline]>, Refus
     for file in files {
         match compile(file) {
             Ok(pipeline) => pipelines.push(pipeline),
-            Err(diagnostics) => wrong.push_str(&diagnostics.render(&file.path, &file.text, color)),
+            Err(diagnostics) => wrong.push_str(&file.render(&diagnostics, color)),
         }
     }
     if wrong.is_empty() {
         Ok(pipelines.into())
     } else {
         Err(Refused::rendered(&wrong))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_in_an_included_file_is_said_of_that_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, text).unwrap();
+            path
+        };
+        let main = write(
+            "p/pipeline.sql",
+            "-- INCLUDE 'nothing.sql';\nINCLUDE '../sources.sql';\nCREATE FEATURE VIEW v AS SELECT window_end, count(*) AS n\n  FROM TUMBLE(TABLE app, DESCRIPTOR(ts), INTERVAL '1 s') GROUP BY window_end;\ninclude 'q.sql'",
+        );
+        write(
+            "sources.sql",
+            "CREATE SOURCE app (é STRING, ts TIMESTAMP(3), WATERMARK FOR ts AS ts - INTERVAL '5 s')\n  WITH (topic = 'app', format = 'json')",
+        );
+        write(
+            "p/q.sql",
+            "\nCREATE DETECTOR d ON v FEATURES (n) USING static_threshold WITH (upper = 1);",
+        );
+        let pipeline = compile(&read(&main).unwrap())
+            .map_err(|found| found.to_string())
+            .unwrap();
+        assert_eq!((pipeline.name.as_str(), pipeline.detectors.len()), ("p", 1));
+
+        write(
+            "p/q.sql",
+            "\n\n  CREATE DETECTOR d ON w FEATURES (n) USING static_threshold WITH (upper = 1);",
+        );
+        let file = read(&main).unwrap();
+        let found = compile(&file).unwrap_err();
+        let shown = file.render(&found, false);
+        assert!(shown.contains("q.sql:3:24"), "{shown}");
+        let json = file.to_json(&found).unwrap();
+        assert_eq!(
+            (json[0]["line"].as_u64(), json[0]["column"].as_u64()),
+            (Some(3), Some(24))
+        );
+        assert!(json[0]["file"].as_str().unwrap().ends_with("q.sql"));
+
+        write("p/q.sql", "INCLUDE 'pipeline.sql';");
+        assert!(read(&main).err().unwrap().to_string().contains("without end"));
+        write("p/q.sql", "INCLUDE 'absent.sql';");
+        let refused = read(&main).err().unwrap().to_string();
+        assert!(
+            refused.contains("q.sql:1: INCLUDE 'absent.sql': no such file"),
+            "{refused}"
+        );
     }
 }

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use engine::spec::{Format, Pipeline};
+use engine::spec::Pipeline;
 use kafka::{Broker, CrashPoint, LoopConfig, Observer, Shutdown, Switches, TopicConfig};
 use protocol::{
     Stage, Topics,
@@ -160,7 +160,9 @@ impl Processor {
             .iter()
             .map(|spec| TopicConfig::from_spec(spec, counts.0, counts.1))
             .collect();
-        for named in self.named_topics(&topics) {
+        let sinks = self.pipelines.iter().flat_map(|pipeline| &pipeline.sinks);
+        let sinks = sinks.map(|sink| sink.topic.clone());
+        for named in self.named_topics(&topics).into_iter().chain(sinks) {
             if wanted.iter().all(|topic| topic.name != named) {
                 wanted.push(TopicConfig::new(named, 1));
             }
@@ -243,7 +245,7 @@ impl Processor {
                     warn!(source = source.name, topic = source.topic, %error, "topic of source cannot be looked at")
                 }
             }
-            if source.format == Format::Heartbeat {
+            if source.format.is_timed_by_log() {
                 let clock = match self.broker.log_append_time(&source.topic) {
                     Ok(true) => "broker append time",
                     Ok(false) => "receive time, since the topic does not use LogAppendTime",
@@ -253,7 +255,7 @@ impl Processor {
                     source = source.name,
                     topic = source.topic,
                     event_time = clock,
-                    "heartbeats"
+                    "timed by the log"
                 );
             }
         }

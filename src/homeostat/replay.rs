@@ -17,13 +17,16 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use anyhow::Context;
 use engine::{
     Error,
     aggregate::{Aggregate, Decode, Decoders, Options, Rows},
-    spec::{DetectorInput, Pipeline, SourceSpec},
+    spec::{DetectorInput, Pipeline, SinkInput, SinkSpec, SourceSpec},
 };
 use protocol::{
     Assignment, Batch, Clock, Outputs, Stage, TimestampKind, TopicPartition, Topics,
@@ -31,9 +34,12 @@ use protocol::{
 };
 use telemetry::RecordMeta;
 
-use crate::stages::{
-    aggregate::Telemetry,
-    detect::{self, Detect},
+use crate::{
+    error::Refused,
+    stages::{
+        aggregate::Telemetry,
+        detect::{self, Detect},
+    },
 };
 pub use input::Input;
 pub use lines::Replayed;
@@ -63,18 +69,70 @@ pub fn replay(
     inputs: Vec<Option<Input>>,
     partitions: i32,
 ) -> anyhow::Result<(Replayed, Refusals)> {
-    let inputs: Vec<Option<Arc<Input>>> = inputs.into_iter().map(|input| input.map(Arc::new)).collect();
-    let pipeline = from_files(pipeline);
-    let lines = Arc::new(Mutex::new(Lines::new(&pipeline)));
-    let mut walk = Walk::new(pipeline, &inputs, partitions, Shared(Arc::clone(&lines)))?;
-    for (source, input) in inputs.iter().enumerate() {
-        if let Some(input) = input {
+    let mut inputs: Vec<Option<Arc<Input>>> = inputs.into_iter().map(|input| input.map(Arc::new)).collect();
+    let files = from_files(pipeline);
+    let lines = Arc::new(Mutex::new(Lines::new(&files)));
+    let mut refusals = Refusals::default();
+    let mut waiting: Vec<usize> = (0..inputs.len()).collect();
+    // A source that reads what a sink writes comes after the source of what it writes.
+    while let Some(at) = waiting
+        .iter()
+        .position(|source| is_ready(pipeline, &inputs, *source, &waiting))
+    {
+        let source = waiting.remove(at);
+        if inputs[source].is_none() {
+            inputs[source] = from_sinks(pipeline, source, &lock(&lines))?.map(Arc::new);
+        }
+        if let Some(input) = &inputs[source] {
+            let mut walk = Walk::new(files.clone(), &inputs, partitions, Shared(Arc::clone(&lines)))?;
             walk.source(source, input, &lines)?;
+            refusals.add(walk.refusals);
         }
     }
-    let refusals = walk.refusals;
+    if let Some(source) = waiting.first() {
+        let name = &pipeline.sources[*source].name;
+        return Err(Refused::new(format!("source {name} reads what comes of itself"))
+            .help("give it a file, or write the sink to another topic")
+            .into());
+    }
     let replayed = lock(&lines).take();
     Ok((replayed, refusals))
+}
+
+/// The sinks that write to a source's topic, with the source of what each writes.
+fn feeding(pipeline: &Pipeline, source: usize) -> impl Iterator<Item = (&SinkSpec, usize)> {
+    let of_view = |view: usize| pipeline.pane_sets[pipeline.views[view].pane_set].source;
+    let topic = &pipeline.sources[source].topic;
+    let sinks = pipeline.sinks.iter().filter(move |sink| sink.topic == *topic);
+    sinks.map(move |sink| {
+        let from = match sink.input {
+            SinkInput::View(view) => of_view(view),
+            SinkInput::Detector(detector) => match pipeline.detectors[detector].input {
+                DetectorInput::View(view) => of_view(view),
+                DetectorInput::PaneSet(set) => pipeline.pane_sets[set].source,
+            },
+        };
+        (sink, from)
+    })
+}
+
+fn is_ready(pipeline: &Pipeline, inputs: &[Option<Arc<Input>>], source: usize, waiting: &[usize]) -> bool {
+    inputs[source].is_some() || feeding(pipeline, source).all(|(_, from)| !waiting.contains(&from))
+}
+
+/// What sinks have written to the topic of a source, as its input.
+fn from_sinks(pipeline: &Pipeline, source: usize, lines: &Lines) -> anyhow::Result<Option<Input>> {
+    let mut text = Vec::new();
+    let mut names = Vec::new();
+    for (sink, _) in feeding(pipeline, source) {
+        text.extend_from_slice(lines.of(sink.input));
+        names.push(sink.name.as_str());
+    }
+    if names.is_empty() {
+        return Ok(None);
+    }
+    let place = PathBuf::from(format!("sink {}", names.join(", ")));
+    Ok(Some(Input::from_lines(&pipeline.sources[source], &place, &text)?))
 }
 
 fn lock(lines: &Mutex<Lines>) -> MutexGuard<'_, Lines> {
@@ -95,6 +153,14 @@ fn from_files(pipeline: &Pipeline) -> Pipeline {
         set.fingerprint = index as u64;
     }
     pipeline
+}
+
+impl Refusals {
+    fn add(&mut self, more: Self) {
+        self.count += more.count;
+        self.reasons.extend(more.reasons);
+        self.reasons.truncate(REASONS_MAX);
+    }
 }
 
 /// One record of a source, in the order of replay.

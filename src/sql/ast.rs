@@ -13,6 +13,7 @@ pub(crate) enum Statement {
     View(View),
     Detector(Detector),
     Policy(Policy),
+    Sink(Sink),
 }
 
 impl Statement {
@@ -22,6 +23,7 @@ impl Statement {
             Self::View(view) => &view.name,
             Self::Detector(detector) => &detector.name,
             Self::Policy(policy) => &policy.name,
+            Self::Sink(sink) => &sink.name,
         }
     }
 
@@ -31,6 +33,7 @@ impl Statement {
             Self::View(_) => "feature view",
             Self::Detector(_) => "detector",
             Self::Policy(_) => "policy",
+            Self::Sink(_) => "sink",
         }
     }
 }
@@ -100,6 +103,8 @@ pub(crate) struct View {
     pub lateness: Option<At<i64>>,
     pub late_topic: Option<At<String>>,
     pub fill_missing_windows: u32,
+    /// EMIT EVERY.
+    pub early_every: Option<At<i64>>,
     /// SELECT … up to EMIT or the end.
     pub select: Vec<Token>,
     pub span: Span,
@@ -113,6 +118,14 @@ pub(crate) struct Detector {
     pub key: Option<Vec<Name>>,
     pub features: Vec<Name>,
     pub using: Name,
+    pub options: Vec<Setting>,
+    pub span: Span,
+}
+
+#[derive(Debug)]
+pub(crate) struct Sink {
+    pub name: Name,
+    pub from: Name,
     pub options: Vec<Setting>,
     pub span: Span,
 }

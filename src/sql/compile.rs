@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use engine::spec::{DetectorSpec, PaneSetSpec, Pipeline, PolicySpec, SourceSpec, ViewSpec};
+use engine::spec::{DetectorSpec, PaneSetSpec, Pipeline, PolicySpec, SinkSpec, SourceSpec, ViewSpec};
 
 use crate::{
     DetectorCatalog,
@@ -11,7 +11,7 @@ use crate::{
     detector::{self, Detector, Relations},
     diagnostic::{Diagnostic, Diagnostics, Span},
     pane_set::{self, PaneSet},
-    parse, policy, select,
+    parse, policy, select, sink,
     source::{self, Source},
     text::{LineMap, Name, Token, statements, tokenize},
     view::{self, View},
@@ -36,6 +36,7 @@ pub(crate) struct Statements {
     pub views: Vec<ast::View>,
     pub detectors: Vec<ast::Detector>,
     pub policies: Vec<ast::Policy>,
+    pub sinks: Vec<ast::Sink>,
 }
 
 /// The statements of a text, for whoever needs no plan.
@@ -105,6 +106,7 @@ impl<'a> Compiler<'a> {
         let placed = pane_set::share(&views, &mut sets);
         let mut detectors = self.detectors(&statements, &sources, &views, &mut sets, catalog);
         let policies = self.policies(&statements, &mut detectors);
+        let sinks = self.sinks(&statements, &sources, &views, &detectors);
         if !self.errors.is_empty() {
             return None;
         }
@@ -124,6 +126,7 @@ impl<'a> Compiler<'a> {
             views,
             detectors: detectors.into_iter().map(Detector::into_spec).collect(),
             policies,
+            sinks,
         })
     }
 
@@ -162,6 +165,7 @@ impl<'a> Compiler<'a> {
                 Statement::View(view) => parsed.views.push(view),
                 Statement::Detector(detector) => parsed.detectors.push(detector),
                 Statement::Policy(policy) => parsed.policies.push(policy),
+                Statement::Sink(sink) => parsed.sinks.push(sink),
             }
         }
         parsed
@@ -251,6 +255,25 @@ impl<'a> Compiler<'a> {
             }
         }
         detectors
+    }
+
+    fn sinks(
+        &mut self,
+        statements: &Statements,
+        sources: &[Source],
+        views: &[View],
+        detectors: &[Detector],
+    ) -> Vec<SinkSpec> {
+        let relations = sink::Relations {
+            sources,
+            views,
+            detectors,
+            failed: self.failed_relations.iter().chain(&self.failed_detectors).collect(),
+        };
+        let sinks = statements.sinks.iter();
+        sinks
+            .filter_map(|ast| sink::resolve(ast, &relations, &mut self.errors))
+            .collect()
     }
 
     fn policies(&mut self, statements: &Statements, detectors: &mut [Detector]) -> Vec<PolicySpec> {

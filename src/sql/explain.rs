@@ -125,6 +125,9 @@ fn explain_window(window: &WindowSpec) -> String {
     if window.lateness_ms != 0 {
         let _ = write!(text, " lateness {}", display(window.lateness_ms));
     }
+    if let Some(every_ms) = window.early_every_ms {
+        let _ = write!(text, " early every {}", display(every_ms));
+    }
     if let Some(topic) = &window.late_topic {
         let _ = write!(text, " late rows to {topic}");
     }

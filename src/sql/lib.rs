@@ -26,12 +26,14 @@ mod pane_set;
 mod parse;
 mod policy;
 mod select;
+mod sink;
 mod source;
 #[cfg(test)]
 mod tests;
 mod text;
 mod view;
 
+use datafusion::sql::sqlparser::tokenizer::Token as Tok;
 use engine::spec::{OptionValue, Pipeline};
 
 pub use diagnostic::{Diagnostic, Diagnostics, Severity, Span};
@@ -62,6 +64,22 @@ const STACK_BYTES: usize = 128 << 20;
 /// Compiles a pipeline called `name`, or says everything that is wrong with it.
 pub fn compile(name: &str, text: &str, catalog: &dyn DetectorCatalog) -> Result<Pipeline, Diagnostics> {
     on_large_stack(|| compile::compile(name, text, catalog))
+}
+
+/// The statements `INCLUDE 'file'` of a text, without their semicolons: where each stands, and what it names. Whoever reads files puts
+/// the file's text there.
+pub fn includes(text: &str) -> Vec<(Span, String)> {
+    let Ok(tokens) = text::tokenize(text) else {
+        return Vec::new();
+    };
+    let statements = text::statements(&tokens).filter_map(|statement| match statement {
+        [word, file] if word.is_word("INCLUDE") => match &file.kind {
+            Tok::SingleQuotedString(file_name) => Some((word.span.to(file.span), file_name.clone())),
+            _ => None,
+        },
+        _ => None,
+    });
+    statements.collect()
 }
 
 /// Names of the sources that a text declares, used or not; what does not parse is left out.

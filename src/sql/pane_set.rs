@@ -47,9 +47,16 @@ pub(crate) struct PaneSet {
 
 /// Largest divisor, not above the cap, of the gcd of everything that windows are cut by.
 pub(crate) fn pane_width_ms<'a>(windows: impl IntoIterator<Item = &'a WindowSpec>) -> i64 {
-    let lengths = windows
-        .into_iter()
-        .flat_map(|window| [window.size_ms, window.slide_ms, window.offset_ms, window.lateness_ms]);
+    let lengths = windows.into_iter().flat_map(|window| {
+        let early_ms = window.early_every_ms.unwrap_or(0);
+        [
+            window.size_ms,
+            window.slide_ms,
+            window.offset_ms,
+            window.lateness_ms,
+            early_ms,
+        ]
+    });
     let common = lengths.fold(0, gcd);
     if common <= WIDTH_MAX_MS {
         return common.max(1);
@@ -385,6 +392,7 @@ mod tests {
             offset_ms,
             lateness_ms,
             late_topic: None,
+            early_every_ms: None,
         }
     }
 

@@ -7,18 +7,21 @@ use datafusion::sql::sqlparser::tokenizer::Token as Tok;
 use engine::spec::OptionValue;
 
 use crate::{
-    ast::{Detector, Setting, Statement, View},
+    ast::{Detector, Setting, Sink, Statement, View},
     diagnostic::{Diagnostic, did_you_mean, one_of},
     text::{At, Cursor, Name, Parsed, Token},
 };
 
-const STATEMENTS: [&str; 5] = ["SOURCE", "TABLE", "FEATURE VIEW", "DETECTOR", "POLICY"];
+const STATEMENTS: [&str; 6] = ["SOURCE", "TABLE", "FEATURE VIEW", "DETECTOR", "POLICY", "SINK"];
 
 /// One statement, all of its tokens.
 pub(crate) fn statement(tokens: &[Token]) -> Parsed<Statement> {
     balanced(tokens)?;
     let mut cursor = Cursor::new(tokens);
     let start = cursor.here();
+    if cursor.is("INCLUDE") {
+        return Err(Diagnostic::new("INCLUDE names one file, in quotes", start).help("write INCLUDE 'sources.sql';"));
+    }
     cursor.expect("CREATE")?;
     if cursor.eat("OR") {
         cursor.expect("REPLACE")?;
@@ -32,8 +35,10 @@ pub(crate) fn statement(tokens: &[Token]) -> Parsed<Statement> {
         Statement::Detector(detector(&mut cursor)?)
     } else if cursor.eat("POLICY") {
         Statement::Policy(policy::policy(&mut cursor)?)
+    } else if cursor.eat("SINK") {
+        Statement::Sink(sink(&mut cursor)?)
     } else {
-        let mut error = cursor.expected("SOURCE, TABLE, FEATURE VIEW, DETECTOR or POLICY", &STATEMENTS);
+        let mut error = cursor.expected("SOURCE, TABLE, FEATURE VIEW, DETECTOR, POLICY or SINK", &STATEMENTS);
         if cursor.is("VIEW") || cursor.is("MATERIALIZED") {
             error = error.help("write CREATE FEATURE VIEW");
         } else if cursor.is("STREAM") {
@@ -47,6 +52,7 @@ pub(crate) fn statement(tokens: &[Token]) -> Parsed<Statement> {
         Statement::View(view) => view.span = whole,
         Statement::Detector(detector) => detector.span = whole,
         Statement::Policy(policy) => policy.span = whole,
+        Statement::Sink(sink) => sink.span = whole,
     }
     Ok(statement)
 }
@@ -77,6 +83,7 @@ fn view(cursor: &mut Cursor<'_>) -> Parsed<View> {
         lateness: None,
         late_topic: None,
         fill_missing_windows: 0,
+        early_every: None,
         select: Vec::new(),
         span: cursor.here(),
     };
@@ -108,23 +115,36 @@ fn view(cursor: &mut Cursor<'_>) -> Parsed<View> {
     }
     view.select = cursor.until(&["EMIT"]).to_vec();
     if cursor.peek().is_some() {
-        emit(cursor)?;
+        view.early_every = emit(cursor)?;
     }
     cursor.expect_end(&[])?;
     Ok(view)
 }
 
-fn emit(cursor: &mut Cursor<'_>) -> Parsed<()> {
+/// `EMIT ON WINDOW CLOSE`, `EMIT EVERY interval`, or both.
+fn emit(cursor: &mut Cursor<'_>) -> Parsed<Option<At<i64>>> {
     let start = cursor.expect("EMIT")?;
-    if cursor.is("EVERY") || (cursor.is("ON") && cursor.is_at(1, "UPDATE")) {
-        return Err(Diagnostic::new(
-            "rows before the end of a window are not supported: a window speaks once, when it closes",
-            start.to(cursor.here()),
-        )
-        .help("write EMIT ON WINDOW CLOSE, or a shorter window"));
+    if cursor.is("ON") && cursor.is_at(1, "UPDATE") {
+        return Err(
+            Diagnostic::new("a window does not speak at every row", start.to(cursor.here()))
+                .help("write EMIT EVERY INTERVAL '5' SECOND for early rows"),
+        );
     }
-    cursor.expect("ON WINDOW CLOSE")?;
-    Ok(())
+    if !cursor.eat("EVERY") {
+        cursor.expect("ON WINDOW CLOSE")?;
+        return Ok(None);
+    }
+    let every = cursor.interval()?;
+    if every.value <= 0 {
+        return Err(Diagnostic::new(
+            "this length of time must be longer than zero",
+            every.span,
+        ));
+    }
+    if cursor.is("ON") {
+        cursor.expect("ON WINDOW CLOSE")?;
+    }
+    Ok(Some(every))
 }
 
 fn detector(cursor: &mut Cursor<'_>) -> Parsed<Detector> {
@@ -162,6 +182,21 @@ fn detector(cursor: &mut Cursor<'_>) -> Parsed<Detector> {
         key,
         features,
         using,
+        options,
+        span: cursor.last(),
+    })
+}
+
+fn sink(cursor: &mut Cursor<'_>) -> Parsed<Sink> {
+    let name = cursor.name("a name for the sink")?;
+    cursor.expect("FROM")?;
+    let from = cursor.name("the view or detector that it writes")?;
+    cursor.expect("WITH")?;
+    let options = settings(cursor, Values::Option)?;
+    cursor.expect_end(&[])?;
+    Ok(Sink {
+        name,
+        from,
         options,
         span: cursor.last(),
     })

@@ -18,9 +18,9 @@ const IDLE_TIMEOUT_MS: i64 = 60_000;
 const MAX_FUTURE_SKEW_MS: i64 = 300_000;
 const MAX_DRIFT_MS: i64 = 300_000;
 /// Collectors reorder by up to half a second, batches wait for some more.
-const OTLP_DELAY_MS: i64 = 5_000;
+const TELEMETRY_DELAY_MS: i64 = 5_000;
 /// Broker and receive times only step back when a clock does.
-const HEARTBEAT_DELAY_MS: i64 = 1_000;
+const LOG_DELAY_MS: i64 = 1_000;
 /// Columns that windows add.
 pub(crate) const WINDOW_COLUMNS: [&str; 2] = ["window_start", "window_end"];
 
@@ -33,9 +33,12 @@ const OPTIONS: [&str; 6] = [
     "scan.watermark.alignment.max-drift",
 ];
 
-const FORMATS: [(&str, Format); 14] = [
+const FORMATS: [(&str, Format); 17] = [
     ("json", Format::Json),
     ("heartbeat", Format::Heartbeat),
+    ("prometheus_json", Format::PrometheusJson),
+    ("telegraf_json", Format::TelegrafJson),
+    ("alertmanager", Format::Alertmanager),
     ("otlp_metrics", Format::OtlpMetrics { json: false }),
     ("otlp_metrics_proto", Format::OtlpMetrics { json: false }),
     ("otlp_metrics_json", Format::OtlpMetrics { json: true }),
@@ -189,9 +192,9 @@ pub(crate) fn resolve(ast: &ast::Source, errors: &mut Vec<Diagnostic>) -> Option
         return None;
     }
     let watermark = ast.watermark.as_ref();
-    let delay_ms = match format {
-        Format::Heartbeat => HEARTBEAT_DELAY_MS,
-        _ => OTLP_DELAY_MS,
+    let delay_ms = match format.is_timed_by_log() {
+        true => LOG_DELAY_MS,
+        false => TELEMETRY_DELAY_MS,
     };
     let mut source = Source {
         name: ast.name.text.clone(),
@@ -275,7 +278,7 @@ fn unknown_option(key: &str, setting: &Setting) -> Diagnostic {
     error.help(did_you_mean(key, OPTIONS).unwrap_or_else(|| format!("use {}", one_of(OPTIONS))))
 }
 
-fn text(setting: &Setting) -> Result<At<String>, Diagnostic> {
+pub(crate) fn text(setting: &Setting) -> Result<At<String>, Diagnostic> {
     match &setting.value.value {
         OptionValue::Text(text) => Ok(At::new(text.clone(), setting.value.span)),
         _ => Err(
@@ -285,7 +288,7 @@ fn text(setting: &Setting) -> Result<At<String>, Diagnostic> {
     }
 }
 
-fn connector(setting: &Setting) -> Result<(), Diagnostic> {
+pub(crate) fn connector(setting: &Setting) -> Result<(), Diagnostic> {
     let connector = text(setting)?;
     if connector.value.eq_ignore_ascii_case("kafka") {
         return Ok(());
@@ -293,7 +296,7 @@ fn connector(setting: &Setting) -> Result<(), Diagnostic> {
     Err(Diagnostic::new(format!("unknown connector `{}`", connector.value), connector.span).help("use 'kafka'"))
 }
 
-fn topic(setting: &Setting) -> Result<String, Diagnostic> {
+pub(crate) fn topic(setting: &Setting) -> Result<String, Diagnostic> {
     let topic = text(setting)?;
     let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     if topic.value.is_empty() || topic.value.len() > 249 || !topic.value.chars().all(legal) {
@@ -403,6 +406,9 @@ pub(crate) fn telemetry_format(format: Format) -> telemetry::Format {
         Format::OtlpSpans { json } => telemetry::Format::OtlpSpans { json },
         Format::Json => telemetry::Format::Json,
         Format::Heartbeat => telemetry::Format::Heartbeat,
+        Format::PrometheusJson => telemetry::Format::PrometheusJson,
+        Format::TelegrafJson => telemetry::Format::TelegrafJson,
+        Format::Alertmanager => telemetry::Format::Alertmanager,
     }
 }
 

@@ -85,6 +85,9 @@ impl View {
     }
 }
 
+/// Whether a row of a view that speaks early is the window's last word.
+const IS_FINAL: &str = "is_final";
+
 pub(crate) fn aggregate_name(index: usize) -> String {
     format!("agg_{index}")
 }
@@ -158,7 +161,17 @@ fn window_spec(pipeline: &str, ast: &ast::View, flat: &Flat, errors: &mut Vec<Di
         offset_ms,
         lateness_ms: ast.lateness.as_ref().map_or(0, |lateness| lateness.value),
         late_topic: ast.late_topic.as_ref().map(|topic| topic.value.clone()),
+        early_every_ms: ast.early_every.as_ref().map(|every| every.value),
     };
+    if let Some(every) = ast.early_every.as_ref().filter(|every| every.value >= size_ms) {
+        errors.push(
+            Diagnostic::new("early rows come before the window's end", every.span).help(format!(
+                "write a length shorter than {}, or EMIT ON WINDOW CLOSE",
+                crate::duration::display(size_ms)
+            )),
+        );
+        return None;
+    }
     let width_ms = pane_width_ms([&window]);
     let panes = window.size_ms / width_ms;
     if panes > WIDTH_MAX_PANES {
@@ -453,6 +466,13 @@ impl Builder<'_> {
             let name = self.flat.outputs.get(index).map_or("", |(name, _)| name.as_str());
             fields.push(Field::new(name, field.data_type().clone(), field.is_nullable()));
             view.projection.push(renamed);
+        }
+        if view.window.early_every_ms.is_some() {
+            if let Some((_, span)) = self.flat.outputs.iter().find(|(name, _)| name == IS_FINAL) {
+                let error = Diagnostic::new(format!("`{IS_FINAL}` is what EMIT EVERY adds"), *span);
+                self.errors.push(error.help("give it another name with AS"));
+            }
+            fields.push(Field::new(IS_FINAL, DataType::Boolean, false));
         }
         view.output = Arc::new(Schema::new(fields));
         if let Some(having) = &parts.having {

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     error::Error,
     panes::{PaneStore, Sealed, Span, Unusual},
-    spec::{Format, SourceSpec},
+    spec::SourceSpec,
 };
 
 /// Year 1 to year 9999: what can be written as a time, and far from where arithmetic overflows.
@@ -253,8 +253,7 @@ impl Lane {
         let times = event_times_ms(&rows.batch, spec.event_time)?;
         self.times_ms.clear();
         self.times_ms.extend_from_slice(times.values());
-        // The event time of a heartbeat is the log's or ours, never the producer's.
-        let skew_ms = (spec.format != Format::Heartbeat).then_some(spec.max_future_skew_ms);
+        let skew_ms = (!spec.format.is_timed_by_log()).then_some(spec.max_future_skew_ms);
         let verdict = |row: usize| -> Option<(Fault, String)> {
             if times.is_null(row) {
                 return Some((Fault::NoEventTime, "the event time is NULL".into()));

@@ -83,6 +83,7 @@ fn pipeline(window: WindowSpec, fill: u32) -> Pipeline {
         }],
         detectors: vec![],
         policies: vec![],
+        sinks: vec![],
     }
 }
 
@@ -95,6 +96,7 @@ fn window(size: i64, slide: i64, lateness: i64) -> WindowSpec {
         offset_ms: 0,
         lateness_ms: lateness,
         late_topic,
+        early_every_ms: None,
     }
 }
 

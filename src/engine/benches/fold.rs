@@ -98,6 +98,7 @@ fn set(kinds: &[AggregateKind], filtered: bool) -> PaneSetSpec {
             offset_ms: 0,
             lateness_ms: 0,
             late_topic: None,
+            early_every_ms: None,
         }],
     }
 }

@@ -140,6 +140,7 @@ fn spec() -> PaneSetSpec {
             offset_ms: 0,
             lateness_ms: 0,
             late_topic: None,
+            early_every_ms: None,
         }],
     }
 }

@@ -63,11 +63,11 @@ impl Demo {
         };
         let files = match &self.pipelines {
             Some(folder) => pipelines::find(folder)?,
-            None => vec![pipelines::File {
-                name: "shop".into(),
-                path: "pipelines/shop/pipeline.sql".into(),
-                text: PIPELINE.into(),
-            }],
+            None => vec![pipelines::File::from_text(
+                "shop",
+                "pipelines/shop/pipeline.sql",
+                PIPELINE,
+            )],
         };
         let compiled = pipelines::compile_all(&files, std::io::stderr().is_terminal())?;
         let programs = Programs::beside_current().map_err(|error| Refused::new(error.to_string()))?;

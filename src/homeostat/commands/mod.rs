@@ -5,6 +5,7 @@ pub mod choose;
 pub mod control;
 pub mod demo;
 pub mod detect;
+pub mod diff;
 pub mod explain_decision;
 pub mod model;
 pub mod recording;
@@ -12,6 +13,7 @@ pub mod replay;
 pub mod run;
 pub mod schemas;
 pub mod status;
+pub mod test;
 pub mod validate;
 
 use std::{fs, io, path::Path};

@@ -95,7 +95,9 @@ fn inputs(
     }
     let inputs = pipeline.sources.iter().map(|source| {
         let Some(paths) = paths.get(source.name.as_str()) else {
-            eprintln!("warning: no file for source {}: it is empty", source.name);
+            if pipeline.sinks.iter().all(|sink| sink.topic != source.topic) {
+                eprintln!("warning: no file for source {}: it is empty", source.name);
+            }
             return Ok(None);
         };
         Input::read(source, paths).map(Some)

@@ -46,7 +46,7 @@ impl Validate {
             wrong |= diagnostics.is_some();
             match (self.output, diagnostics) {
                 (Output::Json, diagnostics) => {
-                    let found = diagnostics.map(|found| serde_json::to_value(&found)).transpose()?;
+                    let found = diagnostics.map(|found| file.to_json(&found)).transpose()?;
                     let found = found.unwrap_or_else(|| serde_json::json!([]));
                     print_json(
                         &serde_json::json!({"file": file.path, "valid": found == serde_json::json!([]), "diagnostics": found}),
@@ -58,7 +58,7 @@ impl Validate {
                         println!("  {note}");
                     }
                 }
-                (Output::Text, Some(found)) => eprint!("{}", found.render(&file.path, &file.text, color)),
+                (Output::Text, Some(found)) => eprint!("{}", file.render(&found, color)),
             }
         }
         if wrong { Err(crate::error::Found.into()) } else { Ok(()) }
@@ -67,12 +67,12 @@ impl Validate {
 
 /// What an operator should know of a valid pipeline.
 fn notes(pipeline: &engine::spec::Pipeline) -> Vec<String> {
-    let heartbeat = |source: &&engine::spec::SourceSpec| source.format == engine::spec::Format::Heartbeat;
-    let heartbeats = pipeline.sources.iter().filter(heartbeat);
-    heartbeats
+    let timed_by_log = |source: &&engine::spec::SourceSpec| source.format.is_timed_by_log();
+    let sources = pipeline.sources.iter().filter(timed_by_log);
+    sources
         .map(|source| {
             format!(
-                "source {}: event_time is the broker's append time where topic {} uses LogAppendTime, else the time at which aggregate received the record; sent_at is the producer's",
+                "source {}: event_time is the broker's append time where topic {} uses LogAppendTime, else the time at which aggregate received the record; the producer's own time is sent_at or starts_at",
                 source.name, source.topic
             )
         })

@@ -201,11 +201,15 @@ impl Input {
     /// First and last event time of every record, by decoding no other column.
     fn scan_times(&self, source: &SourceSpec) -> Result<Vec<Option<(i64, i64)>>, Refused> {
         const BATCH: usize = 8_192;
-        let (field, path) = if source.format == Format::Heartbeat {
-            (Field::new("sent_at", telemetry::timestamp_ms(), true), None)
-        } else {
-            let path = source.paths.get(source.event_time).cloned().flatten();
-            (source.schema.field(source.event_time).clone(), path)
+        // What the log would have timed is told by the producer here.
+        let told = |name: &str| (Field::new(name, telemetry::timestamp_ms(), true), None);
+        let (field, path) = match source.format {
+            Format::Heartbeat => told("sent_at"),
+            Format::Alertmanager => told("starts_at"),
+            _ => {
+                let path = source.paths.get(source.event_time).cloned().flatten();
+                (source.schema.field(source.event_time).clone(), path)
+            }
         };
         let decoder = Decoder::new(self.format, Arc::new(Schema::new(vec![field])), &[path]);
         let mut decoder = decoder.map_err(|error| Refused::new(format!("source {}: {error}", source.name)))?;

@@ -1,25 +1,21 @@
 //! Rows as JSON lines: a file per view and per detector.
-//!
-//! Numbers are JSON numbers, NULL is `null`, times are RFC 3339 in UTC. JSON has no NaN and no infinities: they are the
-//! strings `"NaN"`, `"Infinity"` and `"-Infinity"`.
 
 use std::{
     fs,
-    io::Write,
     path::Path,
     sync::{Arc, Mutex},
 };
 
-use arrow::{
-    array::{Array, ArrayRef, AsArray, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray, UInt64Array},
-    compute::cast,
-    datatypes::{DataType, Int64Type, TimeUnit},
-    util::display::{ArrayFormatter, FormatOptions},
+use engine::{
+    assemble::ClosedWindow,
+    spec::{Pipeline, SinkInput},
 };
-use engine::{assemble::ClosedWindow, spec::Pipeline};
 use protocol::message::Anomaly;
 
-use crate::{error::Refused, stages::detect::Tap};
+use crate::{
+    error::Refused,
+    stages::{detect::Tap, rows::write_rows},
+};
 
 /// What one file holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,8 +103,20 @@ impl Lines {
         self.ending = Some(source);
     }
 
+    /// What has come of a view or detector so far.
+    pub fn of(&self, input: SinkInput) -> &[u8] {
+        match input {
+            SinkInput::View(view) => &self.replayed.views[view].lines,
+            SinkInput::Detector(detector) => &self.replayed.detectors[detector].lines,
+        }
+    }
+
     pub fn take(&mut self) -> Replayed {
-        self.replayed.clone()
+        let nothing = Replayed {
+            views: Vec::new(),
+            detectors: Vec::new(),
+        };
+        std::mem::replace(&mut self.replayed, nothing)
     }
 
     fn is_over(&self, source: usize, start_ms: i64) -> bool {
@@ -160,7 +168,9 @@ pub struct Shared(pub Arc<Mutex<Lines>>);
 impl Tap for Shared {
     fn closed(&mut self, window: &ClosedWindow) {
         let mut lines = super::lock(&self.0);
-        if window.rows.num_rows() > 0 && !lines.is_over(lines.sources[window.view], window.start_ms) {
+        let source = lines.sources[window.view];
+        let begun = !lines.is_over(source, window.early_ms.unwrap_or(window.start_ms));
+        if window.rows.num_rows() > 0 && begun {
             write_rows(&window.rows, &mut lines.replayed.views[window.view].lines);
         }
     }
@@ -171,130 +181,5 @@ impl Tap for Shared {
 
     fn silent(&mut self, score: &Anomaly) {
         super::lock(&self.0).score(score, true);
-    }
-}
-
-/// A column, ready to be written value by value.
-enum Column<'a> {
-    Bool(BooleanArray),
-    Signed(Int64Array),
-    Unsigned(UInt64Array),
-    Float(Float64Array),
-    Text(StringArray),
-    Time(Int64Array, TimeUnit),
-    Shown(ArrayRef, ArrayFormatter<'a>),
-}
-
-impl<'a> Column<'a> {
-    fn new(array: &'a ArrayRef, options: &'a FormatOptions<'a>) -> Self {
-        let to = |data_type: &DataType| cast(array, data_type).ok();
-        let text = |array: ArrayRef| array.as_string_opt::<i32>().cloned().map(Self::Text);
-        let found = match array.data_type() {
-            DataType::Boolean => array.as_boolean_opt().cloned().map(Self::Bool),
-            kind if kind.is_unsigned_integer() => {
-                to(&DataType::UInt64).and_then(|array| array.as_primitive_opt().cloned().map(Self::Unsigned))
-            }
-            kind if kind.is_integer() => {
-                to(&DataType::Int64).and_then(|array| array.as_primitive_opt().cloned().map(Self::Signed))
-            }
-            kind if kind.is_floating() || matches!(kind, DataType::Decimal128(..) | DataType::Decimal256(..)) => {
-                to(&DataType::Float64).and_then(|array| array.as_primitive_opt().cloned().map(Self::Float))
-            }
-            DataType::Timestamp(unit, _) => to(&DataType::Int64)
-                .and_then(|array| Some(Self::Time(array.as_primitive_opt::<Int64Type>()?.clone(), *unit))),
-            DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => to(&DataType::Utf8).and_then(text),
-            DataType::Dictionary(_, value)
-                if matches!(**value, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View) =>
-            {
-                to(&DataType::Utf8).and_then(text)
-            }
-            DataType::Null => Some(Self::Text(StringArray::new_null(array.len()))),
-            _ => None,
-        };
-        found
-            .or_else(|| {
-                let shown = ArrayFormatter::try_new(array, options).ok()?;
-                Some(Self::Shown(Arc::clone(array), shown))
-            })
-            .unwrap_or_else(|| Self::Text(StringArray::new_null(array.len())))
-    }
-
-    fn write(&self, row: usize, out: &mut Vec<u8>) {
-        let null = match self {
-            Self::Bool(array) => array.is_null(row),
-            Self::Signed(array) | Self::Time(array, _) => array.is_null(row),
-            Self::Unsigned(array) => array.is_null(row),
-            Self::Float(array) => array.is_null(row),
-            Self::Text(array) => array.is_null(row),
-            Self::Shown(array, _) => array.is_null(row),
-        };
-        if null {
-            out.extend_from_slice(b"null");
-            return;
-        }
-        match self {
-            Self::Bool(array) => put(out, &array.value(row)),
-            Self::Signed(array) => put(out, &array.value(row)),
-            Self::Unsigned(array) => put(out, &array.value(row)),
-            Self::Float(array) => float(out, array.value(row)),
-            Self::Text(array) => put(out, array.value(row)),
-            Self::Time(array, unit) => time(out, array.value(row), *unit),
-            Self::Shown(_, shown) => put(out, &shown.value(row).to_string()),
-        }
-    }
-}
-
-fn put<T: serde::Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
-    serde_json::to_writer(out, value).expect("a scalar serialises, and a Vec takes all");
-}
-
-fn float(out: &mut Vec<u8>, value: f64) {
-    match value {
-        value if value.is_nan() => out.extend_from_slice(b"\"NaN\""),
-        f64::INFINITY => out.extend_from_slice(b"\"Infinity\""),
-        f64::NEG_INFINITY => out.extend_from_slice(b"\"-Infinity\""),
-        value => put(out, &value),
-    }
-}
-
-/// RFC 3339 in UTC, with the decimals of the unit but three at least.
-fn time(out: &mut Vec<u8>, value: i64, unit: TimeUnit) {
-    let stamp = match unit {
-        TimeUnit::Second => jiff::Timestamp::from_second(value),
-        TimeUnit::Millisecond => jiff::Timestamp::from_millisecond(value),
-        TimeUnit::Microsecond => jiff::Timestamp::from_microsecond(value),
-        TimeUnit::Nanosecond => jiff::Timestamp::from_nanosecond(i128::from(value)),
-    };
-    let done = match (stamp, unit) {
-        (Err(_), _) => write!(out, "null"),
-        (Ok(stamp), TimeUnit::Second | TimeUnit::Millisecond) => write!(out, "\"{stamp:.3}\""),
-        (Ok(stamp), TimeUnit::Microsecond) => write!(out, "\"{stamp:.6}\""),
-        (Ok(stamp), TimeUnit::Nanosecond) => write!(out, "\"{stamp:.9}\""),
-    };
-    done.expect("a Vec takes all");
-}
-
-/// One JSON object per row, its members in the order of the columns.
-pub fn write_rows(rows: &RecordBatch, out: &mut Vec<u8>) {
-    let options = FormatOptions::default();
-    let schema = rows.schema();
-    let columns: Vec<(Vec<u8>, Column<'_>)> = schema
-        .fields()
-        .iter()
-        .zip(rows.columns())
-        .enumerate()
-        .map(|(index, (field, array))| {
-            let mut name = vec![if index == 0 { b'{' } else { b',' }];
-            put(&mut name, field.name());
-            name.push(b':');
-            (name, Column::new(array, &options))
-        })
-        .collect();
-    for row in 0..rows.num_rows() {
-        for (name, column) in &columns {
-            out.extend_from_slice(name);
-            column.write(row, out);
-        }
-        out.extend_from_slice(if columns.is_empty() { b"{}\n" } else { b"}\n" });
     }
 }

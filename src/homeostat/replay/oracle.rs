@@ -21,8 +21,8 @@ use arrow::{
 use datafusion::prelude::SessionContext;
 use serde_json::{Map, Value, json};
 
-use super::{Input, lines::write_rows, replay};
-use crate::pipelines::Detectors;
+use super::{Input, replay};
+use crate::{pipelines::Detectors, stages::rows::write_rows};
 
 /// Name, SQL, and how far from the batch result the answer may be, relative.
 const AGGREGATES: [(&str, &str, f64); 41] = [
@@ -124,9 +124,11 @@ enum Extra {
     Fill,
     /// A second view shares the panes.
     Shared,
+    /// Early rows come, too.
+    Early,
 }
 
-const EXTRAS: [Extra; 11] = [
+const EXTRAS: [Extra; 12] = [
     Extra::Plain,
     Extra::Where,
     Extra::Filter,
@@ -138,6 +140,7 @@ const EXTRAS: [Extra; 11] = [
     Extra::Lateness,
     Extra::Fill,
     Extra::Shared,
+    Extra::Early,
 ];
 
 const FILLED_WINDOWS: i64 = 3;
@@ -175,8 +178,8 @@ struct Row {
 }
 
 fn table(random: &mut Random) -> Vec<Row> {
-    let rows = 1 + random.below(160);
-    let span = [2_000, 60_000, 200_000][random.below(3) as usize];
+    let rows = 1 + random.below(100);
+    let span = [2_000, 40_000, 90_000][random.below(3) as usize];
     let origin = [0, -30_000, 1_767_225_600_000][random.below(3) as usize];
     let nulls = [0, 10, 60][random.below(3) as usize];
     let scale = [1.0, 1e-6, 1e9][random.below(3) as usize];
@@ -293,8 +296,13 @@ impl Case {
         let group = group.join(", ");
         let all = self.aggregates.len();
         let mut text = format!(
-            "{SOURCE}\nCREATE FEATURE VIEW v {clauses} AS SELECT {} FROM {from} {filter} GROUP BY {group} {having};",
-            select(all)
+            "{SOURCE}\nCREATE FEATURE VIEW v {clauses} AS SELECT {} FROM {from} {filter} GROUP BY {group} {having} {};",
+            select(all),
+            if extra == Extra::Early {
+                "EMIT EVERY INTERVAL '2 s'"
+            } else {
+                ""
+            }
         );
         if extra == Extra::Shared {
             text += &format!(
@@ -366,10 +374,13 @@ type Keyed = BTreeMap<String, Map<String, Value>>;
 /// Rows by their keys and window.
 fn keyed(lines: &[u8]) -> Keyed {
     let rows = lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-    rows.map(|line| {
-        let row: Map<String, Value> = serde_json::from_slice(line).unwrap();
+    rows.filter_map(|line| {
+        let mut row: Map<String, Value> = serde_json::from_slice(line).unwrap();
+        if row.remove("is_final") == Some(Value::Bool(false)) {
+            return None;
+        }
         let key = row.iter().filter(|(name, _)| !name.starts_with('a'));
-        (key.map(|(name, value)| format!("{name}={value} ")).collect(), row)
+        Some((key.map(|(name, value)| format!("{name}={value} ")).collect(), row))
     })
     .collect()
 }

@@ -260,3 +260,72 @@ fn otlp_in_protobuf_and_in_json_is_the_same() {
     assert!(!protobuf.views[0].lines.is_empty());
     assert_eq!(shown(&protobuf.views[0]), shown(&json.views[0]));
 }
+
+#[test]
+fn a_source_reads_what_a_sink_writes_and_a_circle_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = format!(
+        "{APP} {VIEW}
+         CREATE SOURCE minutes (service STRING, n BIGINT, window_start TIMESTAMP(3) , d DOUBLE,
+           ts TIMESTAMP(3) FROM 'window_start', WATERMARK FOR ts AS ts - INTERVAL '1' SECOND) WITH (topic = 'minutes', format = 'json');
+         CREATE SINK s FROM v WITH (topic = 'minutes', format = 'json');
+         CREATE FEATURE VIEW w AS SELECT window_start, sum(n) AS n, count(d) AS known
+           FROM TUMBLE(TABLE minutes, DESCRIPTOR(ts), INTERVAL '1' MINUTE) GROUP BY window_start;"
+    )
+    .replace("window_start TIMESTAMP(3) ,", "");
+    let path = write(folder.path(), "app.csv", &csv_text());
+    let pipeline = compile(&text);
+    let at = |name: &str| pipeline.sources.iter().position(|source| source.name == name).unwrap();
+    let mut inputs = vec![None, None];
+    inputs[at("app")] = Some(Input::read(&pipeline.sources[at("app")], std::slice::from_ref(&path)).unwrap());
+    let (replayed, _) = replay(&pipeline, inputs, 1).unwrap();
+    let over = replayed.views.iter().find(|rows| rows.name == "w").unwrap();
+    let expected = "{\"window_start\":\"2026-01-01T00:00:00.000Z\",\"n\":3,\"known\":1}\n\
+                    {\"window_start\":\"2026-01-01T00:01:00.000Z\",\"n\":1,\"known\":0}\n";
+    assert_eq!(shown(over), expected);
+
+    let circle = compile(&format!("{text} CREATE SINK back FROM w WITH (topic = 'app');"));
+    let refused = replay(&circle, vec![None, None], 1).unwrap_err();
+    assert!(refused.to_string().contains("reads what comes of itself"), "{refused}");
+}
+
+#[test]
+fn early_rows_hold_what_came_before_their_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = format!(
+        "{APP} CREATE FEATURE VIEW v AS SELECT window_start, count(*) AS n, sum(code) AS codes
+         FROM TUMBLE(app, ts, INTERVAL '10 s') GROUP BY window_start EMIT EVERY INTERVAL '4 s' ON WINDOW CLOSE;
+         CREATE DETECTOR d ON v KEY () FEATURES (n) USING static_threshold WITH (upper = 100);"
+    )
+    .replace("KEY () ", "");
+    let csv: String = [0, 1_000, 4_000, 7_999, 8_000, 9_000, 21_000, 30_000]
+        .map(|ms| format!("{ms},a,1,2,true\n"))
+        .concat();
+    let path = write(folder.path(), "app.csv", &format!("ts,service,ms,code,ok\n{csv}"));
+    let pipeline = compile(&text);
+    let (replayed, _) = run(&pipeline, std::slice::from_ref(&path), 1);
+    let rows: Vec<(u64, u64, bool)> = shown(&replayed.views[0])
+        .lines()
+        .map(|line| {
+            let row: serde_json::Value = serde_json::from_str(line).unwrap();
+            let second = row["window_start"].as_str().unwrap()[17..19].parse().unwrap();
+            (second, row["n"].as_u64().unwrap(), row["is_final"].as_bool().unwrap())
+        })
+        .collect();
+    let expected = [
+        (0, 2, false),
+        (0, 4, false),
+        (0, 6, true),
+        (20, 1, false),
+        (20, 1, false),
+        (20, 1, true),
+        (30, 1, true),
+    ];
+    assert_eq!(rows, expected);
+    assert_eq!(
+        shown(&replayed.detectors[0]).lines().count(),
+        3,
+        "only what is over is scored"
+    );
+    assert_eq!(run(&pipeline, &[path], 7).0, replayed);
+}

@@ -41,6 +41,9 @@ pub fn format_of(format: Format) -> telemetry::Format {
         Format::OtlpSpans { json } => telemetry::Format::OtlpSpans { json },
         Format::Json => telemetry::Format::Json,
         Format::Heartbeat => telemetry::Format::Heartbeat,
+        Format::PrometheusJson => telemetry::Format::PrometheusJson,
+        Format::TelegrafJson => telemetry::Format::TelegrafJson,
+        Format::Alertmanager => telemetry::Format::Alertmanager,
     }
 }
 

@@ -19,7 +19,7 @@ use detector::{Detector, Row, Score, State};
 use engine::{
     assemble::{Assembled, Assembler, ClosedWindow, LatePane, ProgressTable, Sighting},
     panes::read_panes,
-    spec::{DetectorInput, DetectorSpec, Pipeline, PolicySpec},
+    spec::{DetectorInput, DetectorSpec, Pipeline, PolicySpec, SinkInput},
 };
 use protocol::{
     Assignment, Batch, CloudEvent, Outputs, Progress, Record, Stage, StageError, Start, Target, TopicPartition, Topics,
@@ -30,7 +30,7 @@ use protocol::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{DEAD_LETTER_BYTES, json};
+use super::{DEAD_LETTER_BYTES, json, rows::RowWriter};
 
 /// How often detect writes what it knows.
 #[derive(Clone, Debug)]
@@ -59,6 +59,36 @@ struct Watch {
     algorithm: Arc<dyn Detector>,
     /// `<pipeline>.<detector>`: names it in state keys and metrics.
     id: String,
+    /// Topics that take every score.
+    sinks: Vec<Arc<str>>,
+}
+
+/// The rows of a window to the sinks of its view.
+fn write_rows(pipeline: &Pipeline, window: &ClosedWindow, out: &mut Outputs) {
+    let input = SinkInput::View(window.view);
+    for sink in pipeline.sinks.iter().filter(|sink| sink.input == input) {
+        let topic: Arc<str> = sink.topic.as_str().into();
+        let writer = RowWriter::new(&window.rows);
+        for row in 0..window.rows.num_rows() {
+            let keys = sink.keys.iter();
+            let key: BTreeMap<&String, Value> = keys
+                .map(|(name, column)| (name, json::value(window.rows.column(*column), row)))
+                .collect();
+            let mut value = Vec::new();
+            writer.write(row, &mut value);
+            out.push(to_sink(&topic, &key, value));
+        }
+    }
+}
+
+fn to_sink(topic: &Arc<str>, key: &impl Serialize, value: Vec<u8>) -> protocol::Output {
+    protocol::Output {
+        topic: Arc::clone(topic),
+        partition: None,
+        key: Some(serde_json::to_vec(key).expect("keys have names and are JSON values")),
+        value: Some(value),
+        headers: Vec::new(),
+    }
 }
 
 /// Whether an entity is alarming, for the detector and for each policy.
@@ -140,7 +170,7 @@ struct Part {
 
 /// Sees what becomes of windows, alarm or not: what a replay writes down.
 pub trait Tap: Send {
-    /// A window closed; its rows may be none.
+    /// A window closed, or spoke early; its rows may be none.
     fn closed(&mut self, window: &ClosedWindow);
     /// A detector scored one row of a window.
     fn scored(&mut self, score: &Anomaly);
@@ -189,6 +219,12 @@ impl Detect {
                         .collect(),
                     algorithm: detector::build(&spec.using, &super::values(&spec.options), &features)?,
                     id: format!("{}.{}", pipeline.name, spec.name),
+                    sinks: pipeline
+                        .sinks
+                        .iter()
+                        .filter(|sink| sink.input == SinkInput::Detector(at))
+                        .map(|sink| sink.topic.as_str().into())
+                        .collect(),
                     spec: spec.clone(),
                 });
             }
@@ -312,13 +348,18 @@ impl Detect {
         live: bool,
         out: &mut Outputs,
     ) -> Result<(), StageError> {
-        self.counts.windows += u64::from(live);
+        self.counts.windows += u64::from(live && window.early_ms.is_none());
         self.counts.rows += if live { window.rows.num_rows() as u64 } else { 0 };
         let mut tap = self.tap.as_mut().filter(|_| live);
         if let Some(tap) = &mut tap {
             tap.closed(window);
         }
-        for (at, watch) in self.watches.iter().enumerate() {
+        if live {
+            write_rows(&self.pipelines[window.pipeline], window, out);
+        }
+        // What is not over is not scored.
+        let over = window.early_ms.is_none();
+        for (at, watch) in self.watches.iter().enumerate().filter(|_| over) {
             let input = DetectorInput::View(window.view);
             if watch.pipeline != window.pipeline || watch.spec.input != input || window.rows.num_rows() == 0 {
                 continue;
@@ -330,9 +371,13 @@ impl Detect {
                 let Some((key, score)) = score else { continue };
                 let entity = part.entities[at].get_mut(key).expect("scored above");
                 let change = watch.alarm(&mut entity.meta.alarm, score.is_anomaly(), &rulings, row);
-                if let Some(tap) = &mut tap {
+                if live && (tap.is_some() || !watch.sinks.is_empty()) {
                     let change = change.clone().unwrap_or_default();
-                    tap.scored(&watch.anomaly(&window.rows, row, window, score, change));
+                    let scored = watch.anomaly(&window.rows, row, window, score, change);
+                    watch.write_score(&scored, out);
+                    if let Some(tap) = &mut tap {
+                        tap.scored(&scored);
+                    }
                 }
                 let Some(change) = change else { continue };
                 if live {
@@ -375,6 +420,7 @@ impl Detect {
                 entity.meta.alarm = Alarm::default();
                 let anomaly = watch.silence(&entity.meta, before, seen, 0.0, true, Vec::new());
                 if live {
+                    watch.write_score(&anomaly, out);
                     if let Some(tap) = &mut self.tap {
                         tap.silent(&anomaly);
                     }
@@ -425,6 +471,7 @@ impl Detect {
                             .met_in_silence(&entity.meta, said as f64)
                             .map_err(|error| StageError::Fatal(format!("{}: {error}", watch.id)))?;
                         let anomaly = watch.silence(&entity.meta, last, end, said as f64, healthy, meets);
+                        watch.write_score(&anomaly, out);
                         if let Some(tap) = &mut self.tap {
                             tap.silent(&anomaly);
                         }
@@ -543,6 +590,13 @@ fn silent_windows(said: u64, score: f64) -> impl Iterator<Item = u64> {
 }
 
 impl Watch {
+    fn write_score(&self, score: &Anomaly, out: &mut Outputs) {
+        for topic in &self.sinks {
+            let value = serde_json::to_vec(score).expect("scores have string keys");
+            out.push(to_sink(topic, &score.target, value));
+        }
+    }
+
     fn keys(&self, columns: &[ArrayRef], row: usize) -> BTreeMap<String, Value> {
         self.spec
             .keys

@@ -50,6 +50,7 @@ fn window(view: &str, size_ms: i64, slide_ms: i64, lateness_ms: i64) -> WindowSp
         offset_ms: 0,
         lateness_ms,
         late_topic: None,
+        early_every_ms: None,
     }
 }
 
@@ -151,6 +152,7 @@ pub fn pipeline(sets: Vec<PaneSetSpec>) -> Pipeline {
         pane_sets: sets,
         detectors: Vec::new(),
         policies: Vec::new(),
+        sinks: Vec::new(),
     }
 }
 
