@@ -87,7 +87,7 @@ impl Fleet {
     pub fn create(&self, name: &str, partitions: i32, log_append_time: bool) -> anyhow::Result<()> {
         let mut topic = TopicConfig::new(self.topic(name), partitions);
         topic.log_append_time = log_append_time;
-        Ok(self.broker.ensure_topics(&[topic])?)
+        rig::patiently(|| self.broker.ensure_topics(std::slice::from_ref(&topic)))
     }
 
     /// Writes values to explicit partitions, in order.

@@ -228,6 +228,7 @@ fn killed_at(point: Point, nth: u32) {
 
 #[test]
 fn killed_at_any_point_the_counts_are_exact() {
+    let _alone = rig::Kafka::alone();
     thread::scope(|scope| {
         for point in Point::ALL {
             for nth in [1, 4] {
@@ -287,6 +288,7 @@ fn signal(name: &str, process: &Process) {
 
 #[test]
 fn a_zombie_is_fenced_and_without_fencing_it_is_not() {
+    let _alone = rig::Kafka::alone();
     thread::scope(|scope| {
         let fenced = scope.spawn(|| zombie(None));
         let unfenced = scope.spawn(|| zombie(Some("fencing")));

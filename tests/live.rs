@@ -23,6 +23,8 @@ use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use prost::Message;
 use protocol::{Output, cloudevent};
 
+use tests::rig;
+
 use crate::{
     fleet::{Fleet, Process, Published},
     programs::program,
@@ -306,6 +308,7 @@ fn no_id_comes_twice(fleet: &Fleet) -> anyhow::Result<()> {
 
 #[test]
 fn processors_and_executor_are_killed_while_services_die_and_heal() -> anyhow::Result<()> {
+    let _alone = rig::Kafka::alone();
     let fleet = Fleet::new("live", PIPELINE, CONFIG)?;
     fleet.create("app", PARTITIONS, false)?;
     fleet.create("heartbeats", 2, true)?;
@@ -329,7 +332,7 @@ fn processors_and_executor_are_killed_while_services_die_and_heal() -> anyhow::R
         });
         let mut processors = [fleet.start(&[])?, fleet.start(&[])?];
         let mut hand = executor(&fleet, &services.lock().unwrap(), &[])?;
-        fleet.wait("anomalies", Duration::from_secs(60), |found| !found.is_empty())?;
+        fleet.wait("anomalies", Duration::from_secs(120), |found| !found.is_empty())?;
         for (round, victim) in [1, 3, 5, 7].into_iter().enumerate() {
             // While it is being found and healed, those who do that die: first one processor, then the executor.
             {
@@ -347,8 +350,8 @@ fn processors_and_executor_are_killed_while_services_die_and_heal() -> anyhow::R
             let began = Instant::now();
             while !services.lock().unwrap()[victim].lives() {
                 ensure!(
-                    began.elapsed() < Duration::from_secs(60),
-                    "s{victim} was not healed within a minute"
+                    began.elapsed() < Duration::from_secs(120),
+                    "s{victim} was not healed within two minutes"
                 );
                 thread::sleep(Duration::from_millis(200));
             }
@@ -358,7 +361,7 @@ fn processors_and_executor_are_killed_while_services_die_and_heal() -> anyhow::R
         let mut feeder = feeding.join().expect("the feeder does not panic")?;
         feeder.close()?;
         let expected = feeder.windows();
-        let anomalies = fleet.wait("anomalies", Duration::from_secs(60), |found| {
+        let anomalies = fleet.wait("anomalies", Duration::from_secs(120), |found| {
             published(found).is_ok_and(|windows| windows.len() >= expected.len())
         })?;
         assert_eq!(published(&anomalies)?, expected);
@@ -415,6 +418,7 @@ impl Drop for Over<'_> {
 
 #[test]
 fn after_a_kill_the_work_goes_on_within_thirty_seconds() -> anyhow::Result<()> {
+    let _alone = rig::Kafka::alone();
     let fleet = Fleet::new("goes-on", PIPELINE, CONFIG)?;
     fleet.create("app", PARTITIONS, false)?;
     fleet.create("heartbeats", 2, true)?;
@@ -433,7 +437,7 @@ fn after_a_kill_the_work_goes_on_within_thirty_seconds() -> anyhow::Result<()> {
         });
         let mut first = fleet.start(&[])?;
         let mut second = fleet.start(&[])?;
-        fleet.wait("anomalies", Duration::from_secs(60), |found| !found.is_empty())?;
+        fleet.wait("anomalies", Duration::from_secs(120), |found| !found.is_empty())?;
         thread::sleep(Duration::from_secs(5));
         // Not restarted: the other one takes over what it had.
         sigkill(&mut first)?;
@@ -521,6 +525,7 @@ fn taken(stream: &TcpStream, kept: &Mutex<Vec<Sent>>) -> anyhow::Result<()> {
 
 #[test]
 fn one_trace_tells_an_incident_from_anomaly_to_verdict_across_processes() -> anyhow::Result<()> {
+    let _alone = rig::Kafka::alone();
     let fleet = Fleet::new(
         "trace",
         PIPELINE,
@@ -553,11 +558,11 @@ fn one_trace_tells_an_incident_from_anomaly_to_verdict_across_processes() -> any
         });
         let processor = fleet.start(&environment)?;
         let hand = executor(&fleet, &services.lock().unwrap(), &environment)?;
-        fleet.wait("anomalies", Duration::from_secs(60), |found| !found.is_empty())?;
+        fleet.wait("anomalies", Duration::from_secs(120), |found| !found.is_empty())?;
         thread::sleep(Duration::from_secs(3));
         services.lock().unwrap()[2].kill();
         let verdict = |record: &Published| record.kind() == cloudevent::VERDICT;
-        let outcomes = fleet.wait("outcomes", Duration::from_secs(60), |found| found.iter().any(verdict))?;
+        let outcomes = fleet.wait("outcomes", Duration::from_secs(120), |found| found.iter().any(verdict))?;
         ensure!(processor.terminate()? == 0 && hand.terminate()? == 0);
         let verdict = outcomes
             .iter()

@@ -11,6 +11,8 @@ use std::{
 use anyhow::{Context, ensure};
 use serde_json::Value;
 
+use tests::rig;
+
 use crate::{
     delivery::{alarms, published_windows},
     fleet::{Fleet, comparable},
@@ -47,9 +49,9 @@ fn config() -> String {
 /// What a fleet has published when everything is in: every window, and every service's decision and command.
 fn content(fleet: &Fleet) -> anyhow::Result<Content> {
     let windows = workload::windows(&rows()).len();
-    let anomalies = fleet.wait("anomalies", Duration::from_secs(120), |found| alarms(found) >= windows)?;
+    let anomalies = fleet.wait("anomalies", Duration::from_secs(240), |found| alarms(found) >= windows)?;
     assert_eq!(published_windows(&anomalies), workload::windows(&rows()));
-    fleet.wait("actions", Duration::from_secs(60), |found| found.len() >= SERVICES)?;
+    fleet.wait("actions", Duration::from_secs(120), |found| found.len() >= SERVICES)?;
     // What would come twice has had time to come.
     std::thread::sleep(Duration::from_secs(2));
     TOPICS
@@ -97,7 +99,7 @@ fn killed_at(
         variables.extend(environment);
         let mut process = fleet.start(&variables)?;
         process
-            .wait_killed(Duration::from_secs(90))
+            .wait_killed(Duration::from_secs(180))
             .with_context(|| format!("{stage} at {point}"))?;
     }
     let process = fleet.start(environment)?;
@@ -109,6 +111,7 @@ fn killed_at(
 
 #[test]
 fn killed_at_every_point_of_every_stage_the_content_is_that_of_a_run_without_crashes() -> anyhow::Result<()> {
+    let _alone = rig::Kafka::alone();
     let expected = undisturbed()?;
     // Two fleets a repeat, each killed several times in a row. A kill before the commit leaves the work to the next life, so
     // decide and aggregate die over their own results first, and over time's progress later.
@@ -163,6 +166,7 @@ fn killed_at_every_point_of_every_stage_the_content_is_that_of_a_run_without_cra
 
 #[test]
 fn without_offsets_in_the_transaction_the_comparison_fails() -> anyhow::Result<()> {
+    let _alone = rig::Kafka::alone();
     let expected = undisturbed()?;
     let places = [("aggregate", "after_commit"), ("detect", "after_commit")];
     // A window published twice panics in there: that is noticing, too.

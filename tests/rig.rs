@@ -6,10 +6,14 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
+
+/// How long a broker may take to answer on a machine with other things to do.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A running Kafka.
 pub struct Kafka {
@@ -32,6 +36,12 @@ impl Kafka {
             },
             _ => Self::start(&[]).expect("a test that needs Kafka fails without it"),
         })
+    }
+
+    /// The one Kafka, for tests that start many processes: one of them at a time, or a small machine's broker answers nobody.
+    pub fn alone() -> MutexGuard<'static, ()> {
+        static ALONE: Mutex<()> = Mutex::new(());
+        ALONE.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Another one, with options of `tests/kafka/start`: `--tls`, or properties of the broker.
@@ -76,6 +86,19 @@ impl Drop for Kafka {
     fn drop(&mut self) {
         if let Some(folder) = &self.folder {
             let _ = Command::new(script("stop")).arg(folder).status();
+        }
+    }
+}
+
+/// Asks again while the broker does not answer.
+pub fn patiently(mut call: impl FnMut() -> Result<(), kafka::Error>) -> Result<()> {
+    let began = Instant::now();
+    loop {
+        match call() {
+            Err(error) if error.class() == kafka::Class::Retriable && began.elapsed() < PATIENCE => {
+                std::thread::sleep(Duration::from_millis(200));
+            }
+            done => return Ok(done?),
         }
     }
 }

@@ -52,7 +52,7 @@ impl Fleet {
         let broker = Kafka::shared().broker().unwrap();
         let name = format!("starter-{}", std::process::id());
         let (topics, source) = (Topics::new(format!("{name}.")), format!("{name}-heartbeats"));
-        broker.ensure_topics(&[TopicConfig::new(&source, 2)]).unwrap();
+        tests::rig::patiently(|| broker.ensure_topics(&[TopicConfig::new(&source, 2)])).unwrap();
         let fleet = Self {
             broker,
             topics,
