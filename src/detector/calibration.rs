@@ -126,7 +126,13 @@ impl Calibration {
             return 1.0;
         }
         let total = f64::from(self.total);
-        let beyond: u32 = self.counts[bin + 1..].iter().map(|count| u32::from(*count)).sum();
+        // The shorter side is summed: it is the common one that is short, and less memory is touched.
+        let sum = |counts: &[u16]| counts.iter().map(|count| u32::from(*count)).sum::<u32>();
+        let beyond = if bin < BINS / 2 {
+            self.total - sum(&self.counts[..=bin])
+        } else {
+            sum(&self.counts[bin + 1..])
+        };
         let own = u32::from(self.counts[bin]);
         if beyond >= TAIL_ROWS || self.total < ROWS_MIN {
             // Where within its bin the row lies says how much of the bin is beyond it.

@@ -124,6 +124,8 @@ struct Spot {
     recent: Vec<f64>,
     next: usize,
     rows: u64,
+    /// Rows of alarm without a break.
+    alarmed: u32,
     initial: Vec<f64>,
     upper: Tail,
     lower: Tail,
@@ -140,6 +142,7 @@ impl Series for Spot {
             recent: Vec::with_capacity(config.depth),
             next: 0,
             rows: 0,
+            alarmed: 0,
             initial: Vec::new(),
             upper: Tail::default(),
             lower: Tail::default(),
@@ -176,8 +179,11 @@ impl Series for Spot {
             lower: mean - self.lower.point - self.lower.alarm,
             upper: mean + self.upper.point + self.upper.alarm,
         };
-        // An alarm is no normal row: neither the law nor the mean learns it.
-        if learn && score < 1.0 {
+        // An alarm is no normal row: neither the law nor the mean learns it, until it has lasted for longer than the mean remembers.
+        if learn {
+            self.alarmed = if score < 1.0 { 0 } else { self.alarmed.saturating_add(1) };
+        }
+        if learn && (score < 1.0 || self.alarmed as usize > config.depth) {
             self.rows += 1;
             for (tail, excess) in [(&mut self.upper, departure), (&mut self.lower, -departure)] {
                 if excess > tail.point {
@@ -193,6 +199,7 @@ impl Series for Spot {
     fn write(&self, _config: &Config, writer: &mut Writer<'_>) {
         writer.u64(self.rows);
         writer.u32(self.next as u32);
+        writer.u32(self.alarmed);
         for values in [&self.recent, &self.initial, &self.upper.excesses, &self.lower.excesses] {
             writer.u32(values.len() as u32);
             writer.f64s(values);
@@ -207,6 +214,7 @@ impl Series for Spot {
         let mut state = Self::fresh(config, 0);
         state.rows = reader.u64()?.min(1 << 62);
         state.next = reader.length(config.depth - 1)?;
+        state.alarmed = reader.u32()?;
         for (values, max) in [
             (&mut state.recent, config.depth),
             (&mut state.initial, config.warmup),
@@ -239,7 +247,7 @@ impl Series for Spot {
     }
 
     fn size_max(config: &Config) -> usize {
-        12 + 16 + 8 * (config.depth + config.warmup + 2 * EXCESSES) + 2 * 24
+        16 + 16 + 8 * (config.depth + config.warmup + 2 * EXCESSES) + 2 * 24
     }
 }
 

@@ -31,7 +31,7 @@ pub struct Detect {
     /// count of seconds
     #[arg(long)]
     time: String,
-    /// Columns to score, separated by commas; an empty cell is NULL
+    /// Columns to score, separated by commas; an empty cell is NULL. For `population` the first one, against the others
     #[arg(long, value_delimiter = ',', required = true)]
     features: Vec<String>,
     /// NAME, or "NAME WITH (parameter = value, …)"
@@ -51,7 +51,12 @@ pub struct Detect {
 impl Detect {
     pub fn run(&self) -> anyhow::Result<()> {
         let (name, options) = specification::parse(&self.detector)?;
-        let detector = detector::build(&name, &options, &self.features)
+        // `population` judges the first column; the others are its peers, which a row carries but the detector does not count.
+        let judged = match name.as_str() {
+            "population" => &self.features[..self.features.len().min(1)],
+            _ => &self.features[..],
+        };
+        let detector = detector::build(&name, &options, judged)
             .map_err(|error| Refused::new(format!("--detector {:?}: {error}", self.detector)))?;
         let mut rows = input::open(&self.input, &self.time, &self.features)?;
         let mut output = Output::create(self.output.as_deref(), &self.input)?;

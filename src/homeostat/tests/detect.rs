@@ -223,6 +223,22 @@ fn times_and_numbers_as_people_write_them() {
 }
 
 #[test]
+fn the_first_column_is_judged_against_its_peers() {
+    let folder = Folder::new();
+    let mut text = String::from("i,a,b,c,d,e\n");
+    for row in 0..200 {
+        let load = 50.0 + 20.0 * (f64::from(row) / 9.0).sin();
+        let of = |peer: i32| load + f64::from((row * (7 + peer)) % 5) * 0.2;
+        let own = of(0) + if row >= 190 { 30.0 } else { 0.0 };
+        text += &format!("{row},{own},{},{},{},{}\n", of(1), of(2), of(4), of(6));
+    }
+    let input = folder.write("in.csv", &text);
+    let found = lines(&input, "i", "a,b,c,d,e", &["--detector", "population"]);
+    let alarms: Vec<usize> = (0..200).filter(|row| found[row + 1].contains(",true,")).collect();
+    assert_eq!(alarms, (190..200).collect::<Vec<_>>());
+}
+
+#[test]
 fn mistakes_are_refused_and_leave_nothing_behind() {
     let folder = Folder::new();
     let good = folder.write("good.csv", "at,a\n0,1\n1,2\n");
