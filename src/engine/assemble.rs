@@ -5,6 +5,10 @@
 //! source partition, first source offset). Knows nothing of detectors or topics. Fails with [`Error`] on a pane record that does not
 //! fit its pane set; the caller decides what becomes of the record.
 
+mod session;
+
+pub use session::SESSION_PANES_MAX;
+
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
@@ -173,6 +177,7 @@ struct View {
     spec: ViewSpec,
     /// For FILL MISSING: keys seen lately, with the windows since.
     missing: BTreeMap<OwnedRow, u32>,
+    sessions: session::Sessions,
 }
 
 /// Assembles the windows of one `panes` partition.
@@ -324,6 +329,7 @@ impl Ring {
                     index,
                     spec: spec.clone(),
                     missing: BTreeMap::new(),
+                    sessions: session::Sessions::default(),
                 })
                 .collect(),
             watched,
@@ -375,6 +381,17 @@ impl Ring {
         let Some(closed) = closed else { return };
         for view in &self.views {
             let window = &view.spec.window;
+            if let Some(gap) = window.session_gap_ms {
+                if pane + self.spec.width_ms + gap + window.lateness_ms <= closed {
+                    assembled.late.push(LatePane {
+                        pipeline: self.pipeline,
+                        view: view.index,
+                        pane_start_ms: pane,
+                        rows: rows.clone(),
+                    });
+                }
+                continue;
+            }
             let open = pane.max(watermark.saturating_sub(window.lateness_ms));
             let end = window.end_after(open);
             if end <= window.last_end(pane) && end + window.lateness_ms <= closed {
@@ -396,6 +413,7 @@ impl Ring {
             let window = &view.spec.window;
             let kept = window.lateness_ms + i64::from(view.spec.fill_missing_windows) * window.slide_ms;
             window.last_end(pane_start_ms) + kept > closed
+                || (window.session_gap_ms.is_some() && view.sessions.holds(pane_start_ms))
         })
     }
 
@@ -477,6 +495,10 @@ impl Ring {
     ) -> Result<(), Error> {
         for view in 0..self.views.len() {
             let window = self.views[view].spec.window.clone();
+            if let Some(gap) = window.session_gap_ms {
+                self.close_sessions(view, gap, (before, now), first_pane, closed)?;
+                continue;
+            }
             self.speak_early(view, &window, before, now, first_pane, closed)?;
             let Some((earliest, _)) = self.panes.first_key_value() else {
                 continue;
@@ -582,7 +604,8 @@ impl Ring {
             .iter()
             .map(|value| arrow::compute::take(value, &order, None))
             .collect::<Result<_, _>>()?;
-        project(&spec, sorted, values, (start, end), early.is_none(), keys.len())
+        let bounds = vec![(start, end); keys.len()];
+        Ok(project(&spec, sorted, values, &bounds, early.is_none())?.0)
     }
 
     /// Merges the panes of one window before `until`: the entities in it, and the view's aggregates of each.
@@ -670,18 +693,17 @@ fn fill(missing: &mut BTreeMap<OwnedRow, u32>, present: &[OwnedRow], windows_max
     filled
 }
 
-/// HAVING and SELECT over the merged aggregates of one window.
+/// HAVING and SELECT over merged aggregates, each row with the bounds of its window; and the bounds of the rows that are left.
 fn project(
     spec: &ViewSpec,
     mut columns: Vec<ArrayRef>,
     values: Vec<ArrayRef>,
-    (start, end): (i64, i64),
+    bounds: &[(i64, i64)],
     is_final: bool,
-    rows: usize,
-) -> Result<RecordBatch, Error> {
-    for time in [start, end] {
-        columns.push(Arc::new(TimestampMillisecondArray::from_value(time, rows)));
-    }
+) -> Result<(RecordBatch, Vec<(i64, i64)>), Error> {
+    let times = |time: fn(&(i64, i64)) -> i64| TimestampMillisecondArray::from_iter_values(bounds.iter().map(time));
+    columns.push(Arc::new(times(|bounds| bounds.0)));
+    columns.push(Arc::new(times(|bounds| bounds.1)));
     columns.extend(values);
     let fields = spec.input.fields();
     let columns: Vec<ArrayRef> = columns
@@ -689,12 +711,15 @@ fn project(
         .zip(fields)
         .map(|(column, field)| cast(column, field.data_type()))
         .collect::<Result<_, _>>()?;
-    let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(rows));
+    let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(bounds.len()));
+    let mut bounds = bounds.to_vec();
     let mut input = RecordBatch::try_new_with_options(Arc::clone(&spec.input), columns, &options)?;
     if let Some(having) = &spec.having {
         let kept = having.evaluate(&input)?.into_array(input.num_rows())?;
         let kept: &BooleanArray = kept.as_boolean();
         input = filter_record_batch(&input, kept)?;
+        let mut keep = kept.iter();
+        bounds.retain(|_| keep.next() == Some(Some(true)));
     }
     let mut output = Vec::with_capacity(spec.projection.len());
     for (expression, field) in spec.projection.iter().zip(spec.output.fields()) {
@@ -705,11 +730,8 @@ fn project(
         output.push(Arc::new(BooleanArray::from(vec![is_final; input.num_rows()])));
     }
     let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(input.num_rows()));
-    Ok(RecordBatch::try_new_with_options(
-        Arc::clone(&spec.output),
-        output,
-        &options,
-    )?)
+    let rows = RecordBatch::try_new_with_options(Arc::clone(&spec.output), output, &options)?;
+    Ok((rows, bounds))
 }
 
 /// Keys are compared by value: dictionaries of different records number the same text differently.

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use engine::assemble::SESSION_PANES_MAX;
 use engine::spec::{
     ActionSpec, AggregateKind, AggregateSpec, DetectorInput, DetectorSpec, OptionValue, PaneSetSpec, Pipeline,
     PolicySpec, SourceSpec, StartupMode, ViewSpec, WindowSpec,
@@ -101,7 +102,11 @@ fn explain_pane_set(out: &mut String, pipeline: &Pipeline, index: usize, set: &P
     let span_ms = set
         .windows
         .iter()
-        .map(|window| window.size_ms + window.lateness_ms)
+        .map(|window| match window.session_gap_ms {
+            // As long as it may get before it is cut.
+            Some(gap_ms) => SESSION_PANES_MAX * set.width_ms + gap_ms + window.lateness_ms,
+            None => window.size_ms + window.lateness_ms,
+        })
         .max();
     let panes = span_ms.unwrap_or(set.width_ms).div_euclid(set.width_ms) + 1;
     line!(out, "  state at most {panes} panes per key, {} per pane", state(set));
@@ -109,7 +114,9 @@ fn explain_pane_set(out: &mut String, pipeline: &Pipeline, index: usize, set: &P
 
 fn explain_window(window: &WindowSpec) -> String {
     let mut text = window.view.clone();
-    if window.slide_ms == window.size_ms {
+    if let Some(gap_ms) = window.session_gap_ms {
+        let _ = write!(text, " session gap {}", display(gap_ms));
+    } else if window.slide_ms == window.size_ms {
         let _ = write!(text, " tumble {}", display(window.size_ms));
     } else {
         let _ = write!(

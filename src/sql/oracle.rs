@@ -48,6 +48,11 @@ fn oracle(text: &str, view: &str, errors: &mut Vec<Diagnostic>) -> Option<String
         views: &statements.views,
     };
     let flat = flatten(ast, &mut sources, &context, errors)?;
+    if flat.window.gap_ms.is_some() {
+        let message = "sessions depend on the rows beside them: there is no batch query of that form";
+        errors.push(Diagnostic::new(message, flat.window_span));
+        return None;
+    }
     let source = &sources[flat.source];
     let windowed = windowed(&flat, source);
     let mut query = flat.query;
@@ -72,6 +77,7 @@ fn windowed(flat: &Flat, source: &Source) -> String {
         size_ms,
         slide_ms,
         offset_ms,
+        gap_ms: _,
     } = flat.window;
     let quote = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
     let time = quote(&source.event_time);

@@ -393,6 +393,7 @@ mod tests {
             lateness_ms,
             late_topic: None,
             early_every_ms: None,
+            session_gap_ms: None,
         }
     }
 

@@ -9,6 +9,7 @@ use datafusion::{
         Column, DFSchema, DataFusionError, Result as PlanResult, ScalarValue, plan_err,
         tree_node::{Transformed, TreeNode},
     },
+    functions_aggregate::expr_fn,
     logical_expr::{
         Aggregate, Expr, ExprSchemable, LogicalPlan,
         expr::{AggregateFunction, AggregateFunctionParams, NullTreatment},
@@ -153,7 +154,20 @@ fn window_spec(pipeline: &str, ast: &ast::View, flat: &Flat, errors: &mut Vec<Di
         size_ms,
         slide_ms,
         offset_ms,
+        gap_ms,
     } = flat.window;
+    if let (Some(_), Some(every)) = (gap_ms, &ast.early_every) {
+        errors.push(Diagnostic::new("a session does not speak early", every.span).help("write EMIT ON WINDOW CLOSE"));
+        return None;
+    }
+    if gap_ms.is_some() && ast.fill_missing_windows > 0 {
+        let error = Diagnostic::new(
+            "a session without rows is none: FILL MISSING has no meaning",
+            ast.name.span,
+        );
+        errors.push(error.help("remove FILL MISSING, or watch for silence with a detector"));
+        return None;
+    }
     let window = WindowSpec {
         view: format!("{pipeline}.{}", ast.name.text),
         size_ms,
@@ -162,6 +176,7 @@ fn window_spec(pipeline: &str, ast: &ast::View, flat: &Flat, errors: &mut Vec<Di
         lateness_ms: ast.lateness.as_ref().map_or(0, |lateness| lateness.value),
         late_topic: ast.late_topic.as_ref().map(|topic| topic.value.clone()),
         early_every_ms: ast.early_every.as_ref().map(|every| every.value),
+        session_gap_ms: gap_ms,
     };
     if let Some(every) = ast.early_every.as_ref().filter(|every| every.value >= size_ms) {
         errors.push(
@@ -259,7 +274,10 @@ impl Builder<'_> {
         let rows = Arc::new(DFSchema::try_from(self.source.schema()).ok()?);
         let filter = self.filter(parts.filter.clone(), &rows);
         let keys = self.keys(&parts.aggregate, &rows);
-        let aggregates = self.aggregates(&parts.aggregate, &rows);
+        let mut aggregates = self.aggregates(&parts.aggregate, &rows);
+        if window.session_gap_ms.is_some() {
+            aggregates.extend(self.session_bounds(&rows));
+        }
         if self.errors.len() > before {
             return None;
         }
@@ -377,6 +395,26 @@ impl Builder<'_> {
             }
         }
         aggregates
+    }
+
+    /// Least and greatest event time, from which sessions are told.
+    fn session_bounds(&mut self, rows: &Arc<DFSchema>) -> Vec<ViewAggregate> {
+        let time = || Expr::Column(Column::from_name(self.source.event_time.clone()));
+        let exprs = [expr_fn::min(time()), expr_fn::max(time())];
+        let bounds = exprs.map(|expr| {
+            let (_, output) = expr.to_field(rows)?;
+            Ok(ViewAggregate {
+                canonical: canonical(&expr),
+                output,
+                expr,
+            })
+        });
+        let bounds: PlanResult<Vec<ViewAggregate>> = bounds.into_iter().collect();
+        bounds.unwrap_or_else(|error| {
+            let error = planner_error(&error, self.flat.window_span, self.context.lines);
+            self.errors.push(error);
+            Vec::new()
+        })
     }
 
     /// Where the call of an aggregate stands that comes after so many others of the same function.

@@ -97,6 +97,7 @@ fn window(size: i64, slide: i64, lateness: i64) -> WindowSpec {
         lateness_ms: lateness,
         late_topic,
         early_every_ms: None,
+        session_gap_ms: None,
     }
 }
 

@@ -99,6 +99,7 @@ fn set(kinds: &[AggregateKind], filtered: bool) -> PaneSetSpec {
             lateness_ms: 0,
             late_topic: None,
             early_every_ms: None,
+            session_gap_ms: None,
         }],
     }
 }

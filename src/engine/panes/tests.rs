@@ -141,6 +141,7 @@ fn spec() -> PaneSetSpec {
             lateness_ms: 0,
             late_topic: None,
             early_every_ms: None,
+            session_gap_ms: None,
         }],
     }
 }

@@ -329,3 +329,73 @@ fn early_rows_hold_what_came_before_their_step() {
     );
     assert_eq!(run(&pipeline, &[path], 7).0, replayed);
 }
+
+#[test]
+fn sessions_end_where_a_group_pauses() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = format!(
+        "{APP} CREATE FEATURE VIEW v AS SELECT service, window_start, window_end, count(*) AS n, sum(code) AS codes, last(ms) AS l
+         FROM app WHERE ok GROUP BY service, session(ts, INTERVAL '7' SECOND) HAVING count(*) > 0;
+         CREATE FEATURE VIEW w AS SELECT window_start, count(*) AS n
+         FROM SESSION(TABLE app, DESCRIPTOR(ts), INTERVAL '7' SECOND) GROUP BY window_start;"
+    );
+    // SplitMix64: a table that is the same every time.
+    let mut rows: Vec<(i64, String, i64)> = Vec::new();
+    let mut at = 0;
+    for number in 0..400u64 {
+        at += (mix(number) % 3_000) as i64 * i64::from(number % 9 != 0)
+            + (mix(number + 7) % 12_000) as i64 * i64::from(number % 9 == 0);
+        rows.push((
+            at,
+            format!("s{}", mix(number * 31) % 4),
+            (mix(number * 17) % 100) as i64,
+        ));
+    }
+    let csv: String = rows
+        .iter()
+        .map(|(ts, service, code)| format!("{ts},{service},{code},{code},true\n"))
+        .collect();
+    let path = write(
+        folder.path(),
+        "app.csv",
+        &format!("ts,service,ms,code,ok\n{csv}0,s0,1,1,false\n"),
+    );
+    let pipeline = compile(&text);
+    let (replayed, refusals) = run(&pipeline, std::slice::from_ref(&path), 1);
+    assert_eq!(refusals, Refusals::default());
+    for (partitions, paths) in [(5, std::slice::from_ref(&path)), (64, std::slice::from_ref(&path))] {
+        assert_eq!(run(&pipeline, paths, partitions).0, replayed);
+    }
+    let mut expected: Vec<(i64, i64, String, usize, i64, i64)> = Vec::new();
+    for service in ["s0", "s1", "s2", "s3"] {
+        let mine: Vec<_> = rows.iter().filter(|(_, of, _)| of == service).collect();
+        for session in mine.chunk_by(|a, b| b.0 - a.0 <= 7_000) {
+            let (first, last) = (session[0].0, session[session.len() - 1].0);
+            let ties = session.iter().filter(|row| row.0 == last).map(|row| row.2);
+            let codes = session.iter().map(|row| row.2).sum();
+            expected.push((
+                last + 7_000,
+                first,
+                service.to_owned(),
+                session.len(),
+                codes,
+                ties.max().unwrap(),
+            ));
+        }
+    }
+    expected.sort();
+    let lines: String = expected
+        .iter()
+        .map(|(end, start, service, n, codes, last)| {
+            let time = protocol::time::to_rfc3339;
+            format!(
+                "{{\"service\":\"{service}\",\"window_start\":\"{}\",\"window_end\":\"{}\",\"n\":{n},\"codes\":{codes},\"l\":{last}.0}}\n",
+                time(*start), time(*end)
+            )
+        })
+        .collect();
+    assert!(expected.len() > 40, "{}", expected.len());
+    assert_eq!(shown(&replayed.views[0]), lines);
+    let all: Vec<_> = rows.chunk_by(|a, b| b.0 - a.0 <= 7_000).collect();
+    assert_eq!(shown(&replayed.views[1]).lines().count(), all.len());
+}

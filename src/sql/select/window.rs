@@ -17,10 +17,29 @@ pub(crate) struct Window {
     pub size_ms: i64,
     pub slide_ms: i64,
     pub offset_ms: i64,
+    /// Of a session.
+    pub gap_ms: Option<i64>,
 }
 
-const WINDOWS: [&str; 2] = ["TUMBLE", "HOP"];
-const OTHER_WINDOWS: [&str; 3] = ["SESSION", "CUMULATE", "HOPPING"];
+const WINDOWS: [&str; 3] = ["TUMBLE", "HOP", "SESSION"];
+const OTHER_WINDOWS: [&str; 2] = ["CUMULATE", "HOPPING"];
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Tumble,
+    Hop,
+    Session,
+}
+
+impl Kind {
+    fn of(cursor: &Cursor<'_>) -> Self {
+        match (cursor.is("HOP"), cursor.is("SESSION")) {
+            (true, _) => Self::Hop,
+            (_, true) => Self::Session,
+            _ => Self::Tumble,
+        }
+    }
+}
 
 /// A window as written.
 pub(crate) struct Written {
@@ -95,7 +114,7 @@ fn unsupported(cursor: &Cursor<'_>) -> Diagnostic {
 /// `HOP(TABLE t, DESCRIPTOR(ts), slide, size[, offset])` or `HOP(t, ts, slide, size[, offset])`.
 fn table_function(cursor: &mut Cursor<'_>) -> Parsed<(Name, Written)> {
     let start = cursor.here();
-    let hop = cursor.is("HOP");
+    let kind = Kind::of(cursor);
     cursor.skip(2);
     cursor.eat("TABLE");
     let source = cursor.name("a source")?;
@@ -109,7 +128,7 @@ fn table_function(cursor: &mut Cursor<'_>) -> Parsed<(Name, Written)> {
         cursor.name("DESCRIPTOR(event_time)")?
     };
     cursor.expect_punct(Tok::Comma)?;
-    let window = lengths(cursor, hop, start)?;
+    let window = lengths(cursor, kind, start)?;
     let written = Written {
         window,
         time: Some(time),
@@ -119,7 +138,7 @@ fn table_function(cursor: &mut Cursor<'_>) -> Parsed<(Name, Written)> {
 }
 
 /// The intervals up to the closing parenthesis.
-fn lengths(cursor: &mut Cursor<'_>, hop: bool, start: Span) -> Parsed<Window> {
+fn lengths(cursor: &mut Cursor<'_>, kind: Kind, start: Span) -> Parsed<Window> {
     let mut lengths = Vec::new();
     loop {
         lengths.push(cursor.interval()?);
@@ -131,7 +150,10 @@ fn lengths(cursor: &mut Cursor<'_>, hop: bool, start: Span) -> Parsed<Window> {
         }
     }
     let whole = start.to(cursor.last());
-    let (slide, size, offset) = match (hop, lengths.as_slice()) {
+    if kind == Kind::Session {
+        return session(&lengths, whole);
+    }
+    let (slide, size, offset) = match (kind == Kind::Hop, lengths.as_slice()) {
         (false, [size]) => (size, size, None),
         (false, [size, offset]) => (size, size, Some(offset)),
         (true, [slide, size]) => (slide, size, None),
@@ -152,6 +174,24 @@ fn lengths(cursor: &mut Cursor<'_>, hop: bool, start: Span) -> Parsed<Window> {
         size_ms: size.value,
         slide_ms: slide.value,
         offset_ms: offset.map_or(0, |offset| offset.value.rem_euclid(slide.value)),
+        gap_ms: None,
+    })
+}
+
+/// A row belongs to no window of fixed bounds; twice the gap says how long it may matter.
+fn session(lengths: &[At<i64>], whole: Span) -> Parsed<Window> {
+    let [gap] = lengths else {
+        return Err(Diagnostic::new("SESSION takes a gap", whole)
+            .help("SESSION(TABLE t, DESCRIPTOR(ts), INTERVAL '30' SECOND)"));
+    };
+    if gap.value <= 0 {
+        return Err(Diagnostic::new("a gap is longer than zero", gap.span));
+    }
+    Ok(Window {
+        size_ms: 2 * gap.value,
+        slide_ms: gap.value,
+        offset_ms: 0,
+        gap_ms: Some(gap.value),
     })
 }
 
@@ -221,14 +261,14 @@ pub(crate) fn take_group_by(tokens: Vec<Token>) -> Parsed<(Vec<Token>, Option<Wr
 /// `hop(ts, slide, size[, offset])`; the event time may be left out.
 fn group_function(cursor: &mut Cursor<'_>) -> Parsed<Written> {
     let start = cursor.here();
-    let hop = cursor.is("HOP");
+    let kind = Kind::of(cursor);
     cursor.skip(2);
     let mut time = None;
     if !cursor.is("INTERVAL") {
         time = Some(cursor.name("the event time or INTERVAL")?);
         cursor.expect_punct(Tok::Comma)?;
     }
-    let window = lengths(cursor, hop, start)?;
+    let window = lengths(cursor, kind, start)?;
     Ok(Written {
         window,
         time,

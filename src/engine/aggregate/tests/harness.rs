@@ -51,6 +51,7 @@ fn window(view: &str, size_ms: i64, slide_ms: i64, lateness_ms: i64) -> WindowSp
         lateness_ms,
         late_topic: None,
         early_every_ms: None,
+        session_gap_ms: None,
     }
 }
 
