@@ -2,10 +2,11 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/homeostat/target
 RELEASE := $(CARGO_TARGET_DIR)/release
 DURATION ?= 120
 SEED ?= 1
+RUNS ?= 1000
 
 DATA ?= ../shared/data
 
-.PHONY: help demo test check bench bench-choice bench-detection build format image
+.PHONY: help demo test check bench bench-choice bench-detection bench-healing build format image
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 17
@@ -34,6 +35,10 @@ bench-detection: ## every detector on public labelled data: make bench-detection
 
 bench-choice: ## the learned choice of an action on public labelled incidents: make bench-choice DATA=../shared/data
 	cargo bench -p remediation --bench choice --locked -- --data $(abspath $(DATA))
+
+bench-healing: ## decisions in simulated services with known faults, beside a static rule and an oracle: make bench-healing SEED=1 RUNS=1000
+	@cargo build --release -p trial --locked
+	@$(RELEASE)/homeostat-trial --seed $(SEED) --runs $(RUNS)
 
 build: ## the programs: homeostat, homeostat-executor and the demonstration's shop
 	@.ci/need rust cc make perl

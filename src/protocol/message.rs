@@ -311,6 +311,9 @@ pub struct Choice {
     pub model: Option<String>,
     /// The model could not tell, and nothing else was known.
     pub abstained: bool,
+    /// The action that fits best by the model alone: what is learned of an action is learned for such incidents.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub fits: Option<String>,
     /// The conditions that the explaining tree found to hold.
     pub path: Vec<String>,
     /// Every action that was considered.

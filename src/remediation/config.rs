@@ -153,10 +153,10 @@ impl Default for ChooseConfig {
     fn default() -> Self {
         Self {
             actions: ["restart", "scale_up", "rollback"].map(String::from).to_vec(),
-            propensity_min: 0.02,
-            propensity_max: 0.95,
-            prior_strength: 4.0,
-            pooled_max: 10.0,
+            propensity_min: 0.01,
+            propensity_max: 0.97,
+            prior_strength: 5.0,
+            pooled_max: 20.0,
             experience_min: 20,
             escalate_value: 0.3,
             cost_low: 0.05,

@@ -343,7 +343,8 @@ impl Fleet {
             self.learn(key, verdict, &pending.action);
         }
         if matches!(pending.phase, Phase::Verifying(_)) {
-            self.experience(key, &pending.action, verdict);
+            let fits = pending.choice.as_ref().and_then(|choice| choice.fits.as_deref());
+            self.experience(key, &pending.action, fits, verdict);
         }
         self.next_step(key, &pending.action.action.kind);
         self.edit_case(key, |case| case.undo = undo.filter(|_| !undoes));

@@ -100,7 +100,7 @@ impl Fleet {
         let judgement = first.judgement.clone();
         let known: f64 = candidates
             .iter()
-            .map(|candidate| self.verdicts(policy, &candidate.kind))
+            .map(|candidate| self.verdicts(policy, fits(ranking.as_ref()), &candidate.kind))
             .sum();
         let undecided = ranking.as_ref().is_some_and(|ranking| ranking.abstained);
         if undecided && known < f64::from(config.experience_min) {
@@ -200,7 +200,7 @@ impl Fleet {
                 failed: 100.0 * (1.0 - config.escalate_value),
                 cost: 0.0,
             },
-            _ => self.arm(policy, episode, kind, prior, cost),
+            _ => self.arm(policy, episode, fits(ranking), kind, prior, cost),
         };
         Candidate {
             kind: kind.to_owned(),
@@ -212,11 +212,11 @@ impl Fleet {
         }
     }
 
-    /// The model's word as a prior, what other services taught up to a bound, and all that this service taught.
-    fn arm(&self, policy: &Policy, episode: &Episode, kind: &str, prior: f64, cost: f64) -> Arm {
+    /// The model's word as a prior, and from incidents that it took for the same kind what other services taught up to a bound, and all that this service taught.
+    fn arm(&self, policy: &Policy, episode: &Episode, fits: Option<&str>, kind: &str, prior: f64, cost: f64) -> Arm {
         let config = &self.config.choose;
-        let all = self.learned(&of_all(policy, kind));
-        let own = self.learned(&of_service(policy, kind, &episode.target.name));
+        let all = self.learned(&of_all(policy, fits, kind));
+        let own = self.learned(&of_service(policy, fits, kind, &episode.target.name));
         let (others_healed, others_failed) = (all.healed - own.healed, all.failed - own.failed);
         let others = f64::from(others_healed) + f64::from(others_failed);
         let weight = if others > 0.0 {
@@ -237,13 +237,13 @@ impl Fleet {
         self.state.experience.get(of).copied().unwrap_or_default()
     }
 
-    fn verdicts(&self, policy: &Policy, kind: &str) -> f64 {
-        let learned = self.learned(&of_all(policy, kind));
+    fn verdicts(&self, policy: &Policy, fits: Option<&str>, kind: &str) -> f64 {
+        let learned = self.learned(&of_all(policy, fits, kind));
         f64::from(learned.healed) + f64::from(learned.failed)
     }
 
-    /// Counts a clear verdict on an action that was carried out and watched.
-    pub(crate) fn experience(&mut self, key: &EpisodeKey, action: &Action, verdict: Verdict) {
+    /// Counts a clear verdict on an action that was carried out and watched, for incidents that the model took for such.
+    pub(crate) fn experience(&mut self, key: &EpisodeKey, action: &Action, fits: Option<&str>, verdict: Verdict) {
         let healed = match verdict {
             Verdict::Recovered => true,
             Verdict::Unchanged | Verdict::Worse => false,
@@ -252,8 +252,8 @@ impl Fleet {
         let Some(policy) = self.policy(key) else { return };
         let kind = &action.action.kind;
         for of in [
-            of_all(&policy, kind),
-            of_service(&policy, kind, &action.target.target.name),
+            of_all(&policy, fits, kind),
+            of_service(&policy, fits, kind, &action.target.target.name),
         ] {
             let learned = self.state.experience.entry(of.clone()).or_default();
             match healed {
@@ -306,12 +306,17 @@ fn mean(arm: &Arm) -> f64 {
     arm.healed / (arm.healed + arm.failed)
 }
 
-fn of_all(policy: &Policy, kind: &str) -> String {
-    format!("{}/{kind}", policy.id())
+/// What the model alone takes an incident for: the context in which experience counts.
+fn fits(ranking: Option<&Ranking>) -> Option<&str> {
+    ranking.and_then(Ranking::best)
 }
 
-fn of_service(policy: &Policy, kind: &str, service: &str) -> String {
-    format!("{}/{kind}/{service}", policy.id())
+fn of_all(policy: &Policy, fits: Option<&str>, kind: &str) -> String {
+    format!("{}/{}/{kind}", policy.id(), fits.unwrap_or_default())
+}
+
+fn of_service(policy: &Policy, fits: Option<&str>, kind: &str, service: &str) -> String {
+    format!("{}/{service}", of_all(policy, fits, kind))
 }
 
 fn choice(
@@ -342,6 +347,7 @@ fn choice(
     Choice {
         model: model.map(|in_force| in_force.version.clone()),
         abstained,
+        fits: fits(ranking).map(str::to_owned),
         path: ranking.map(|ranking| ranking.path.clone()).unwrap_or_default(),
         options: candidates.iter().map(option).collect(),
         context: context.iter().map(value).collect(),

@@ -221,13 +221,15 @@ fn choice() -> impl Strategy<Value = Choice> {
     (
         prop::option::of(name()),
         any::<bool>(),
+        prop::option::of(name()),
         prop::collection::vec(words(), 0..3),
         prop::collection::vec(option, 0..3),
         prop::collection::btree_map(name(), value, 0..3),
     )
-        .prop_map(|(model, abstained, path, options, context)| Choice {
+        .prop_map(|(model, abstained, fits, path, options, context)| Choice {
             model,
             abstained,
+            fits,
             path,
             options,
             context,
