@@ -5,13 +5,13 @@ use std::{
     fs,
     path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
 use kafka::{Broker, ConsumerConfig, Polled, ProducerConfig, TopicConfig};
-use protocol::{Batch, Output, TopicPartition};
+use protocol::{Batch, Output, TopicPartition, schema};
 use serde_json::Value;
 use tests::rig;
 
@@ -28,6 +28,29 @@ pub struct Published {
 impl Published {
     pub fn kind(&self) -> &str {
         self.headers.get("ce_type").map_or("", String::as_str)
+    }
+
+    /// Invariant 19, for everything that a test reads back.
+    fn fits_its_schema(&self) -> anyhow::Result<()> {
+        static VALIDATORS: OnceLock<BTreeMap<&str, jsonschema::Validator>> = OnceLock::new();
+        if self.kind().is_empty() {
+            return Ok(());
+        }
+        let validators = VALIDATORS.get_or_init(|| {
+            let validator = |text| jsonschema::validator_for(&serde_json::from_str(text).expect("a schema is JSON"));
+            let all = schema::ALL.iter();
+            all.map(|(file, text)| (*file, validator(text).expect("a schema is valid")))
+                .collect()
+        });
+        let file = schema::schema_for(self.kind()).with_context(|| format!("{} has no schema", self.kind()))?;
+        match validators[file].iter_errors(&self.json()).next() {
+            Some(error) => bail!(
+                "{} breaks {file} at {:?}: {error}",
+                self.kind(),
+                error.instance_path().as_str()
+            ),
+            None => Ok(()),
+        }
     }
 
     pub fn json(&self) -> Value {
@@ -166,14 +189,16 @@ impl Fleet {
             }
             for record in batch.iter() {
                 let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-                found.push(Published {
+                let published = Published {
                     key: record.key.map(text),
                     headers: record
                         .headers()
                         .map(|(name, value)| (name.to_owned(), text(value)))
                         .collect(),
                     value: record.value.map(<[u8]>::to_vec),
-                });
+                };
+                published.fits_its_schema()?;
+                found.push(published);
             }
         }
         Ok(())
