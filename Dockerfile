@@ -16,7 +16,8 @@ ENV CARGO_TARGET_DIR=/target
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/target \
     cargo build --release --workspace --bins --locked \
-    && install -D -t /programs /target/release/homeostat /target/release/homeostat-executor /target/release/homeostat-shop
+    && install -D -t /programs /target/release/homeostat /target/release/homeostat-executor /target/release/homeostat-shop \
+        /target/release/homeostat-trial
 
 FROM debian:bookworm-slim
 RUN apt-get update \

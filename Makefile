@@ -3,10 +3,9 @@ RELEASE := $(CARGO_TARGET_DIR)/release
 DURATION ?= 120
 SEED ?= 1
 RUNS ?= 1000
-
 DATA ?= ../shared/data
 
-.PHONY: help demo test check bench bench-choice bench-detection bench-healing build format image
+.PHONY: help demo test check bench bench-choice bench-detection bench-healing build image
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 17
@@ -44,9 +43,6 @@ build: ## the programs: homeostat, homeostat-executor and the demonstration's sh
 	@.ci/need rust cc make perl
 	cargo build --release --workspace --bins --locked
 	@echo "built in $(RELEASE)"
-
-format: ## format the source
-	cargo fmt --all
 
 image: ## container image with both programs, for those who have Docker
 	docker build --tag homeostat .
