@@ -10,6 +10,7 @@ use crate::{
     catalog::Functions,
     detector::{self, Detector, Relations},
     diagnostic::{Diagnostic, Diagnostics, Span},
+    join,
     pane_set::{self, PaneSet},
     parse, policy, select, sink,
     source::{self, Source},
@@ -211,9 +212,14 @@ impl<'a> Compiler<'a> {
         sources
     }
 
+    /// Those over sources, then those over views.
     fn views(&mut self, statements: &Statements, sources: &mut [Source]) -> Vec<View> {
+        let (over_views, over_sources): (Vec<&ast::View>, Vec<&ast::View>) = statements
+            .views
+            .iter()
+            .partition(|ast| join::reads_views(ast, &statements.views));
         let mut views = Vec::new();
-        for ast in &statements.views {
+        for ast in over_sources {
             let context = select::Context {
                 functions: &self.functions,
                 lines: &self.lines,
@@ -222,13 +228,29 @@ impl<'a> Compiler<'a> {
             };
             match view::plan(self.name, ast, sources, &context, &mut self.errors) {
                 Some(view) => views.push(view),
-                None => {
-                    self.explained(&ast.name);
-                    self.failed_relations.push(ast.name.text.clone());
-                }
+                None => self.failed_view(ast),
             }
         }
+        let mut joined = Vec::new();
+        for ast in over_views {
+            let context = select::Context {
+                functions: &self.functions,
+                lines: &self.lines,
+                failed: &self.failed_relations,
+                views: &statements.views,
+            };
+            match join::plan(self.name, ast, &views, sources, &context, &mut self.errors) {
+                Some(view) => joined.push(view),
+                None => self.failed_view(ast),
+            }
+        }
+        views.extend(joined);
         views
+    }
+
+    fn failed_view(&mut self, ast: &ast::View) {
+        self.explained(&ast.name);
+        self.failed_relations.push(ast.name.text.clone());
     }
 
     fn detectors(

@@ -21,6 +21,7 @@ mod duration;
 mod explain;
 mod fingerprint;
 mod functions;
+mod join;
 mod oracle;
 mod pane_set;
 mod parse;

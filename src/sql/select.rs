@@ -12,7 +12,7 @@ use datafusion::sql::sqlparser::{
     tokenizer::{Location, Token as Tok, Word},
 };
 
-pub(crate) use window::Window;
+pub(crate) use window::{Window, first_table};
 
 use crate::{
     ast,
@@ -24,7 +24,7 @@ use crate::{
 pub(crate) use names::{Names, Place};
 
 /// Beyond this a query is refused rather than planned: planning recurses.
-const DEPTH_MAX: usize = 200;
+pub(crate) const DEPTH_MAX: usize = 200;
 const TOKENS_MAX: usize = 20_000;
 
 /// A query over one source, without its window.
@@ -80,22 +80,16 @@ fn read(
     context: &Context<'_>,
     errors: &mut Vec<Diagnostic>,
 ) -> Parsed<Option<Flat>> {
-    let whole = tokens_span(&view.select);
-    if view.select.len() > TOKENS_MAX {
-        return Err(Diagnostic::new(
-            format!("a SELECT of more than {TOKENS_MAX} words"),
-            whole,
-        ));
-    }
+    let whole = checked_span(view)?;
     let (tokens, from) = window::take_from(&view.select)?;
     if context.failed.contains(&from.source.text) {
         return Ok(None);
     }
     let Some(index) = source::find(sources, &from.source) else {
         if context.views.iter().any(|view| view.name.text == from.source.text) {
-            let message = format!("`{}` is a view; a view reads a source", from.source.text);
-            return Err(Diagnostic::new(message, from.source.span)
-                .help("views over views are not supported: compute it in one SELECT"));
+            let message = format!("`{}` is a view: it has its windows already", from.source.text);
+            let help = "read it without a window and GROUP BY, or write it to a sink and read that as a source";
+            return Err(Diagnostic::new(message, from.source.span).help(help));
         }
         let known = sources.iter().map(|source| source.name.as_str());
         return Err(
@@ -112,6 +106,7 @@ fn read(
     let table = sources[index].name.clone();
     let before = errors.len();
     let select = check_shape(&mut query, context.lines, errors)?;
+    one_source(select, context.lines)?;
     rename_table(select, &table);
     let outputs = name_outputs(select, context.lines, errors);
     resolve_names(select, &sources[index], context, errors);
@@ -128,6 +123,18 @@ fn read(
         outputs,
         spans,
     }))
+}
+
+/// Where the SELECT stands; one that is too long to be planned is refused.
+pub(crate) fn checked_span(view: &ast::View) -> Parsed<Span> {
+    let whole = tokens_span(&view.select);
+    match view.select.len() > TOKENS_MAX {
+        true => Err(Diagnostic::new(
+            format!("a SELECT of more than {TOKENS_MAX} words"),
+            whole,
+        )),
+        false => Ok(whole),
+    }
 }
 
 fn tokens_span(tokens: &[Token]) -> Span {
@@ -184,7 +191,7 @@ fn entry(map: &Token, key: &Token, source: &mut Source) -> Option<String> {
 }
 
 /// Tokens of a query → its syntax tree.
-fn parse(tokens: &[Token], lines: &LineMap<'_>) -> Parsed<Query> {
+pub(crate) fn parse(tokens: &[Token], lines: &LineMap<'_>) -> Parsed<Query> {
     let whole = tokens_span(tokens);
     let tokens_with_spans = tokens.iter().map(Token::with_span).collect();
     let dialect = GenericDialect {};
@@ -260,8 +267,12 @@ fn parser_error(error: ParserError, lines: &LineMap<'_>, whole: Span) -> Diagnos
     Diagnostic::new(text, span)
 }
 
-/// A plain SELECT over one table; anything else is refused here.
-fn check_shape<'q>(query: &'q mut Query, lines: &LineMap<'_>, errors: &mut Vec<Diagnostic>) -> Parsed<&'q mut Select> {
+/// A plain SELECT; anything else is refused here.
+pub(crate) fn check_shape<'q>(
+    query: &'q mut Query,
+    lines: &LineMap<'_>,
+    errors: &mut Vec<Diagnostic>,
+) -> Parsed<&'q mut Select> {
     let mut refuse = |present: bool, span: Span, what: &str, help: &str| {
         if present {
             errors.push(Diagnostic::new(what, span).help(help));
@@ -307,14 +318,16 @@ fn check_shape<'q>(query: &'q mut Query, lines: &LineMap<'_>, errors: &mut Vec<D
             .help("write one view per source; UNION and VALUES are not supported"));
     };
     check_select(select, lines, &mut refuse);
-    if select.from.len() != 1 || select.from.iter().any(|from| !from.joins.is_empty()) {
-        let from = select.from.iter().map(|from| lines.span(from.span()));
-        let span = from.reduce(Span::to).unwrap_or(body);
-        return Err(
-            Diagnostic::new("a view reads one source", span).help("write one view per source; joins are not supported")
-        );
-    }
     Ok(select)
+}
+
+fn one_source(select: &Select, lines: &LineMap<'_>) -> Parsed<()> {
+    if select.from.len() == 1 && select.from.iter().all(|from| from.joins.is_empty()) {
+        return Ok(());
+    }
+    let from = select.from.iter().map(|from| lines.span(from.span()));
+    let span = from.reduce(Span::to).unwrap_or_default();
+    Err(Diagnostic::new("a view reads one source", span).help("write one view per source, and join the views"))
 }
 
 fn check_select(select: &Select, lines: &LineMap<'_>, refuse: &mut impl FnMut(bool, Span, &str, &str)) {
@@ -356,7 +369,11 @@ fn rename_table(select: &mut Select, table: &str) {
 }
 
 /// Names every output column, by its alias, its column or its text.
-fn name_outputs(select: &mut Select, lines: &LineMap<'_>, errors: &mut Vec<Diagnostic>) -> Vec<(String, Span)> {
+pub(crate) fn name_outputs(
+    select: &mut Select,
+    lines: &LineMap<'_>,
+    errors: &mut Vec<Diagnostic>,
+) -> Vec<(String, Span)> {
     let mut outputs: Vec<(String, Span)> = Vec::new();
     for item in &mut select.projection {
         let span = lines.span(item.span());
@@ -432,7 +449,7 @@ fn resolve_names(select: &mut Select, source: &Source, context: &Context<'_>, er
     }
 }
 
-fn spans(select: &Select, lines: &LineMap<'_>, whole: Span) -> Spans {
+pub(crate) fn spans(select: &Select, lines: &LineMap<'_>, whole: Span) -> Spans {
     let span = |expr: &Expr| lines.span(expr.span());
     Spans {
         select: select.projection.iter().map(|item| lines.span(item.span())).collect(),

@@ -135,7 +135,13 @@ fn row_expressions(pipeline: &Pipeline) -> Vec<(SchemaRef, Arc<dyn PhysicalExpr>
 /// Invariant of the cost model: a string is compared by its dictionary, once per value and not once per row.
 #[test]
 fn no_row_expression_unpacks_a_dictionary() {
-    for name in ["design", "json_windows", "silence_and_policies", "dictionaries"] {
+    for name in [
+        "design",
+        "json_windows",
+        "silence_and_policies",
+        "dictionaries",
+        "joins",
+    ] {
         let text = fs::read_to_string(testdata().join(format!("{name}.sql"))).unwrap();
         let pipeline = compile(name, &text, &Algorithms).unwrap();
         for (schema, expr) in row_expressions(&pipeline) {

@@ -549,7 +549,7 @@ fn unqualified(expr: Expr) -> Expr {
     renamed(expr.clone(), &rename).unwrap_or(expr)
 }
 
-fn renamed(expr: Expr, rename: &dyn Fn(&Column) -> PlanResult<Column>) -> PlanResult<Expr> {
+pub(crate) fn renamed(expr: Expr, rename: &dyn Fn(&Column) -> PlanResult<Column>) -> PlanResult<Expr> {
     let transformed = expr.transform(|expr| match expr {
         Expr::Column(column) => Ok(Transformed::yes(Expr::Column(rename(&column)?))),
         // A name given to a subexpression by type coercion; the column it names keeps its own.

@@ -1,6 +1,6 @@
 //! What a replay reads and writes, file by file.
 
-use std::{fs::File, path::Path, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, fs::File, path::Path, path::PathBuf, sync::Arc};
 
 use arrow::{
     array::{BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray, TimestampNanosecondArray},
@@ -398,4 +398,115 @@ fn sessions_end_where_a_group_pauses() {
     assert_eq!(shown(&replayed.views[0]), lines);
     let all: Vec<_> = rows.chunk_by(|a, b| b.0 - a.0 <= 7_000).collect();
     assert_eq!(shown(&replayed.views[1]).lines().count(), all.len());
+}
+
+/// Rows by service and start of the window, NULL aside.
+fn by_group(rows: &lines::Rows) -> BTreeMap<(String, String), serde_json::Value> {
+    let parsed = shown(rows)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect::<Vec<serde_json::Value>>();
+    let keyed = parsed.into_iter().filter(|row| !row["service"].is_null());
+    let text = |row: &serde_json::Value, name: &str| row[name].as_str().unwrap().to_owned();
+    keyed
+        .map(|row| ((text(&row, "service"), text(&row, "window_start")), row))
+        .collect()
+}
+
+/// Invariant 5: a join is exactly the join of the rows that its views have.
+#[test]
+fn joined_views_have_the_rows_that_their_views_have_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let view = |name: &str, select: &str, filter: &str, having: &str| {
+        format!(
+            "CREATE FEATURE VIEW {name} AS SELECT service, window_start, {select}
+             FROM HOP(app, ts, INTERVAL '5 s', INTERVAL '20 s') {filter} GROUP BY service, window_start {having};"
+        )
+    };
+    let join = |name: &str, kind: &str, right: &str, filter: &str| {
+        format!(
+            "CREATE FEATURE VIEW {name} AS SELECT a.service, a.window_start, a.n, a.median_ms, r.service AS other, r.n AS rn, r.x, a.n + r.n AS both
+             FROM a {kind} {right} AS r ON a.service = r.service AND a.window_start = r.window_start {filter};"
+        )
+    };
+    let text = [
+        APP.to_owned(),
+        view("a", "count(*) AS n, median(ms) AS median_ms", "WHERE code < 4", ""),
+        view("b", "count(*) AS n, last(ms) AS x", "WHERE ok", "HAVING avg(ms) > 3"),
+        view("c", "count(code) AS n, stddev(ms) AS x", "", "HAVING count(*) > 3"),
+        view(
+            "d",
+            "sum(code) AS n, max(ms) FILTER (WHERE ok) AS x",
+            "WHERE code < 4",
+            "HAVING max(ms) > 5",
+        ),
+        join("inner_b", "JOIN", "b", ""),
+        join("inner_c", "JOIN", "c", ""),
+        join("inner_d", "INNER JOIN", "d", ""),
+        join("left_b", "LEFT JOIN", "b", ""),
+        join("left_c", "LEFT OUTER JOIN", "c", ""),
+        join("left_d", "LEFT JOIN", "d", ""),
+        join("alone", "LEFT JOIN", "b", "WHERE r.service IS NULL"),
+        "CREATE FEATURE VIEW few AS SELECT service, window_start, n FROM a WHERE n < 3;".to_owned(),
+    ]
+    .concat();
+    let mut seed = 7u64;
+    let mut random = |below: u64| {
+        seed = seed
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) % below
+    };
+    let mut csv = "ts,service,ms,code,ok\n".to_owned();
+    for _ in 0..600 {
+        let service = ["", "a", "b", "c", "d"][random(5) as usize];
+        let ok = ["", "true", "false"][random(3) as usize];
+        csv += &format!(
+            "{},{service},{},{},{ok}\n",
+            random(600_000),
+            random(80) as f64 / 8.0,
+            random(6)
+        );
+    }
+    let path = write(folder.path(), "app.csv", &csv);
+    let pipeline = compile(&text);
+    let (replayed, _) = run(&pipeline, std::slice::from_ref(&path), 1);
+    let rows = |name: &str| by_group(replayed.views.iter().find(|rows| rows.name == name).unwrap());
+    let left = rows("a");
+    for right in ["b", "c", "d"] {
+        let partners = rows(right);
+        let inner = rows(&format!("inner_{right}"));
+        let outer = rows(&format!("left_{right}"));
+        assert_eq!(outer.keys().collect::<Vec<_>>(), left.keys().collect::<Vec<_>>());
+        let shared: Vec<_> = left.keys().filter(|group| partners.contains_key(*group)).collect();
+        assert_eq!(inner.keys().collect::<Vec<_>>(), shared);
+        assert!(
+            shared.len() > 20 && shared.len() < left.len(),
+            "{right}: {} of {}",
+            shared.len(),
+            left.len()
+        );
+        for (group, row) in &outer {
+            let own = &left[group];
+            let null = serde_json::Value::Null;
+            let partner = |name: &str| partners.get(group).map_or(&null, |row| &row[name]);
+            let both = partner("n").as_i64().map(|n| n + own["n"].as_i64().unwrap());
+            let expected = serde_json::json!({
+                "service": own["service"], "window_start": own["window_start"], "n": own["n"], "median_ms": own["median_ms"],
+                "other": partner("service"), "rn": partner("n"), "x": partner("x"), "both": both,
+            });
+            assert_eq!(*row, expected, "{right} {group:?}");
+            assert!(inner.get(group).is_none_or(|inner| inner == row));
+        }
+    }
+    let partners = rows("b");
+    let alone: Vec<_> = left.keys().filter(|group| !partners.contains_key(*group)).collect();
+    assert_eq!(rows("alone").keys().collect::<Vec<_>>(), alone);
+    let few: Vec<_> = left
+        .iter()
+        .filter(|(_, row)| row["n"].as_i64() < Some(3))
+        .map(|(group, _)| group)
+        .collect();
+    assert_eq!(rows("few").keys().collect::<Vec<_>>(), few);
+    assert_eq!(run(&pipeline, &[path], 7).0, replayed);
 }

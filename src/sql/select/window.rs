@@ -53,16 +53,28 @@ pub(crate) struct From {
     pub window: Option<Written>,
 }
 
-/// The tokens with the window in FROM replaced by its table.
-pub(crate) fn take_from(tokens: &[Token]) -> Parsed<(Vec<Token>, From)> {
-    let mut cursor = Cursor::new(tokens);
+/// Steps behind FROM, if there is one.
+fn eat_from(cursor: &mut Cursor<'_>, tokens: &[Token]) -> bool {
     cursor.until(&["FROM"]);
     while cursor.is("FROM") && cursor.position() > 0 && tokens[cursor.position() - 1].is_word("DISTINCT") {
         // IS DISTINCT FROM is an operator.
         cursor.skip(1);
         cursor.until(&["FROM"]);
     }
-    if !cursor.eat("FROM") {
+    cursor.eat("FROM")
+}
+
+/// The bare name that FROM begins with; `None` where it is a window or a query.
+pub(crate) fn first_table(tokens: &[Token]) -> Option<Name> {
+    let mut cursor = Cursor::new(tokens);
+    let found = eat_from(&mut cursor, tokens) && cursor.rest().get(1).is_none_or(|next| next.kind != Tok::LParen);
+    found.then(|| cursor.name("a source or a view").ok()).flatten()
+}
+
+/// The tokens with the window in FROM replaced by its table.
+pub(crate) fn take_from(tokens: &[Token]) -> Parsed<(Vec<Token>, From)> {
+    let mut cursor = Cursor::new(tokens);
+    if !eat_from(&mut cursor, tokens) {
         return Err(cursor
             .expected("FROM", &["FROM"])
             .help("a view reads a source: FROM TUMBLE(TABLE source, DESCRIPTOR(event_time), INTERVAL '1' MINUTE)"));

@@ -171,10 +171,10 @@ proptest! {
 
     #[test]
     fn valid_texts_with_mistakes(
-        file in 0..3usize,
+        file in 0..4usize,
         edits in prop::collection::vec((0..10_000usize, 0..10_000usize, 0..3u8), 1..4),
     ) {
-        let name = ["design.sql", "json_windows.sql", "silence_and_policies.sql"][file];
+        let name = ["design.sql", "json_windows.sql", "silence_and_policies.sql", "joins.sql"][file];
         judge(&mutated(name, &edits));
     }
 

@@ -1,0 +1,660 @@
+//! Views over views: rows of one view, or of several that are equal in window and keys, put together as they close.
+//!
+//! Views of one source are joined without a second pass: the joined view folds the rows of all of them, each aggregate only
+//! those of its own view, and a window has a row where each view would have had one. So it is as exact as its parts, and
+//! keeps no state beside theirs.
+
+use std::{collections::BTreeSet, ops::ControlFlow, sync::Arc};
+
+use arrow::datatypes::{Field, Schema};
+use datafusion::{
+    common::{
+        Column, DFSchema, Result as PlanResult,
+        tree_node::{Transformed, TreeNode},
+    },
+    functions_aggregate::expr_fn,
+    logical_expr::{Expr, ExprSchemable, lit, when},
+    sql::sqlparser::ast::{
+        BinaryOperator, Expr as SqlExpr, GroupByExpr, Ident, JoinConstraint, JoinOperator, Select, SelectItem, Spanned,
+        TableFactor, VisitMut, VisitorMut,
+    },
+};
+use engine::spec::WindowSpec;
+
+use crate::{
+    ast,
+    catalog::simplify,
+    diagnostic::{Diagnostic, Span, did_you_mean},
+    select::{self, Context, DEPTH_MAX, Names, Place},
+    source::{Source, WINDOW_COLUMNS},
+    text::{Name, Parsed, find},
+    view::{View, ViewAggregate, aggregate_name, bare, canonical, condition, planner_error, renamed},
+};
+
+/// Whether FROM begins with a view.
+pub(crate) fn reads_views(ast: &ast::View, views: &[ast::View]) -> bool {
+    let names = || views.iter().map(|view| view.name.text.as_str());
+    select::first_table(&ast.select).is_some_and(|table| table.find(names()).is_some())
+}
+
+/// Plans a view over views; what is wrong goes to `errors`.
+pub(crate) fn plan(
+    pipeline: &str,
+    ast: &ast::View,
+    views: &[View],
+    sources: &[Source],
+    context: &Context<'_>,
+    errors: &mut Vec<Diagnostic>,
+) -> Option<View> {
+    match read(pipeline, ast, views, sources, context, errors) {
+        Ok(view) => view,
+        Err(error) => {
+            errors.push(error);
+            None
+        }
+    }
+}
+
+/// A view in FROM.
+struct Part<'a> {
+    /// What its columns are qualified with.
+    alias: String,
+    view: &'a View,
+    /// Right of a LEFT JOIN: NULL where it has no row.
+    optional: bool,
+    on: Option<SqlExpr>,
+    span: Span,
+}
+
+impl Part<'_> {
+    /// A column of this part among those of all parts.
+    fn flat(&self, column: &str) -> String {
+        format!("{}.{column}", self.alias)
+    }
+
+    /// Columns, without what EMIT EVERY adds.
+    fn columns(&self) -> impl Iterator<Item = &Field> {
+        let fields = self.view.output.fields().iter().map(AsRef::as_ref);
+        fields.take(self.view.projection.len())
+    }
+}
+
+fn read(
+    pipeline: &str,
+    ast: &ast::View,
+    views: &[View],
+    sources: &[Source],
+    context: &Context<'_>,
+    errors: &mut Vec<Diagnostic>,
+) -> Parsed<Option<View>> {
+    check_clauses(ast)?;
+    let whole = select::checked_span(ast)?;
+    let mut query = select::parse(&ast.select, context.lines)?;
+    let before = errors.len();
+    let select = select::check_shape(&mut query, context.lines, errors)?;
+    let outputs = select::name_outputs(select, context.lines, errors);
+    let spans = select::spans(select, context.lines, whole);
+    check_select(select, &spans)?;
+    let Some(parts) = parts(select, views, context)? else {
+        return Ok(None);
+    };
+    check_parts(&parts, sources)?;
+    let mut resolver = Resolver {
+        parts: &parts,
+        context,
+        errors,
+    };
+    let mut names = resolver.flat_names();
+    for part in &parts {
+        if let Some(on) = &part.on {
+            let mut on = on.clone();
+            resolver.resolve(&mut on, &mut names);
+            if resolver.errors.len() == before {
+                check_on(&on, part, &parts, context)?;
+            }
+        }
+    }
+    let exprs = select.projection.iter_mut().filter_map(|item| match item {
+        SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => Some(expr),
+        _ => None,
+    });
+    for expr in exprs.chain(&mut select.selection) {
+        resolver.resolve(expr, &mut names);
+    }
+    if errors.len() > before {
+        return Ok(None);
+    }
+    let rows = sources[parts[0].view.source].schema();
+    let planned = |error| planner_error(&error, whole, context.lines);
+    let mut joined = Joined::new(&parts, rows).map_err(planned)?;
+    let window = WindowSpec {
+        view: format!("{pipeline}.{}", ast.name.text),
+        late_topic: ast.late_topic.as_ref().map(|topic| topic.value.clone()),
+        early_every_ms: None,
+        ..parts[0].view.window.clone()
+    };
+    joined.view.name.clone_from(&ast.name.text);
+    joined.view.window = window;
+    joined.project(select, &outputs, &spans, context)?;
+    Ok(Some(joined.view))
+}
+
+fn check_clauses(ast: &ast::View) -> Parsed<()> {
+    let lateness = ast.lateness.as_ref().map(|at| (at.span, "ALLOW LATENESS"));
+    let early = ast.early_every.as_ref().map(|at| (at.span, "EMIT EVERY"));
+    let fill = (ast.fill_missing_windows > 0).then_some((ast.name.span, "FILL MISSING"));
+    match lateness.or(early).or(fill) {
+        None => Ok(()),
+        Some((span, clause)) => Err(Diagnostic::new(
+            format!("a view over views takes no {clause}: its windows are those of what it reads"),
+            span,
+        )
+        .help("write it at the views that read the source")),
+    }
+}
+
+fn check_select(select: &Select, spans: &select::Spans) -> Parsed<()> {
+    let grouped = !matches!(&select.group_by, GroupByExpr::Expressions(exprs, _) if exprs.is_empty());
+    if grouped || select.having.is_some() {
+        let span = spans.group.first().copied().or(spans.having).unwrap_or(spans.whole);
+        return Err(
+            Diagnostic::new("a view over views has the rows of those views: it does not group", span)
+                .help("remove GROUP BY and filter with WHERE, or write the view to a sink and read that as a source"),
+        );
+    }
+    Ok(())
+}
+
+/// The views of FROM; `None` where one of them failed.
+fn parts<'a>(select: &Select, views: &'a [View], context: &Context<'_>) -> Parsed<Option<Vec<Part<'a>>>> {
+    let [from] = select.from.as_slice() else {
+        let spans = select.from.iter().map(|from| context.lines.span(from.span()));
+        let span = spans.reduce(Span::to).unwrap_or_default();
+        return Err(
+            Diagnostic::new("a list of views says not how they belong together", span)
+                .help("write a JOIN b ON a.service = b.service AND a.window_start = b.window_start"),
+        );
+    };
+    let mut parts: Vec<Part<'a>> = Vec::new();
+    let first = (&from.relation, false, None);
+    let mut tables = vec![first];
+    for join in &from.joins {
+        let span = context.lines.span(join.relation.span());
+        let (optional, constraint) = match &join.join_operator {
+            JoinOperator::Join(on) | JoinOperator::Inner(on) => (false, on),
+            JoinOperator::Left(on) | JoinOperator::LeftOuter(on) => (true, on),
+            _ => return Err(Diagnostic::new("views are joined by JOIN or LEFT JOIN", span)),
+        };
+        let JoinConstraint::On(on) = constraint else {
+            return Err(Diagnostic::new("a join of views says ON what", span)
+                .help("write ON a.service = b.service AND a.window_start = b.window_start"));
+        };
+        tables.push((&join.relation, optional, Some(on.clone())));
+    }
+    for (table, optional, on) in tables {
+        let Some((alias, view, span)) = table_view(table, views, context)? else {
+            return Ok(None);
+        };
+        if parts.iter().any(|part| part.alias == alias) {
+            return Err(Diagnostic::new(format!("two views are called `{alias}` here"), span)
+                .help("give one of them another name with AS"));
+        }
+        parts.push(Part {
+            alias,
+            view,
+            optional,
+            on,
+            span,
+        });
+    }
+    Ok(Some(parts))
+}
+
+fn table_view<'a>(
+    table: &TableFactor,
+    views: &'a [View],
+    context: &Context<'_>,
+) -> Parsed<Option<(String, &'a View, Span)>> {
+    let span = context.lines.span(table.span());
+    let not_a_view = || Diagnostic::new("a view over views reads views", span).help("name a feature view");
+    let TableFactor::Table { name, alias, .. } = table else {
+        return Err(not_a_view());
+    };
+    let Some(ident) = name
+        .0
+        .last()
+        .and_then(|part| part.as_ident())
+        .filter(|_| name.0.len() == 1)
+    else {
+        return Err(not_a_view());
+    };
+    let name = Name {
+        text: ident.value.clone(),
+        quoted: ident.quote_style.is_some(),
+        span,
+    };
+    let names = || views.iter().map(|view| view.name.as_str());
+    let Some(index) = name.find(names()) else {
+        if context.failed.contains(&name.text) {
+            return Ok(None);
+        }
+        if name
+            .find(context.views.iter().map(|view| view.name.text.as_str()))
+            .is_some()
+        {
+            let message = format!("`{}` is itself a view over views", name.text);
+            return Err(Diagnostic::new(message, span).help("read the views that it reads"));
+        }
+        let near = did_you_mean(&name.text, names());
+        return Err(Diagnostic::new(format!("there is no view `{}`", name.text), span).help_opt(near));
+    };
+    let view = &views[index];
+    let alias = alias.as_ref().map_or(&view.name, |alias| &alias.name.value);
+    Ok(Some((alias.clone(), view, span)))
+}
+
+/// Rows belong together by window and keys, so these are equal.
+fn check_parts(parts: &[Part<'_>], sources: &[Source]) -> Parsed<()> {
+    let first = &parts[0].view;
+    let lengths = |window: &WindowSpec| (window.size_ms, window.slide_ms, window.offset_ms, window.lateness_ms);
+    let keys = |view: &View| -> Vec<String> { view.keys.iter().map(|key| canonical(&key.expr)).collect() };
+    for part in parts {
+        let view = part.view;
+        let refuse = |message: String, help: &str| Err(Diagnostic::new(message, part.span).help(help));
+        if view.window.session_gap_ms.is_some() || view.fill_missing_windows > 0 {
+            let message = format!("`{}` has sessions or FILL MISSING, which no view reads", view.name);
+            return refuse(message, "write it to a sink and read that as a source");
+        }
+        if view.source != first.source {
+            let [other, own] = [first.source, view.source].map(|index| &sources[index].name);
+            let message = format!("`{}` reads `{other}`, `{}` reads `{own}`", first.name, view.name);
+            return refuse(message, "views are joined within one source");
+        }
+        if lengths(&view.window) != lengths(&first.window) {
+            let message = format!("the windows of `{}` and `{}` are not equal", first.name, view.name);
+            return refuse(message, "give both the same window and the same ALLOW LATENESS");
+        }
+        if keys(view) != keys(first) {
+            let message = format!("`{}` and `{}` do not group by the same", first.name, view.name);
+            return refuse(message, "give both the same GROUP BY");
+        }
+    }
+    Ok(())
+}
+
+/// ON is equality of the window and of every key, with a view that is there in every row.
+fn check_on(on: &SqlExpr, part: &Part<'_>, parts: &[Part<'_>], context: &Context<'_>) -> Parsed<()> {
+    let mut keys = BTreeSet::new();
+    let mut window = false;
+    let mut rest = vec![on];
+    while let Some(expr) = rest.pop() {
+        let span = context.lines.span(expr.span());
+        match expr {
+            SqlExpr::Nested(inner) => rest.push(inner),
+            SqlExpr::BinaryOp {
+                left,
+                op: BinaryOperator::And,
+                right,
+            } => rest.extend([left.as_ref(), right.as_ref()]),
+            SqlExpr::BinaryOp {
+                left,
+                op: BinaryOperator::Eq,
+                right,
+            } => match equal(left, right, part, parts) {
+                Some(Equal::Window) => window = true,
+                Some(Equal::Key(key)) => {
+                    keys.insert(key);
+                }
+                None => return Err(not_equal(span)),
+            },
+            _ => return Err(not_equal(span)),
+        }
+    }
+    if !window {
+        return Err(
+            Diagnostic::new("the join is not on the window", context.lines.span(on.span()))
+                .help("add AND a.window_start = b.window_start"),
+        );
+    }
+    if let Some(missing) = (0..part.view.keys.len()).find(|key| !keys.contains(key)) {
+        let message = format!("the join is not on `{}`", part.view.keys[missing].field.name());
+        return Err(Diagnostic::new(message, context.lines.span(on.span())).help("join on every key of the views"));
+    }
+    Ok(())
+}
+
+fn not_equal(span: Span) -> Diagnostic {
+    Diagnostic::new("views are joined on equal windows and equal keys, nothing else", span)
+        .help("write other conditions into WHERE")
+}
+
+enum Equal {
+    Window,
+    Key(usize),
+}
+
+fn equal(left: &SqlExpr, right: &SqlExpr, part: &Part<'_>, parts: &[Part<'_>]) -> Option<Equal> {
+    let [left, right] = [left, right].map(|side| match side {
+        SqlExpr::Identifier(ident) => column(&ident.value, parts),
+        _ => None,
+    });
+    let (left, right) = (left?, right?);
+    let other = match (left.0.alias == part.alias, right.0.alias == part.alias) {
+        (true, false) => right.0,
+        (false, true) => left.0,
+        _ => return None,
+    };
+    let position = |alias: &str| parts.iter().position(|part| part.alias == alias);
+    if other.optional || position(&other.alias) > position(&part.alias) {
+        return None;
+    }
+    let keys = (left.0.view.key_of_output(left.1), right.0.view.key_of_output(right.1));
+    if let (Some(left), Some(right)) = keys {
+        return (left == right).then_some(Equal::Key(left));
+    }
+    let exprs = [left, right].map(|(part, output)| bare(&part.view.projection[output]).clone());
+    let window = matches!(&exprs[0], Expr::Column(column) if WINDOW_COLUMNS.contains(&column.name.as_str()));
+    (window && exprs[0] == exprs[1]).then_some(Equal::Window)
+}
+
+/// The part and its output column that a flat name means.
+fn column<'a, 'b>(flat: &str, parts: &'b [Part<'a>]) -> Option<(&'b Part<'a>, usize)> {
+    parts.iter().find_map(|part| {
+        let index = part.columns().position(|field| part.flat(field.name()) == flat)?;
+        Some((part, index))
+    })
+}
+
+/// Turns `a.column`, and a column that only one view has, into the one name it has among the columns of all views.
+struct Resolver<'a> {
+    parts: &'a [Part<'a>],
+    context: &'a Context<'a>,
+    errors: &'a mut Vec<Diagnostic>,
+}
+
+impl Resolver<'_> {
+    fn flat_names(&self) -> Vec<String> {
+        let parts = self.parts.iter();
+        parts
+            .flat_map(|part| part.columns().map(|field| part.flat(field.name())))
+            .collect()
+    }
+
+    fn resolve(&mut self, expr: &mut SqlExpr, names: &mut Vec<String>) {
+        let mut flatten = Flatten {
+            parts: self.parts,
+            context: self.context,
+            depth: 0,
+            errors: self.errors,
+        };
+        let before = flatten.errors.len();
+        let _ = expr.visit(&mut flatten);
+        if flatten.errors.len() > before {
+            return;
+        }
+        let mut resolved = Names {
+            columns: std::mem::take(names),
+            table: self.parts[0].alias.clone(),
+            event_time: WINDOW_COLUMNS[1].to_owned(),
+            aliases: Vec::new(),
+            place: Place::Condition,
+            functions: self.context.functions,
+            lines: self.context.lines,
+            depth: 0,
+            errors: self.errors,
+        };
+        resolved.resolve(expr, Place::Condition);
+        *names = resolved.columns;
+    }
+}
+
+struct Flatten<'a> {
+    parts: &'a [Part<'a>],
+    context: &'a Context<'a>,
+    depth: usize,
+    errors: &'a mut Vec<Diagnostic>,
+}
+
+impl Flatten<'_> {
+    /// The flat name of a column of one of `parts`.
+    fn found(&mut self, ident: &Ident, parts: &[&Part<'_>]) -> Option<Ident> {
+        let quoted = ident.quote_style.is_some();
+        let span = self.context.lines.span(ident.span);
+        let mut found = parts.iter().filter_map(|part| {
+            let names: Vec<&str> = part.columns().map(|field| field.name().as_str()).collect();
+            let index = find(&ident.value, quoted, names.iter().copied())?;
+            Some((part.alias.clone(), part.flat(names[index])))
+        });
+        let Some((first, flat)) = found.next() else {
+            let message = format!("unknown column `{}`", ident.value);
+            let names = parts
+                .iter()
+                .flat_map(|part| part.columns().map(|field| field.name().as_str()));
+            let near = did_you_mean(&ident.value, names);
+            self.errors.push(Diagnostic::new(message, span).help_opt(near));
+            return None;
+        };
+        if let Some((second, _)) = found.next() {
+            let message = format!("`{}` is a column of `{first}` and of `{second}`", ident.value);
+            let help = format!("write {first}.{}", ident.value);
+            self.errors.push(Diagnostic::new(message, span).help(help));
+            return None;
+        }
+        Some(Ident::with_quote_and_span('"', ident.span, flat))
+    }
+
+    fn qualified(&mut self, table: &Ident, column: &Ident) -> Option<Ident> {
+        let aliases = self.parts.iter().map(|part| part.alias.as_str());
+        let Some(index) = find(&table.value, table.quote_style.is_some(), aliases) else {
+            let message = format!("`{}` is no view of this FROM", table.value);
+            let aliases = self.parts.iter().map(|part| part.alias.as_str());
+            let near = did_you_mean(&table.value, aliases);
+            let span = self.context.lines.span(table.span);
+            self.errors.push(Diagnostic::new(message, span).help_opt(near));
+            return None;
+        };
+        self.found(column, &[&self.parts[index]])
+    }
+}
+
+impl VisitorMut for Flatten<'_> {
+    type Break = ();
+
+    fn pre_visit_expr(&mut self, expr: &mut SqlExpr) -> ControlFlow<()> {
+        self.depth += 1;
+        if self.depth > DEPTH_MAX {
+            // Whoever resolves the functions says so.
+            return ControlFlow::Break(());
+        }
+        let flat = match expr {
+            SqlExpr::Identifier(ident) => {
+                let parts: Vec<&Part<'_>> = self.parts.iter().collect();
+                self.found(&ident.clone(), &parts)
+            }
+            SqlExpr::CompoundIdentifier(idents) => match idents.clone().as_slice() {
+                [table, column] => self.qualified(table, column),
+                _ => None,
+            },
+            _ => None,
+        };
+        if let Some(flat) = flat {
+            *expr = SqlExpr::Identifier(flat);
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn post_visit_expr(&mut self, _expr: &mut SqlExpr) -> ControlFlow<()> {
+        self.depth -= 1;
+        ControlFlow::Continue(())
+    }
+}
+
+/// The joined view while it is put together.
+struct Joined<'a> {
+    parts: &'a [Part<'a>],
+    /// For each part, where its aggregates are among those of the joined view.
+    places: Vec<Vec<usize>>,
+    /// For each part, what holds of a group in which it has a row.
+    present: Vec<Option<Expr>>,
+    rows: DFSchema,
+    view: View,
+}
+
+impl<'a> Joined<'a> {
+    fn new(parts: &'a [Part<'a>], rows: Schema) -> PlanResult<Self> {
+        let filters: Vec<Option<&Expr>> = parts.iter().map(|part| part.view.filter.as_ref()).collect();
+        let texts: BTreeSet<Option<String>> = filters.iter().map(|filter| filter.map(canonical)).collect();
+        let alike = texts.len() == 1;
+        let any = filters.iter().copied().collect::<Option<Vec<&Expr>>>();
+        let filter = match alike {
+            true => filters[0].cloned(),
+            false => any.and_then(|filters| filters.into_iter().cloned().reduce(Expr::or)),
+        };
+        let mut joined = Self {
+            parts,
+            places: Vec::new(),
+            present: Vec::new(),
+            rows: DFSchema::try_from(rows)?,
+            view: View {
+                filter,
+                aggregates: Vec::new(),
+                projection: Vec::new(),
+                having: None,
+                output: Arc::new(Schema::empty()),
+                fill_missing_windows: 0,
+                ..parts[0].view.clone()
+            },
+        };
+        for part in 0..parts.len() {
+            joined.fold(part, alike)?;
+        }
+        Ok(joined)
+    }
+
+    /// Adds the aggregates of a part, over its own rows.
+    fn fold(&mut self, index: usize, alike: bool) -> PlanResult<()> {
+        let view = self.parts[index].view;
+        let filter = view.filter.as_ref().filter(|_| !alike);
+        let mut places = Vec::with_capacity(view.aggregates.len());
+        for aggregate in &view.aggregates {
+            places.push(self.aggregate(aggregate.expr.clone(), filter)?);
+        }
+        self.places.push(places);
+        let mut present = Vec::new();
+        if filter.is_some() {
+            let count = self.aggregate(expr_fn::count(lit(1i64)), filter)?;
+            present.push(Expr::Column(Column::from_name(aggregate_name(count))).gt(lit(0i64)));
+        }
+        if let Some(having) = &view.having {
+            present.push(self.moved(index, having)?);
+        }
+        if index > 0 {
+            // NULL equals nothing.
+            let keys = view.keys.iter();
+            present.extend(keys.map(|key| Expr::Column(Column::from_name(key.field.name())).is_not_null()));
+        }
+        self.present.push(present.into_iter().reduce(Expr::and));
+        Ok(())
+    }
+
+    fn aggregate(&mut self, expr: Expr, filter: Option<&Expr>) -> PlanResult<usize> {
+        let expr = match (bare(&expr).clone(), filter) {
+            (Expr::AggregateFunction(mut function), Some(filter)) => {
+                let own = function.params.filter.take();
+                let both = own.map_or_else(|| filter.clone(), |own| filter.clone().and(*own));
+                function.params.filter = Some(Box::new(both));
+                Expr::AggregateFunction(function)
+            }
+            (expr, _) => expr,
+        };
+        let canonical = canonical(&expr);
+        let aggregates = &mut self.view.aggregates;
+        if let Some(index) = aggregates.iter().position(|other| other.canonical == canonical) {
+            return Ok(index);
+        }
+        let (_, output) = expr.to_field(&self.rows)?;
+        aggregates.push(ViewAggregate {
+            expr,
+            canonical,
+            output,
+        });
+        Ok(aggregates.len() - 1)
+    }
+
+    /// What a part computes over its own aggregates, over those of the joined view.
+    fn moved(&self, part: usize, expr: &Expr) -> PlanResult<Expr> {
+        let places = self.places[part].iter().enumerate();
+        let places: Vec<(String, String)> = places
+            .map(|(from, to)| (aggregate_name(from), aggregate_name(*to)))
+            .collect();
+        renamed(bare(expr).clone(), &|column| {
+            let moved = places.iter().find(|(from, _)| *from == column.name);
+            Ok(Column::from_name(moved.map_or(&column.name, |(_, to)| to)))
+        })
+    }
+
+    /// Columns of the parts replaced by what they are computed from.
+    fn computed(&self, expr: Expr) -> PlanResult<Expr> {
+        let transformed = expr.transform_up(|expr| {
+            let Expr::Column(named) = &expr else {
+                return Ok(Transformed::no(expr));
+            };
+            let found = self.parts.iter().enumerate().find_map(|(index, part)| {
+                let output = part.columns().position(|field| part.flat(field.name()) == named.name)?;
+                Some((index, output))
+            });
+            let Some((part, output)) = found else {
+                return Ok(Transformed::no(expr));
+            };
+            let value = self.moved(part, &self.parts[part].view.projection[output])?;
+            match &self.present[part] {
+                Some(present) if self.parts[part].optional => Ok(Transformed::yes(when(present.clone(), value).end()?)),
+                _ => Ok(Transformed::yes(value)),
+            }
+        })?;
+        Ok(transformed.data)
+    }
+
+    fn project(
+        &mut self,
+        select: &Select,
+        outputs: &[(String, Span)],
+        spans: &select::Spans,
+        context: &Context<'_>,
+    ) -> Parsed<()> {
+        let at = |span: Span| move |error| planner_error(&error, span, context.lines);
+        let columns = self.parts.iter().flat_map(|part| {
+            part.columns()
+                .map(|field| Field::new(part.flat(field.name()), field.data_type().clone(), true))
+        });
+        let columns = Schema::new(columns.collect::<Vec<_>>());
+        let columns = Arc::new(DFSchema::try_from(columns).map_err(at(spans.whole))?);
+        let input = Arc::new(DFSchema::try_from(self.view.input()).map_err(at(spans.whole))?);
+        let mut fields = Vec::with_capacity(outputs.len());
+        for (index, (item, (name, _))) in select.projection.iter().zip(outputs).enumerate() {
+            let (SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. }) = item else {
+                continue;
+            };
+            let span = spans.select.get(index).copied().unwrap_or(spans.whole);
+            let planned = context.functions.expression(expr.clone(), &columns);
+            let planned = planned.and_then(|expr| simplify(self.computed(expr)?, &input));
+            let planned = planned.map_err(at(span))?;
+            let (_, field) = planned.to_field(&input).map_err(at(span))?;
+            fields.push(Field::new(name, field.data_type().clone(), field.is_nullable()));
+            self.view.projection.push(planned);
+        }
+        self.view.output = Arc::new(Schema::new(fields));
+        let parts = self.parts.iter().zip(&self.present);
+        let required = parts.filter(|(part, _)| !part.optional);
+        let mut conditions: Vec<Expr> = required.filter_map(|(_, present)| present.clone()).collect();
+        if let Some(filter) = &select.selection {
+            let span = spans.filter.unwrap_or(spans.whole);
+            let filter = condition(filter.clone(), &columns, context.functions, span, context.lines)?;
+            conditions.push(self.computed(filter).map_err(at(span))?);
+        }
+        if let Some(having) = conditions.into_iter().reduce(Expr::and) {
+            self.view.having = Some(simplify(having, &input).map_err(at(spans.whole))?);
+        }
+        Ok(())
+    }
+}
