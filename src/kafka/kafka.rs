@@ -59,8 +59,8 @@ impl Kafka {
     }
 
     fn with_metadata<T>(&self, ask: impl FnOnce(&BaseConsumer<Quiet>) -> Result<T, KafkaError>) -> Result<T, Error> {
-        let mut client = self.metadata.lock().unwrap_or_else(PoisonError::into_inner);
-        let client = match &mut *client {
+        let mut held = self.metadata.lock().unwrap_or_else(PoisonError::into_inner);
+        let client = match &mut *held {
             Some(client) => client,
             empty => {
                 let mut config = client_config(&self.config, "homeostat-metadata")?;
@@ -75,6 +75,11 @@ impl Kafka {
         let answer = ask(client).map_err(|error| classify("metadata", &error));
         // Serves the library's log lines, which nobody else does for this client.
         while let Some(Ok(_)) = client.poll(Duration::ZERO) {}
+        if answer.is_err() {
+            // A client between questions that lost its brokers has been seen not to find them again for minutes, while others
+            // did: the next question is asked by a new one.
+            *held = None;
+        }
         answer
     }
 
