@@ -18,6 +18,7 @@ use arrow::{
 use detector::{Detector, Row, Score, State};
 use engine::{
     assemble::{Assembled, Assembler, ClosedWindow, LatePane, ProgressTable, Sighting},
+    json,
     panes::read_panes,
     spec::{DetectorInput, DetectorSpec, Pipeline, PolicySpec, SinkInput},
 };
@@ -30,7 +31,7 @@ use protocol::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{DEAD_LETTER_BYTES, json, rows::RowWriter};
+use super::{DEAD_LETTER_BYTES, rows::RowWriter};
 
 /// How often detect writes what it knows.
 #[derive(Clone, Debug)]

@@ -3,7 +3,6 @@
 pub mod aggregate;
 pub mod decide;
 pub mod detect;
-pub mod json;
 pub mod rows;
 
 use engine::spec::OptionValue;
