@@ -4,15 +4,14 @@ DURATION ?= 120
 SEED ?= 1
 RUNS ?= 1000
 DATA ?= ../shared/data
+PEERS ?= ../shared/bench/peers
 
-.PHONY: help demo test check bench bench-choice bench-detection bench-healing build image
+.PHONY: help demo test check bench bench-choice bench-detection bench-healing bench-peers build image
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 17
 
-demo: ## break a small shop of services and watch it heal: make demo DURATION=120 SEED=1
-	@.ci/need rust cc make perl
-	cargo build --release --workspace --bins --locked
+demo: build ## break a small shop of services and watch it heal: make demo DURATION=120 SEED=1
 	$(RELEASE)/homeostat demo --duration $(DURATION) --seed $(SEED)
 
 test: ## start a real Kafka, run all tests on it, stop it
@@ -31,13 +30,14 @@ bench: ## records per second through a real Kafka, beside a raw consumer, and ns
 
 bench-detection: ## every detector on public labelled data: make bench-detection DATA=../shared/data
 	cargo bench -p detector --bench detection --locked -- --data $(abspath $(DATA))
-
 bench-choice: ## the learned choice of an action on public labelled incidents: make bench-choice DATA=../shared/data
 	cargo bench -p remediation --bench choice --locked -- --data $(abspath $(DATA))
-
 bench-healing: ## decisions in simulated services with known faults, beside a static rule and an oracle: make bench-healing SEED=1 RUNS=1000
 	@cargo build --release -p trial --locked
 	@$(RELEASE)/homeostat-trial --seed $(SEED) --runs $(RUNS)
+bench-peers: build ## ours beside Flink, Kafka Streams and others: make bench-peers PEERS=../shared/bench/peers QUICK=1
+	@.ci/need java javac mvn python3 librdkafka simdjson
+	@.ci/bench-peers $(PEERS) $(RELEASE)/homeostat $(if $(QUICK),--quick)
 
 build: ## the programs: homeostat, homeostat-executor and the demonstration's shop
 	@.ci/need rust cc make perl

@@ -163,7 +163,13 @@ impl Processor {
         let sinks = self.pipelines.iter().flat_map(|pipeline| &pipeline.sinks);
         let sinks = sinks.map(|sink| sink.topic.clone());
         for named in self.named_topics(&topics).into_iter().chain(sinks) {
-            if wanted.iter().all(|topic| topic.name != named) {
+            // The operator's own topics are taken with as many partitions as they have.
+            let mut exists = false;
+            retry(&self.shutdown, || {
+                exists = self.broker.partition_count(&named)?.is_some();
+                Ok(())
+            })?;
+            if !exists && wanted.iter().all(|topic| topic.name != named) {
                 wanted.push(TopicConfig::new(named, 1));
             }
         }

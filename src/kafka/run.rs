@@ -159,6 +159,7 @@ pub struct StageLoop<'o> {
     /// Commit without waiting for the interval: a first start must become durable.
     commit_now: bool,
     last_commit_ms: i64,
+    commit_took_ms: i64,
     next_tick_ms: i64,
     next_sample_ms: i64,
     next_count_ms: i64,
@@ -238,6 +239,7 @@ impl<'o> StageLoop<'o> {
             window: Window::default(),
             commit_now: false,
             last_commit_ms: 0,
+            commit_took_ms: 0,
             next_tick_ms: 0,
             next_sample_ms: 0,
             next_count_ms: 0,

@@ -3,6 +3,7 @@
 
 use std::{
     sync::{Mutex, PoisonError},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -81,8 +82,13 @@ impl KafkaProducer {
     /// Waits until every record is delivered or has failed.
     fn settle(&self, timeout: Duration) -> Result<(), Error> {
         let deadline = Instant::now() + timeout;
-        while self.producer.in_flight_count() > 0 {
-            self.producer.poll(STEP);
+        loop {
+            self.producer.poll(Duration::ZERO);
+            if self.producer.in_flight_count() == 0 {
+                return Ok(());
+            }
+            // Not by polling: the library waits in whole milliseconds, and the client spins for what is left of one.
+            thread::sleep(STEP);
             if Instant::now() >= deadline {
                 let left = self.producer.in_flight_count();
                 return Err(Error::retriable(
@@ -91,7 +97,6 @@ impl KafkaProducer {
                 ));
             }
         }
-        Ok(())
     }
 
     fn take_failure(&self) -> Option<(KafkaError, String)> {

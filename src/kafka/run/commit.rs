@@ -14,6 +14,9 @@ use crate::{
 const METADATA_BYTES_MAX: usize = 4_096;
 /// How often a call that may succeed later is tried before its transaction is given up.
 const ATTEMPTS_MAX: u32 = 50;
+/// Commits that follow one another take at most one part in so many of the loop's time: behind a backlog the stage would
+/// otherwise wait for the broker more than it works.
+const COMMIT_SHARE: i64 = 5;
 /// How long a transaction is held open for a test.
 const HOLD_MAX_MS: i64 = 3_000;
 
@@ -45,13 +48,14 @@ impl StageLoop<'_> {
 
     pub(super) fn commit_is_due(&self) -> bool {
         let elapsed_ms = self.now_ms() - self.last_commit_ms;
+        let spacing_ms = self.commit_took_ms * COMMIT_SHARE;
         let has_output = !self.sent.is_empty();
         self.commit_now
             || elapsed_ms >= self.config.commit_interval_ms
-            || (has_output && elapsed_ms >= self.config.output_interval_ms)
+            || (has_output && elapsed_ms >= self.config.output_interval_ms.max(spacing_ms))
             // A stage may hold what it has to say until `before_commit`, when the offset that it names is known.
             // With a crash point set nothing is urgent: a test wants transactions to be open for a while.
-            || (self.config.crash.is_none() && self.stage.urgent())
+            || (self.config.crash.is_none() && elapsed_ms >= spacing_ms && self.stage.urgent())
             || self.sent_bytes > self.config.transaction_bytes_max
     }
 
@@ -60,8 +64,8 @@ impl StageLoop<'_> {
         if !last && self.waits_to_die() {
             return Ok(false);
         }
-        let started = Instant::now();
-        self.last_commit_ms = self.now_ms();
+        let (started, started_ms) = (Instant::now(), self.now_ms());
+        self.last_commit_ms = started_ms;
         self.commit_now = false;
         let progress = self
             .stage
@@ -85,6 +89,7 @@ impl StageLoop<'_> {
             false => self.commit_at_least_once(&progress)?,
         }
         self.transaction = Transaction::Closed;
+        self.commit_took_ms = self.now_ms() - started_ms;
         self.stage.committed();
         self.report(&progress, started.elapsed());
         let died = self.reach(Point::AfterCommit);
