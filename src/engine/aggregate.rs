@@ -15,6 +15,7 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Range,
     sync::Arc,
 };
 
@@ -48,6 +49,11 @@ pub trait Decode: Send {
     /// Appends the rows of one record and returns how many, or says why the record is none; then nothing of it is kept.
     /// `receive_ms` is when this instance received it.
     fn push(&mut self, record: &Record<'_>, receive_ms: i64) -> Result<usize, String>;
+
+    /// Whether the headers of records make a difference to the rows.
+    fn reads_headers(&self) -> bool {
+        true
+    }
 
     /// The rows since the last time, in the order of the records.
     fn finish(&mut self) -> Result<Rows, Error>;
@@ -102,7 +108,7 @@ struct Partition {
 struct Run<'a> {
     batch: &'a Batch,
     place: &'a TopicPartition,
-    records: Vec<u32>,
+    ranges: Vec<Range<usize>>,
 }
 
 impl<'a> Run<'a> {
@@ -110,13 +116,12 @@ impl<'a> Run<'a> {
     fn split(batch: &'a Batch) -> Vec<Self> {
         let mut runs: Vec<Self> = Vec::new();
         for (place, range) in batch.runs() {
-            let records = range.start as u32..range.end as u32;
             match runs.iter_mut().find(|run| std::ptr::eq(run.place, place)) {
-                Some(run) => run.records.extend(records),
+                Some(run) => run.ranges.push(range),
                 None => runs.push(Self {
                     batch,
                     place,
-                    records: records.collect(),
+                    ranges: vec![range],
                 }),
             }
         }
@@ -124,13 +129,27 @@ impl<'a> Run<'a> {
     }
 
     fn records(&self) -> impl Iterator<Item = Record<'a>> + use<'a, '_> {
-        self.records.iter().map(|index| self.batch.get(*index as usize))
+        let indices = self.ranges.iter().flat_map(Range::clone);
+        indices.map(|index| self.batch.get(index))
+    }
+
+    /// The offset behind the last record.
+    fn end(&self) -> Option<i64> {
+        Some(self.batch.get(self.ranges.last()?.end - 1).offset + 1)
     }
 
     fn find(&self, offset: i64) -> Option<Record<'a>> {
-        let offset_at = |index: &u32| self.batch.get(*index as usize).offset;
-        let at = self.records.binary_search_by_key(&offset, offset_at).ok()?;
-        Some(self.batch.get(self.records[at] as usize))
+        let offset_at = |index: usize| self.batch.get(index).offset;
+        let range = self.ranges.iter().find(|range| offset_at(range.end - 1) >= offset)?;
+        let (mut from, mut to) = (range.start, range.end);
+        while from < to {
+            let middle = from.midpoint(to);
+            match offset_at(middle) < offset {
+                true => from = middle + 1,
+                false => to = middle,
+            }
+        }
+        Some(self.batch.get(from)).filter(|record| record.offset == offset)
     }
 }
 
@@ -194,8 +213,7 @@ impl Aggregate {
 
     /// What other instances say of their progress (rule 4): it steers which partitions are paused, never what is published.
     fn follow(&mut self, run: &Run<'_>) {
-        for index in &run.records {
-            let record = run.batch.get(*index as usize);
+        for record in run.records() {
             if record.header(log::KIND) != Some(log::KIND_PROGRESS.as_bytes()) {
                 continue;
             }
@@ -227,9 +245,7 @@ impl Aggregate {
             return Ok(());
         };
         partition.quiet_since_ms = None;
-        for record in run.records() {
-            partition.position = partition.position.max(record.offset + 1);
-        }
+        partition.position = partition.position.max(run.end().unwrap_or_default());
         let mut result = Ok(());
         for (source, lane) in &mut partition.lanes {
             result = result.and_then(|()| self.run_lane(*source, lane, partition.committed, run, out));
@@ -577,6 +593,10 @@ impl Stage for Aggregate {
             };
         }
         start
+    }
+
+    fn reads_headers(&self) -> bool {
+        self.decoders.iter().any(|decoder| decoder.reads_headers())
     }
 
     /// Every instance's progress goes to every partition of `panes`: one of them tells it all.

@@ -197,6 +197,7 @@ impl<'o> StageLoop<'o> {
         let name = stage.name();
         let mut consumer_config = ConsumerConfig::new(client_id, Some(&config.group));
         consumer_config.session_timeout_ms = config.session_timeout_ms;
+        consumer_config.headers = stage.reads_headers();
         let mut consumer = broker.consumer(&consumer_config)?;
         let inputs = stage.inputs();
         consumer.subscribe(&inputs)?;

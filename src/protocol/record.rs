@@ -77,14 +77,40 @@ impl fmt::Debug for Record<'_> {
     }
 }
 
+/// Small, since a batch of small records is otherwise half made of these.
 struct Row {
-    partition: u32,
     offset: i64,
     timestamp_ms: i64,
-    timestamp_kind: TimestampKind,
-    key: Option<Range<usize>>,
-    value: Option<Range<usize>>,
+    /// Where the key begins, and behind it the value.
+    from: usize,
+    key: Length,
+    value: Length,
+    partition: u32,
     headers: (u32, u32),
+    timestamp_kind: TimestampKind,
+}
+
+/// Bytes of a key or value; Kafka's own lengths have 31 bits.
+#[derive(Clone, Copy)]
+struct Length(u32);
+
+impl Length {
+    const NONE: Self = Self(u32::MAX);
+
+    fn of(bytes: Option<&[u8]>) -> Self {
+        bytes.map_or(Self::NONE, |bytes| Self(bytes.len() as u32))
+    }
+
+    fn bytes(self) -> usize {
+        match self.0 {
+            u32::MAX => 0,
+            length => length as usize,
+        }
+    }
+
+    fn slice(self, bytes: &[u8], from: usize) -> Option<&[u8]> {
+        (self.0 != u32::MAX).then(|| &bytes[from..from + self.0 as usize])
+    }
 }
 
 /// Records of one poll, copied into one arena that is reused from poll to poll.
@@ -96,6 +122,8 @@ pub struct Batch {
     bytes: Vec<u8>,
     headers: Vec<(Range<usize>, Range<usize>)>,
     rows: Vec<Row>,
+    /// Partition and first row of each run.
+    runs: Vec<(u32, usize)>,
     partitions: Vec<TopicPartition>,
 }
 
@@ -118,6 +146,7 @@ impl Batch {
         self.bytes.clear();
         self.headers.clear();
         self.rows.clear();
+        self.runs.clear();
     }
 
     /// A handle for [`Batch::push`], stable for the life of the batch.
@@ -149,17 +178,21 @@ impl Batch {
             let value = self.copy(value);
             self.headers.push((name, value));
         }
-        let key = key.map(|key| self.copy(key));
-        let value = value.map(|value| self.copy(value));
+        if self.runs.last().is_none_or(|run| run.0 != partition) {
+            self.runs.push((partition, self.rows.len()));
+        }
         self.rows.push(Row {
-            partition,
             offset,
             timestamp_ms: timestamp.0,
-            timestamp_kind: timestamp.1,
-            key,
-            value,
+            from: self.bytes.len(),
+            key: Length::of(key),
+            value: Length::of(value),
+            partition,
             headers: (first_header, self.headers.len() as u32),
+            timestamp_kind: timestamp.1,
         });
+        self.bytes.extend_from_slice(key.unwrap_or_default());
+        self.bytes.extend_from_slice(value.unwrap_or_default());
     }
 
     pub fn get(&self, index: usize) -> Record<'_> {
@@ -169,8 +202,8 @@ impl Batch {
             offset: row.offset,
             timestamp_ms: row.timestamp_ms,
             timestamp_kind: row.timestamp_kind,
-            key: row.key.clone().map(|range| &self.bytes[range]),
-            value: row.value.clone().map(|range| &self.bytes[range]),
+            key: row.key.slice(&self.bytes, row.from),
+            value: row.value.slice(&self.bytes, row.from + row.key.bytes()),
             batch: self,
             headers: row.headers,
         }
@@ -182,17 +215,9 @@ impl Batch {
 
     /// The records as maximal runs of one partition: index ranges for [`Batch::get`].
     pub fn runs(&self) -> impl Iterator<Item = (&TopicPartition, Range<usize>)> {
-        let mut from = 0;
-        std::iter::from_fn(move || {
-            let partition = self.rows.get(from)?.partition;
-            let length = self.rows[from..]
-                .iter()
-                .take_while(|row| row.partition == partition)
-                .count();
-            let range = from..from + length;
-            from = range.end;
-            Some((&self.partitions[partition as usize], range))
-        })
+        let ends = self.runs.iter().skip(1).map(|run| run.1).chain([self.rows.len()]);
+        let runs = self.runs.iter().zip(ends);
+        runs.map(|((partition, from), end)| (&self.partitions[*partition as usize], *from..end))
     }
 
     fn copy(&mut self, bytes: &[u8]) -> Range<usize> {

@@ -98,6 +98,11 @@ pub trait Stage: Send {
         Vec::new()
     }
 
+    /// Whether it looks at the headers of its inputs: one that does not is handed records without them. Side inputs have theirs.
+    fn reads_headers(&self) -> bool {
+        true
+    }
+
     /// Where to read a side input from, asked after [`Stage::assigned`].
     fn side_position(&self, _side: &TopicPartition) -> SidePosition {
         SidePosition::Beginning

@@ -91,6 +91,11 @@ impl Decoder {
         &self.columns
     }
 
+    /// Whether [`RecordMeta::headers`] makes a difference.
+    pub fn reads_headers(&self) -> bool {
+        self.record_columns.reads_headers()
+    }
+
     /// Rows held.
     pub fn rows(&self) -> usize {
         self.rows

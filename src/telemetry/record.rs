@@ -115,6 +115,12 @@ impl RecordColumns {
         })
     }
 
+    /// Whether some column is made of headers.
+    pub fn reads_headers(&self) -> bool {
+        let mut columns = self.columns.iter();
+        columns.any(|column| matches!(column.property, Property::Headers | Property::Header(_)))
+    }
+
     /// The record's properties in rows `from..to`.
     #[inline]
     pub fn fill(&mut self, from: usize, to: usize, record: &RecordMeta<'_>) -> Result<(), Fault> {

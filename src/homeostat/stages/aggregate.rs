@@ -69,6 +69,10 @@ impl Decode for Source {
         self.0.push(value, &meta).map_err(|reject| reject.to_string())
     }
 
+    fn reads_headers(&self) -> bool {
+        self.0.reads_headers()
+    }
+
     fn finish(&mut self) -> Result<Rows, Error> {
         let rows = self.0.finish();
         Ok(Rows {

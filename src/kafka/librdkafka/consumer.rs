@@ -110,7 +110,7 @@ impl KafkaConsumer {
         let consumer = BaseConsumer::from_config_and_context(&client, Context::default())
             .map_err(|error| classify("consumer", &error))?;
         Ok(Self {
-            queue: Some(Queue::new(&consumer)),
+            queue: Some(Queue::new(&consumer, config.headers)),
             consumer: Some(consumer),
             has_group: config.group.is_some(),
             positions: BTreeMap::new(),

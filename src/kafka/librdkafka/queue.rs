@@ -35,15 +35,20 @@ pub(crate) enum PartitionEventKind {
 }
 
 /// A queue that partitions of one consumer are forwarded to.
-pub(crate) struct Queue(*mut sys::rd_kafka_queue_t);
+pub(crate) struct Queue {
+    queue: *mut sys::rd_kafka_queue_t,
+    headers: bool,
+}
 
 // SAFETY: librdkafka's queues are thread-safe; this handle is owned by one consumer and used by one thread at a time.
 unsafe impl Send for Queue {}
 
 impl Queue {
-    pub fn new<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> Self {
+    /// `headers`: whether records come with theirs.
+    pub fn new<C: ConsumerContext>(consumer: &BaseConsumer<C>, headers: bool) -> Self {
         // SAFETY: the client outlives the call; the library allocates and never returns null.
-        Self(unsafe { sys::rd_kafka_queue_new(consumer.client().native_ptr()) })
+        let queue = unsafe { sys::rd_kafka_queue_new(consumer.client().native_ptr()) };
+        Self { queue, headers }
     }
 
     /// Forwards a partition here. Doing it again does no harm, and is needed after the partition was stopped.
@@ -54,7 +59,7 @@ impl Queue {
         unsafe {
             let source = sys::rd_kafka_queue_get_partition(consumer.client().native_ptr(), topic.as_ptr(), partition);
             if !source.is_null() {
-                sys::rd_kafka_queue_forward(source, self.0);
+                sys::rd_kafka_queue_forward(source, self.queue);
                 sys::rd_kafka_queue_destroy(source);
             }
         }
@@ -65,24 +70,26 @@ impl Queue {
         let mut sink = Sink {
             batch,
             events,
+            headers: self.headers,
             run: (ptr::null_mut(), -1, 0),
         };
         let opaque: *mut c_void = ptr::from_mut(&mut sink).cast();
         // SAFETY: the queue is live, and the callback runs within this call only, with the sink as its opaque.
-        unsafe { sys::rd_kafka_consume_callback_queue(self.0, timeout_ms, Some(take), opaque) };
+        unsafe { sys::rd_kafka_consume_callback_queue(self.queue, timeout_ms, Some(take), opaque) };
     }
 }
 
 impl Drop for Queue {
     fn drop(&mut self) {
         // SAFETY: created by rd_kafka_queue_new and destroyed once. Partitions still forwarded hold a reference of their own.
-        unsafe { sys::rd_kafka_queue_destroy(self.0) }
+        unsafe { sys::rd_kafka_queue_destroy(self.queue) }
     }
 }
 
 struct Sink<'a> {
     batch: &'a mut Batch,
     events: &'a mut Vec<PartitionEvent>,
+    headers: bool,
     /// Topic, partition and batch handle of the last record: the next one is mostly of the same.
     run: (*mut sys::rd_kafka_topic_t, i32, u32),
 }
@@ -112,7 +119,9 @@ unsafe extern "C" fn take(message: *mut sys::rd_kafka_message_t, opaque: *mut c_
             _ => TimestampKind::Create,
         };
         let mut headers = ptr::null_mut();
-        if sys::rd_kafka_message_headers(message, &mut headers) != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR
+        if sink.headers
+            && sys::rd_kafka_message_headers(message, &mut headers)
+                != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR
         {
             headers = ptr::null_mut();
         }
