@@ -270,7 +270,7 @@ impl Processor {
 
 /// A broker that is away is waited for until a shutdown is requested; whatever else is wrong is said at once.
 pub fn retry(shutdown: &Shutdown, mut attempt: impl FnMut() -> Result<(), kafka::Error>) -> Result<(), kafka::Error> {
-    let mut wait = Duration::from_millis(200);
+    let mut wait = Duration::from_millis(25);
     loop {
         match attempt() {
             Err(error) if error.class() == kafka::Class::Retriable && !shutdown.is_requested() => {

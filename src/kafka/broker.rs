@@ -139,6 +139,9 @@ pub struct ProducerConfig {
     pub transactional_id: Option<String>,
     /// The broker aborts a transaction that is open for longer.
     pub transaction_timeout_ms: u32,
+    /// A record sent again after a lost answer is written once, and in order. The library takes half a second to get the id that
+    /// this needs; a transaction needs it in any case.
+    pub idempotent: bool,
 }
 
 impl ProducerConfig {
@@ -148,6 +151,15 @@ impl ProducerConfig {
             client_id: client_id.into(),
             transactional_id: None,
             transaction_timeout_ms: 10_000,
+            idempotent: true,
+        }
+    }
+
+    /// For one record that does no harm when it is written twice.
+    pub fn once(client_id: impl Into<String>) -> Self {
+        Self {
+            idempotent: false,
+            ..Self::new(client_id)
         }
     }
 

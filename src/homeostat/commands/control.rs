@@ -133,7 +133,7 @@ pub fn publish(broker: &dyn Broker, topics: &Topics, control: &Control, now_ms: 
 }
 
 fn send(broker: &dyn Broker, output: &protocol::Output) -> anyhow::Result<()> {
-    let mut producer = broker.producer(&ProducerConfig::new("homeostat-cli"))?;
+    let mut producer = broker.producer(&ProducerConfig::once("homeostat-cli"))?;
     producer.send(output)?;
     producer.flush().with_context(|| format!("writing to {}", output.topic))
 }

@@ -16,7 +16,7 @@ const METADATA_BYTES_MAX: usize = 4_096;
 const ATTEMPTS_MAX: u32 = 50;
 /// Commits that follow one another take at most one part in so many of the loop's time: behind a backlog the stage would
 /// otherwise wait for the broker more than it works.
-const COMMIT_SHARE: i64 = 5;
+const COMMIT_SHARE: i64 = 10;
 /// How long a transaction is held open for a test.
 const HOLD_MAX_MS: i64 = 3_000;
 
