@@ -152,6 +152,7 @@ impl World {
             config: config::load_text(CONFIG).unwrap(),
             observer: Arc::new(()),
             shutdown: Shutdown::new(),
+            signer: None,
             crash: None,
             switches: Switches {
                 skip_send_offsets: plan.skip_send_offsets,
