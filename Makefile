@@ -16,7 +16,7 @@ demo: ## break a small shop of services and watch it heal: make demo DURATION=12
 	$(RELEASE)/homeostat demo --duration $(DURATION) --seed $(SEED)
 
 test: ## start a real Kafka, run all tests on it, stop it
-	@.ci/need rust cc make perl java mvn
+	@.ci/need rust cc make perl java mvn go python3
 	@.ci/test
 
 check: ## format and lints with warnings as errors, one version of arrow
