@@ -133,7 +133,7 @@ impl Signer {
                 .iter()
                 .any(|(header, _)| header.strip_prefix("ce_") == Some(name))
         };
-        let extensions: Vec<&str> = EXTENSIONS.iter().copied().filter(|name| present(&name)).collect();
+        let extensions: Vec<&str> = EXTENSIONS.iter().copied().filter(|name| present(name)).collect();
         let payload = material(
             |name| {
                 let header = output.headers.iter().rfind(|(header, _)| header == name);

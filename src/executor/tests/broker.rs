@@ -354,6 +354,60 @@ fn the_kill_switch_holds_from_the_moment_it_is_engaged() {
     assert_eq!(fleet.effects().len(), 5);
 }
 
+/// Takes a while, and writes down when it began.
+struct Slow(Arc<Mutex<Vec<i64>>>);
+
+impl Adapter for Slow {
+    fn knows(&self, _command: &Command) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn reconcile(&self, _command: &Command) -> Reconciled {
+        Reconciled::NotDone
+    }
+
+    fn act(&self, _command: &Command) -> Result<Effect, Failure> {
+        self.0.lock().unwrap().push(now_ms());
+        thread::sleep(Duration::from_millis(300));
+        Ok(Effect::new())
+    }
+}
+
+#[test]
+fn scenario_29_of_fifty_in_flight_none_starts_once_the_kill_switch_is_engaged() {
+    let fleet = Fleet::new();
+    let began = Arc::new(Mutex::new(Vec::new()));
+    let running = fleet.start_with("one", 64, Slow(Arc::clone(&began)));
+    for number in 0..50 {
+        fleet.command(&action(&format!("service-{number}"), number), 1);
+    }
+    wait_until("the first to begin", || !began.lock().unwrap().is_empty());
+    fleet.control(&kill_switch(true));
+    let engaged_ms = now_ms();
+    wait_until("all outcomes", || {
+        fleet.last_words().len() == 50 && fleet.all_committed()
+    });
+    running.stop().unwrap();
+    let words = fleet.last_words();
+    let with = |word: (OutcomeStatus, u16)| words.values().filter(|words| **words == [word]).count();
+    let (done, held) = (
+        with((OutcomeStatus::Succeeded, 200)),
+        with((OutcomeStatus::Rejected, 423)),
+    );
+    assert_eq!(done + held, 50, "what ran came to its end, what waited was refused");
+    assert_eq!(began.lock().unwrap().len(), done);
+    // I9: no start later than five seconds after; here whoever had asked just before, on four threads.
+    let late = began
+        .lock()
+        .unwrap()
+        .iter()
+        .filter(|at_ms| **at_ms > engaged_ms)
+        .count();
+    assert!(late <= 4, "{late} began after it was engaged");
+    assert!(began.lock().unwrap().iter().all(|at_ms| *at_ms < engaged_ms + 5_000));
+    assert!(held >= 40, "{held} were refused");
+}
+
 #[test]
 fn invariant_7_a_bad_record_is_a_dead_letter_and_stops_nothing() {
     let fleet = Fleet::new();
