@@ -22,7 +22,12 @@ use kafka::{
     memory::{Fault, Operation, Stored},
     partitions_of,
 };
-use protocol::{Batch, TopicPartition, cloudevent, message::OutcomeStatus, schema};
+use protocol::{
+    Batch, TopicPartition, cloudevent,
+    message::OutcomeStatus,
+    schema,
+    signature::{self, Signer, TrustedKey},
+};
 use serde_json::Value;
 
 const SERVICES: usize = 8;
@@ -142,6 +147,7 @@ pub struct World {
 struct Executor {
     consumer: Box<dyn Consumer>,
     reader: Reader,
+    keys: Vec<TrustedKey>,
     identity: Identity,
     /// Effects by action id, counted where they happen.
     effects: BTreeMap<String, (String, u32)>,
@@ -165,7 +171,7 @@ impl World {
             config: config::load_text(CONFIG).unwrap(),
             observer: Arc::new(()),
             shutdown: Shutdown::new(),
-            signer: None,
+            signer: Some(Arc::new(Signer::from_seed(&[7; 32]))),
             crash: None,
             switches: Switches {
                 skip_send_offsets: plan.skip_send_offsets,
@@ -451,6 +457,8 @@ impl World {
             .iter()
             .filter(|record| cloudevent::CloudEvent::kind_of(record) == Some(cloudevent::ACTION_REQUESTED))
         {
+            let signed = signature::verify(&record, &self.executor.keys, now_ms);
+            assert!(signed.is_ok(), "{signed:?}");
             let command = self
                 .executor
                 .reader
@@ -678,6 +686,7 @@ impl Executor {
         Self {
             consumer,
             reader: Reader::default(),
+            keys: vec![TrustedKey::from_pem(&Signer::from_seed(&[7; 32]).public_pem()).unwrap()],
             identity,
             effects: BTreeMap::new(),
         }
