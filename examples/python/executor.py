@@ -1,4 +1,4 @@
-"""An executor for Homeostat: verify, claim, act, report, commit. 
+"""An executor for Homeostat: verify, claim, act, report, commit.
 Usage: executor.py TRUSTED_KEYS_FOLDER PREFIX TENANT CLAIMS_FILE PROGRAM"""
 import base64, hashlib, json, os, pathlib, sqlite3, subprocess, sys, uuid
 from datetime import datetime, timedelta, timezone
@@ -43,8 +43,8 @@ def perform(action, claims, payload):
         environment, timeout_ms = os.environ | {"HOMEOSTAT_ACTION_ID": action["action_id"]}, action["timing"]["exec_timeout_ms"]
         code = subprocess.run([PROGRAM, action["target"]["name"]], env=environment, timeout=timeout_ms / 1000).returncode
         outcome = ("failed", 500, f"exit code {code}") if code else ("succeeded", 200, "")
-    except subprocess.TimeoutExpired:
-        outcome = "unknown", 504, "took too long"
+    except (subprocess.TimeoutExpired, OSError) as error:
+        outcome = "unknown", 504, f"no telling how far it came: {error}"
     with claims:
         claims.execute("UPDATE claims SET outcome = ? WHERE id = ?", (json.dumps(outcome), action["action_id"]))
     return outcome
