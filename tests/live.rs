@@ -446,6 +446,85 @@ fn effects_are_those_commanded(fleet: &Fleet, services: &[Service]) -> anyhow::R
     Ok(())
 }
 
+/// From the operator's word over `control`, decide and a signed withdrawal to the executor, each a program of its own.
+#[test]
+fn a_command_that_a_person_took_back_is_not_carried_out() -> anyhow::Result<()> {
+    let _alone = rig::Kafka::alone();
+    let fleet = Fleet::new("taken-back", PIPELINE, CONFIG)?;
+    fleet.create("app", PARTITIONS, false)?;
+    fleet.create("heartbeats", 2, true)?;
+    keys(&fleet, &["generate"])?;
+    let services = (0..SERVICES)
+        .map(|at| Service::start(fleet.folder.path(), at))
+        .collect::<Result<Vec<_>, _>>()?;
+    let services = Mutex::new(services);
+    let over = AtomicBool::new(false);
+    let mut feeder = Feeder::new(&fleet)?;
+    thread::scope(|scope| -> anyhow::Result<()> {
+        let _over = Over(&over);
+        scope.spawn(|| -> anyhow::Result<()> {
+            for round in 0.. {
+                if over.load(Ordering::SeqCst) {
+                    break;
+                }
+                feeder.round(round, &services)?;
+                thread::sleep(Duration::from_millis(100));
+            }
+            Ok(())
+        });
+        let processor = fleet.start(&[("HOMEOSTAT__SIGNING__KEY_FILE", "signing.pem")])?;
+        fleet.wait("anomalies", Duration::from_secs(120), |found| !found.is_empty())?;
+        thread::sleep(Duration::from_secs(3));
+        services.lock().unwrap()[2].kill();
+        let patience = Duration::from_secs(60);
+        let commands = fleet.wait("actions", patience, |found| !found.is_empty())?;
+        let id = commands[0].headers.get("ce_id").context("a command has an id")?;
+        let cancelled = program("homeostat")
+            .args(["cancel", &id[..13], "--by", "ada", "--config", "homeostat.toml"])
+            .env("KAFKA_BOOTSTRAP", &fleet.bootstrap)
+            .current_dir(fleet.folder.path())
+            .output()?;
+        ensure!(
+            cancelled.status.success(),
+            "{}",
+            String::from_utf8_lossy(&cancelled.stderr)
+        );
+        let withdrawn = |record: &Published| record.kind() == cloudevent::ACTION_CANCELLED;
+        let actions = fleet.wait("actions", patience, |found| found.iter().any(withdrawn))?;
+        ensure!(
+            actions
+                .iter()
+                .all(|record| record.headers.contains_key("ce_dssematerial"))
+        );
+        // Only now is there somebody who could carry it out.
+        let hand = executor(&fleet, &services.lock().unwrap(), &[])?;
+        let said =
+            |record: &Published| record.json()["status"] == "cancelled" && record.json()["action_id"] == id.as_str();
+        let outcomes = fleet.wait("outcomes", patience, |found| found.iter().any(said))?;
+        let verdicts: Vec<_> = outcomes
+            .iter()
+            .filter(|record| record.kind() == cloudevent::VERDICT)
+            .collect();
+        ensure!(
+            verdicts.iter().all(|record| record.json()["verdict"] == "superseded"),
+            "{verdicts:?}"
+        );
+        let incidents = fleet.read("incidents")?;
+        let last = incidents.last().context("there is an incident")?.json();
+        ensure!(
+            last["state"] == "escalated" && last["reason"] == "cancelled by ada",
+            "{last}"
+        );
+        ensure!(
+            services.lock().unwrap()[2].effects().is_empty(),
+            "it was started all the same"
+        );
+        ensure!(fleet.read("dead_letters")?.is_empty());
+        ensure!(processor.terminate()? == 0 && hand.terminate()? == 0);
+        Ok(())
+    })
+}
+
 struct Over<'a>(&'a AtomicBool);
 
 impl Drop for Over<'_> {
