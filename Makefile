@@ -6,7 +6,7 @@ RUNS ?= 1000
 DATA ?= ../shared/data
 PEERS ?= ../shared/bench/peers
 
-.PHONY: help demo test check bench bench-choice bench-detection bench-healing bench-peers build image
+.PHONY: help demo test soak check bench bench-choice bench-detection bench-healing bench-peers build image
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 17
@@ -15,8 +15,10 @@ demo: build ## break a small shop of services and watch it heal: make demo DURAT
 	$(RELEASE)/homeostat demo --duration $(DURATION) --seed $(SEED)
 
 test: ## start a real Kafka, run all tests on it, stop it
-	@.ci/need rust cc make perl java mvn
 	@.ci/test
+
+soak: ## the tests that take long: a day without faults, a thousand kills each of executor and processors
+	@.ci/test -- --ignored a_day a_thousand
 
 check: ## format and lints with warnings as errors, one version of arrow
 	@.ci/need rust cc make perl

@@ -25,6 +25,12 @@ pub trait Adapter: Send + Sync {
 
     /// Brings the effect about. Never called when [`Adapter::reconcile`] says that it took place.
     fn act(&self, command: &Command) -> Result<Effect, Failure>;
+
+    /// As [`Adapter::act`], for an adapter that can stop on the way: it asks `wanted` while it waits and before what it
+    /// cannot take back, and answers [`Failure::Stopped`] once the action was withdrawn.
+    fn act_while_wanted(&self, command: &Command, _wanted: &dyn Fn() -> bool) -> Result<Effect, Failure> {
+        self.act(command)
+    }
 }
 
 /// What the world says of an action.
@@ -49,6 +55,8 @@ pub enum Failure {
     Failed { code: u16, reason: String, retryable: bool },
     /// There may be one.
     Unknown(String),
+    /// There is none, because the action was withdrawn on the way.
+    Stopped(String),
 }
 
 impl Failure {
