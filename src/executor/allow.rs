@@ -36,6 +36,18 @@ pub enum AdapterKind {
     Process,
     Webhook,
     Log,
+    Kubernetes,
+}
+
+impl AdapterKind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Process => "process",
+            Self::Webhook => "webhook",
+            Self::Log => "log",
+            Self::Kubernetes => "kubernetes",
+        }
+    }
 }
 
 /// What a parameter may be. An empty bound admits nothing.

@@ -8,6 +8,7 @@ use executor::{
     Config, Error,
     adapter::{
         Adapter,
+        kubernetes::KubernetesAdapter,
         log::LogAdapter,
         process::{ProcessAdapter, launcher},
         webhook::WebhookAdapter,
@@ -157,6 +158,10 @@ fn adapters(config: &Config) -> Result<BTreeMap<AdapterKey, Box<dyn Adapter>>, E
     for endpoint in &config.webhook.endpoint {
         let adapter = WebhookAdapter::new(endpoint)?;
         adapters.insert((AdapterKind::Webhook, Some(endpoint.name.clone())), Box::new(adapter));
+    }
+    if !config.kubernetes.target.is_empty() {
+        let adapter = KubernetesAdapter::new(&config.kubernetes)?;
+        adapters.insert((AdapterKind::Kubernetes, None), Box::new(adapter));
     }
     Ok(adapters)
 }

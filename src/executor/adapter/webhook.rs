@@ -24,7 +24,8 @@ use serde_json::json;
 
 use crate::{
     Error,
-    adapter::{Adapter, Effect, Failure, Reconciled},
+    adapter::{Adapter, Before, Effect, Failure, Reconciled},
+    admission::Refusal,
     command::{Command, describe},
 };
 
@@ -187,11 +188,11 @@ fn trace_headers(command: &Command) -> HeaderMap {
 }
 
 impl Adapter for WebhookAdapter {
-    fn knows(&self, _command: &Command) -> Result<(), String> {
+    fn knows(&self, _command: &Command) -> Result<(), Refusal> {
         Ok(())
     }
 
-    fn reconcile(&self, _command: &Command) -> Reconciled {
+    fn reconcile(&self, _command: &Command, _before: Option<&Before>) -> Reconciled {
         if self.endpoint.idempotent {
             Reconciled::Repeatable
         } else {
@@ -199,7 +200,7 @@ impl Adapter for WebhookAdapter {
         }
     }
 
-    fn act(&self, command: &Command) -> Result<Effect, Failure> {
+    fn act(&self, command: &Command, _before: &Before) -> Result<Effect, Failure> {
         let started = Instant::now();
         let may_retry_for = remaining(command).min(command.exec_timeout());
         let request_timeout = Duration::from_millis(self.endpoint.timeout_ms).min(command.exec_timeout());

@@ -69,6 +69,15 @@ fn contradictions_are_refused() {
             "did you mean \"pager\"?",
         ),
         (
+            "[[allow]]\naction = \"a\"\ntarget = \"*\"\nadapter = \"log\"\nendpoint = \"pager\"",
+            "has no endpoint",
+        ),
+        (
+            "[[allow]]\naction = \"a\"\ntarget = \"*\"\nadapter = \"kubernetes\"",
+            "add a [[kubernetes.target]]",
+        ),
+        ("[kubernetes]\npoll_ms = 1", "kubernetes.poll_ms = 1 is out of range"),
+        (
             "[[allow]]\naction = \"a\"\ntarget = \"\"\nadapter = \"log\"",
             "must not be empty",
         ),

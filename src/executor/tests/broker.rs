@@ -16,10 +16,10 @@ use common::{action, now_ms, output, wait_until};
 use executor::{
     Error,
     adapter::{
-        Adapter, Effect, Failure, Reconciled,
+        Adapter, Before, Effect, Failure, Reconciled,
         log::{Config, LogAdapter},
     },
-    admission::Limits,
+    admission::{Limits, Refusal},
     allow::{AdapterKind, Allow, Unlisted},
     command::Command,
     ledger::Ledger,
@@ -416,15 +416,15 @@ struct Gated {
 }
 
 impl Adapter for Gated {
-    fn knows(&self, _command: &Command) -> Result<(), String> {
+    fn knows(&self, _command: &Command) -> Result<(), Refusal> {
         Ok(())
     }
 
-    fn reconcile(&self, _command: &Command) -> Reconciled {
+    fn reconcile(&self, _command: &Command, _before: Option<&Before>) -> Reconciled {
         Reconciled::NotDone
     }
 
-    fn act(&self, command: &Command) -> Result<Effect, Failure> {
+    fn act(&self, command: &Command, _before: &Before) -> Result<Effect, Failure> {
         drop(self.gate.lock());
         self.acted.lock().unwrap().push(command.id());
         Ok(Effect::new())
