@@ -21,8 +21,8 @@ pub struct Allow {
     /// Service names; `*` stands for any run of characters.
     pub target: String,
     pub adapter: AdapterKind,
-    /// The webhook endpoint, for the adapter of that name.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Which of an adapter's named parts: a webhook's endpoint, a command of the catalogue.
+    #[serde(default, alias = "command", skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
     /// Bounds by parameter. A parameter that is not listed is refused.
     #[serde(default)]
@@ -37,6 +37,7 @@ pub enum AdapterKind {
     Webhook,
     Log,
     Kubernetes,
+    Catalogue,
 }
 
 impl AdapterKind {
@@ -46,6 +47,7 @@ impl AdapterKind {
             Self::Webhook => "webhook",
             Self::Log => "log",
             Self::Kubernetes => "kubernetes",
+            Self::Catalogue => "catalogue",
         }
     }
 }

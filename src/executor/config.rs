@@ -18,7 +18,7 @@ use serde::Deserialize;
 
 use crate::{
     Error,
-    adapter::{kubernetes, log, process, webhook},
+    adapter::{catalogue, kubernetes, log, process, webhook},
     admission::Limits,
     allow::{AdapterKind, Allow, Unlisted},
 };
@@ -57,6 +57,8 @@ pub struct Config {
     pub command_log: log::Config,
     #[serde(default)]
     pub kubernetes: kubernetes::Config,
+    #[serde(default)]
+    pub catalogue: catalogue::Config,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -199,6 +201,7 @@ impl Config {
         }
         self.check_services()?;
         self.kubernetes.check()?;
+        self.catalogue.check()?;
         self.check_allow()
     }
 
@@ -259,13 +262,19 @@ impl Config {
 
     /// What a permission has to name for an adapter that has several of it.
     fn entries(&self, adapter: AdapterKind) -> Result<Option<Entries<'_>>, Error> {
-        let webhooks = self.webhook.endpoint.iter().map(|endpoint| &*endpoint.name);
-        let (key, table, names) = match adapter {
-            AdapterKind::Webhook => ("endpoint", "webhook.endpoint", webhooks),
+        let (key, table, names): (_, _, Vec<&str>) = match adapter {
+            AdapterKind::Webhook => {
+                let names = self.webhook.endpoint.iter().map(|endpoint| &*endpoint.name);
+                ("endpoint", "webhook.endpoint", names.collect())
+            }
+            AdapterKind::Catalogue => {
+                let names = self.catalogue.command.iter().map(|entry| &*entry.name);
+                ("command", "catalogue.command", names.collect())
+            }
             AdapterKind::Process | AdapterKind::Log | AdapterKind::Kubernetes => return Ok(None),
         };
-        let all = names.clone().count();
-        let names: BTreeSet<&str> = names.collect();
+        let all = names.len();
+        let names: BTreeSet<&str> = names.into_iter().collect();
         if names.len() < all {
             return Err(Error::Config(format!(
                 "two [[{table}]] have the same name; names are unique"
@@ -278,7 +287,7 @@ impl Config {
     fn lacks_targets(&self, adapter: AdapterKind) -> Option<&'static str> {
         match adapter {
             AdapterKind::Kubernetes => self.kubernetes.target.is_empty().then_some("kubernetes.target"),
-            AdapterKind::Process | AdapterKind::Webhook | AdapterKind::Log => None,
+            AdapterKind::Process | AdapterKind::Webhook | AdapterKind::Log | AdapterKind::Catalogue => None,
         }
     }
 }

@@ -8,6 +8,7 @@ use executor::{
     Config, Error,
     adapter::{
         Adapter,
+        catalogue::CatalogueAdapter,
         kubernetes::KubernetesAdapter,
         log::LogAdapter,
         process::{ProcessAdapter, launcher},
@@ -158,6 +159,10 @@ fn adapters(config: &Config) -> Result<BTreeMap<AdapterKey, Box<dyn Adapter>>, E
     for endpoint in &config.webhook.endpoint {
         let adapter = WebhookAdapter::new(endpoint)?;
         adapters.insert((AdapterKind::Webhook, Some(endpoint.name.clone())), Box::new(adapter));
+    }
+    for entry in &config.catalogue.command {
+        let adapter = CatalogueAdapter::new(entry)?;
+        adapters.insert((AdapterKind::Catalogue, Some(entry.name.clone())), Box::new(adapter));
     }
     if !config.kubernetes.target.is_empty() {
         let adapter = KubernetesAdapter::new(&config.kubernetes)?;

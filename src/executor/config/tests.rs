@@ -27,6 +27,18 @@ fn the_example_is_valid() {
 }
 
 #[test]
+fn what_the_page_shows_is_one_valid_file() {
+    let page = include_str!("../../../docs/executors.md");
+    let blocks: Vec<&str> = page
+        .split("```toml\n")
+        .skip(1)
+        .filter_map(|rest| rest.split("```").next())
+        .collect();
+    let config = load(&blocks.concat()).unwrap();
+    assert_eq!(config.allow.len(), page.matches("\n[[allow]]").count());
+}
+
+#[test]
 fn unknown_keys_are_refused_with_their_place_and_a_suggestion() {
     for (text, expected) in [
         ("idd = \"x\"", ["\"idd\"", "line 1", "did you mean \"id\"?"]),
@@ -75,6 +87,18 @@ fn contradictions_are_refused() {
         (
             "[[allow]]\naction = \"a\"\ntarget = \"*\"\nadapter = \"kubernetes\"",
             "add a [[kubernetes.target]]",
+        ),
+        (
+            "[[allow]]\naction = \"a\"\ntarget = \"*\"\nadapter = \"catalogue\"\ncommand = \"drian\"\n[[catalogue.command]]\nname = \"drain\"\nprogram = \"/bin/true\"",
+            "command \"drian\" is no [[catalogue.command]]; did you mean \"drain\"?",
+        ),
+        (
+            "[[catalogue.command]]\nname = \"drain\"\nprogram = \"drain\"",
+            "absolute path",
+        ),
+        (
+            "[[catalogue.command]]\nname = \"a\"\nprogram = \"/bin/true\"\nshell = true",
+            "unknown key \"shell\"",
         ),
         ("[kubernetes]\npoll_ms = 1", "kubernetes.poll_ms = 1 is out of range"),
         (
