@@ -5,6 +5,7 @@
 //! crash at any moment leaves at most one effect. A world that keeps no markers is looked at first ([`Adapter::observe`]):
 //! the ledger remembers what it was like, and an action is bound to that.
 
+pub mod alert;
 pub mod catalogue;
 pub mod kubernetes;
 pub mod log;

@@ -21,8 +21,13 @@ pub struct Allow {
     /// Service names; `*` stands for any run of characters.
     pub target: String,
     pub adapter: AdapterKind,
-    /// Which of an adapter's named parts: a webhook's endpoint, a command of the catalogue.
-    #[serde(default, alias = "command", skip_serializing_if = "Option::is_none")]
+    /// Which of an adapter's named parts: a webhook's endpoint, a command of the catalogue, the receiver of an alert.
+    #[serde(
+        default,
+        alias = "command",
+        alias = "receiver",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub endpoint: Option<String>,
     /// Bounds by parameter. A parameter that is not listed is refused.
     #[serde(default)]
@@ -38,6 +43,7 @@ pub enum AdapterKind {
     Log,
     Kubernetes,
     Catalogue,
+    Alert,
 }
 
 impl AdapterKind {
@@ -48,6 +54,7 @@ impl AdapterKind {
             Self::Log => "log",
             Self::Kubernetes => "kubernetes",
             Self::Catalogue => "catalogue",
+            Self::Alert => "alert",
         }
     }
 }

@@ -18,7 +18,7 @@ use serde::Deserialize;
 
 use crate::{
     Error,
-    adapter::{catalogue, kubernetes, log, process, webhook},
+    adapter::{alert, catalogue, kubernetes, log, process, webhook},
     admission::Limits,
     allow::{AdapterKind, Allow, Unlisted},
 };
@@ -59,6 +59,8 @@ pub struct Config {
     pub kubernetes: kubernetes::Config,
     #[serde(default)]
     pub catalogue: catalogue::Config,
+    #[serde(default)]
+    pub alert: alert::Config,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -202,6 +204,7 @@ impl Config {
         self.check_services()?;
         self.kubernetes.check()?;
         self.catalogue.check()?;
+        self.alert.check()?;
         self.check_allow()
     }
 
@@ -271,6 +274,10 @@ impl Config {
                 let names = self.catalogue.command.iter().map(|entry| &*entry.name);
                 ("command", "catalogue.command", names.collect())
             }
+            AdapterKind::Alert => {
+                let names = self.alert.receiver.iter().map(|receiver| &*receiver.name);
+                ("receiver", "alert.receiver", names.collect())
+            }
             AdapterKind::Process | AdapterKind::Log | AdapterKind::Kubernetes => return Ok(None),
         };
         let all = names.len();
@@ -287,7 +294,7 @@ impl Config {
     fn lacks_targets(&self, adapter: AdapterKind) -> Option<&'static str> {
         match adapter {
             AdapterKind::Kubernetes => self.kubernetes.target.is_empty().then_some("kubernetes.target"),
-            AdapterKind::Process | AdapterKind::Webhook | AdapterKind::Log | AdapterKind::Catalogue => None,
+            _ => None,
         }
     }
 }

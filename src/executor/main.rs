@@ -8,6 +8,7 @@ use executor::{
     Config, Error,
     adapter::{
         Adapter,
+        alert::AlertAdapter,
         catalogue::CatalogueAdapter,
         kubernetes::KubernetesAdapter,
         log::LogAdapter,
@@ -163,6 +164,10 @@ fn adapters(config: &Config) -> Result<BTreeMap<AdapterKey, Box<dyn Adapter>>, E
     for entry in &config.catalogue.command {
         let adapter = CatalogueAdapter::new(entry)?;
         adapters.insert((AdapterKind::Catalogue, Some(entry.name.clone())), Box::new(adapter));
+    }
+    for receiver in &config.alert.receiver {
+        let adapter = AlertAdapter::new(receiver)?;
+        adapters.insert((AdapterKind::Alert, Some(receiver.name.clone())), Box::new(adapter));
     }
     if !config.kubernetes.target.is_empty() {
         let adapter = KubernetesAdapter::new(&config.kubernetes)?;

@@ -8,7 +8,7 @@ use super::*;
 use crate::command::tests::{action, command};
 
 /// Answers one status after the other; 0 closes the connection without an answer. Keeps the requests.
-fn receiver(statuses: &'static [u16]) -> (String, Arc<Mutex<Vec<String>>>) {
+pub(in crate::adapter) fn receiver(statuses: &'static [u16]) -> (String, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/hook", listener.local_addr().unwrap());
     let requests = Arc::new(Mutex::new(Vec::new()));
@@ -60,7 +60,7 @@ fn endpoint(url: &str) -> Endpoint {
 }
 
 /// A command that may start for `start_ms` from now.
-fn pending(start_ms: i64) -> Command {
+pub(in crate::adapter) fn pending(start_ms: i64) -> Command {
     let mut action = action("cart", 1);
     action.timing.start_deadline = crate::clock::now_ms() + start_ms;
     command(action, 1)
