@@ -7,6 +7,7 @@
 
 pub mod alert;
 pub mod catalogue;
+pub mod docker;
 pub mod kubernetes;
 pub mod log;
 pub mod process;

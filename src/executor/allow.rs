@@ -44,6 +44,7 @@ pub enum AdapterKind {
     Kubernetes,
     Catalogue,
     Alert,
+    Docker,
 }
 
 impl AdapterKind {
@@ -55,6 +56,7 @@ impl AdapterKind {
             Self::Kubernetes => "kubernetes",
             Self::Catalogue => "catalogue",
             Self::Alert => "alert",
+            Self::Docker => "docker",
         }
     }
 }

@@ -18,7 +18,7 @@ use serde::Deserialize;
 
 use crate::{
     Error,
-    adapter::{alert, catalogue, kubernetes, log, process, webhook},
+    adapter::{alert, catalogue, docker, kubernetes, log, process, webhook},
     admission::Limits,
     allow::{AdapterKind, Allow, Unlisted},
 };
@@ -61,6 +61,8 @@ pub struct Config {
     pub catalogue: catalogue::Config,
     #[serde(default)]
     pub alert: alert::Config,
+    #[serde(default)]
+    pub docker: docker::Config,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -205,6 +207,7 @@ impl Config {
         self.kubernetes.check()?;
         self.catalogue.check()?;
         self.alert.check()?;
+        self.docker.check()?;
         self.check_allow()
     }
 
@@ -278,7 +281,7 @@ impl Config {
                 let names = self.alert.receiver.iter().map(|receiver| &*receiver.name);
                 ("receiver", "alert.receiver", names.collect())
             }
-            AdapterKind::Process | AdapterKind::Log | AdapterKind::Kubernetes => return Ok(None),
+            _ => return Ok(None),
         };
         let all = names.len();
         let names: BTreeSet<&str> = names.into_iter().collect();
@@ -294,6 +297,7 @@ impl Config {
     fn lacks_targets(&self, adapter: AdapterKind) -> Option<&'static str> {
         match adapter {
             AdapterKind::Kubernetes => self.kubernetes.target.is_empty().then_some("kubernetes.target"),
+            AdapterKind::Docker => self.docker.target.is_empty().then_some("docker.target"),
             _ => None,
         }
     }

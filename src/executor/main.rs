@@ -10,6 +10,7 @@ use executor::{
         Adapter,
         alert::AlertAdapter,
         catalogue::CatalogueAdapter,
+        docker::DockerAdapter,
         kubernetes::KubernetesAdapter,
         log::LogAdapter,
         process::{ProcessAdapter, launcher},
@@ -168,6 +169,10 @@ fn adapters(config: &Config) -> Result<BTreeMap<AdapterKey, Box<dyn Adapter>>, E
     for receiver in &config.alert.receiver {
         let adapter = AlertAdapter::new(receiver)?;
         adapters.insert((AdapterKind::Alert, Some(receiver.name.clone())), Box::new(adapter));
+    }
+    if !config.docker.target.is_empty() {
+        let adapter = DockerAdapter::new(&config.docker)?;
+        adapters.insert((AdapterKind::Docker, None), Box::new(adapter));
     }
     if !config.kubernetes.target.is_empty() {
         let adapter = KubernetesAdapter::new(&config.kubernetes)?;
