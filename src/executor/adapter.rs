@@ -11,6 +11,7 @@ pub mod docker;
 pub mod kubernetes;
 pub mod log;
 pub mod process;
+pub mod systemd;
 pub mod webhook;
 
 use std::io;

@@ -45,6 +45,7 @@ pub enum AdapterKind {
     Catalogue,
     Alert,
     Docker,
+    Systemd,
 }
 
 impl AdapterKind {
@@ -57,6 +58,7 @@ impl AdapterKind {
             Self::Catalogue => "catalogue",
             Self::Alert => "alert",
             Self::Docker => "docker",
+            Self::Systemd => "systemd",
         }
     }
 }

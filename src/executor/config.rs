@@ -18,7 +18,7 @@ use serde::Deserialize;
 
 use crate::{
     Error,
-    adapter::{alert, catalogue, docker, kubernetes, log, process, webhook},
+    adapter::{alert, catalogue, docker, kubernetes, log, process, systemd, webhook},
     admission::Limits,
     allow::{AdapterKind, Allow, Unlisted},
 };
@@ -63,6 +63,8 @@ pub struct Config {
     pub alert: alert::Config,
     #[serde(default)]
     pub docker: docker::Config,
+    #[serde(default)]
+    pub systemd: systemd::Config,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -208,6 +210,7 @@ impl Config {
         self.catalogue.check()?;
         self.alert.check()?;
         self.docker.check()?;
+        self.systemd.check()?;
         self.check_allow()
     }
 
@@ -298,6 +301,7 @@ impl Config {
         match adapter {
             AdapterKind::Kubernetes => self.kubernetes.target.is_empty().then_some("kubernetes.target"),
             AdapterKind::Docker => self.docker.target.is_empty().then_some("docker.target"),
+            AdapterKind::Systemd => self.systemd.target.is_empty().then_some("systemd.target"),
             _ => None,
         }
     }

@@ -14,6 +14,7 @@ use executor::{
         kubernetes::KubernetesAdapter,
         log::LogAdapter,
         process::{ProcessAdapter, launcher},
+        systemd::SystemdAdapter,
         webhook::WebhookAdapter,
     },
     allow::AdapterKind,
@@ -173,6 +174,10 @@ fn adapters(config: &Config) -> Result<BTreeMap<AdapterKey, Box<dyn Adapter>>, E
     if !config.docker.target.is_empty() {
         let adapter = DockerAdapter::new(&config.docker)?;
         adapters.insert((AdapterKind::Docker, None), Box::new(adapter));
+    }
+    if !config.systemd.target.is_empty() {
+        let adapter = SystemdAdapter::new(&config.systemd)?;
+        adapters.insert((AdapterKind::Systemd, None), Box::new(adapter));
     }
     if !config.kubernetes.target.is_empty() {
         let adapter = KubernetesAdapter::new(&config.kubernetes)?;

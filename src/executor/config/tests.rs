@@ -13,6 +13,9 @@ fn the_defaults_stand_alone_and_allow_nothing() {
     let config = Config::load(None).unwrap();
     assert!(config.allow.is_empty());
     assert_eq!(config.id, "local");
+    assert_eq!(config.kubernetes, kubernetes::Config::default());
+    assert_eq!(config.docker, docker::Config::default());
+    assert_eq!(config.systemd, systemd::Config::default());
     assert!(
         config.retention_ms() > 8 * DAY_MS,
         "the actions topic keeps commands for 7 days"
@@ -99,6 +102,18 @@ fn contradictions_are_refused() {
         (
             "[[catalogue.command]]\nname = \"a\"\nprogram = \"/bin/true\"\nshell = true",
             "unknown key \"shell\"",
+        ),
+        (
+            "[[allow]]\naction = \"a\"\ntarget = \"*\"\nadapter = \"docker\"",
+            "add a [[docker.target]]",
+        ),
+        (
+            "[[allow]]\naction = \"a\"\ntarget = \"*\"\nadapter = \"systemd\"",
+            "add a [[systemd.target]]",
+        ),
+        (
+            "[[allow]]\naction = \"a\"\ntarget = \"*\"\nadapter = \"alert\"\nreceiver = \"x\"",
+            "receiver \"x\" is no [[alert.receiver]]",
         ),
         ("[kubernetes]\npoll_ms = 1", "kubernetes.poll_ms = 1 is out of range"),
         (
