@@ -165,7 +165,11 @@ impl Worker {
             Reconciled::NotDone | Reconciled::Repeatable | Reconciled::Unknown(_) => {}
         }
         match adapter.observe(command) {
-            Ok(before) => self.act(command, to, adapter, before),
+            // Looking may have taken a while.
+            Ok(before) => match self.admit(command)? {
+                Ok(()) => self.act(command, to, adapter, before),
+                Err(refusal) => self.finish(command, to, refusal.into()),
+            },
             Err(failure) => self.finish(command, to, failure.into()),
         }
     }

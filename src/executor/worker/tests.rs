@@ -23,6 +23,8 @@ struct World {
     unknown_target: bool,
     /// What the world looked like to each look, and to each later step.
     looks: AtomicUsize,
+    looks_take_ms: i64,
+    clock: Arc<AtomicI64>,
     told: Mutex<Vec<Option<Before>>>,
 }
 
@@ -39,6 +41,7 @@ impl Adapter for FakeAdapter {
 
     fn observe(&self, _command: &Command) -> Result<Before, Failure> {
         let look = self.0.looks.fetch_add(1, Ordering::SeqCst);
+        self.0.clock.fetch_add(self.0.looks_take_ms, Ordering::SeqCst);
         Ok(Map::from_iter([("look".to_owned(), json!(look))]))
     }
 
@@ -98,7 +101,8 @@ impl Bench {
         let directory = tempfile::tempdir().unwrap();
         let (world, reports, controls) = (Arc::new(world), Reports::default(), Controls::default());
         *controls.0.lock().unwrap() = Some(Arc::default());
-        let clock = Arc::new(AtomicI64::new(NOW_MS));
+        let clock = Arc::clone(&world.clock);
+        clock.store(NOW_MS, Ordering::SeqCst);
         let reading = Arc::clone(&clock);
         let adapter: Box<dyn Adapter> = Box::new(FakeAdapter(Arc::clone(&world)));
         let worker = Worker {
@@ -382,6 +386,17 @@ fn an_action_is_bound_to_the_world_that_was_seen_before_it() {
     bench.worker.carry_out(&second).unwrap();
     assert_eq!(bench.world.told.lock().unwrap()[2..], [seen(7), seen(7)]);
     assert_eq!(bench.world.looks.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a_look_that_takes_too_long_starts_nothing() {
+    let bench = Bench::over(World {
+        looks_take_ms: 3_600_000,
+        ..World::default()
+    });
+    let reported = bench.carry_out(&command(action("cart", 1), 1));
+    assert_eq!(reported.last(), Some(&(OutcomeStatus::Expired, 410)));
+    assert_eq!(bench.acts(), 0);
 }
 
 #[test]

@@ -120,7 +120,7 @@ impl Object {
 
     async fn call<T>(&self, verb: &str, call: impl Future<Output = kube::Result<T>>) -> Result<T, Trouble> {
         match timeout(self.call_timeout, call).await {
-            Ok(answer) => answer.map_err(|error| self.trouble(verb, &error)),
+            Ok(answer) => answer.map_err(|error| trouble(&self.label, verb, &error)),
             Err(_) => Err(Trouble::Open(format!(
                 "{}: no answer to {verb} within {} ms",
                 self.label,
@@ -128,32 +128,32 @@ impl Object {
             ))),
         }
     }
+}
 
-    fn trouble(&self, verb: &str, error: &kube::Error) -> Trouble {
-        let label = &self.label;
-        let kube::Error::Api(status) = error else {
-            return Trouble::Open(format!("{label}: {verb}: {}", describe(error)));
-        };
-        let message = &status.message;
-        let refused = |code, reason: String| Trouble::Refused(Failure::coded(code, reason));
-        match status.code {
-            401 => refused(
-                401,
-                format!("{label}: the API server does not take this executor's credentials ({message})"),
-            ),
-            403 => refused(
-                403,
-                format!("{label}: this executor's account may not {verb} it; see deploy/kubernetes ({message})"),
-            ),
-            404 => refused(404, format!("{label} does not exist ({message})")),
-            409 => Trouble::Conflict(format!("{label} was changed or replaced meanwhile ({message})")),
-            410 => refused(410, format!("{label} is gone ({message})")),
-            408 | 429 | 500.. => Trouble::Open(format!("{label}: the API server answered {} ({message})", status.code)),
-            code => refused(
-                500,
-                format!("{label}: the API server refuses to {verb} it: {code} ({message})"),
-            ),
-        }
+/// What an answer means to an operator.
+fn trouble(label: &str, verb: &str, error: &kube::Error) -> Trouble {
+    let kube::Error::Api(status) = error else {
+        return Trouble::Open(format!("{label}: {verb}: {}", describe(error)));
+    };
+    let message = &status.message;
+    let refused = |code, reason: String| Trouble::Refused(Failure::coded(code, reason));
+    match status.code {
+        401 => refused(
+            401,
+            format!("{label}: the API server does not take this executor's credentials ({message})"),
+        ),
+        403 => refused(
+            403,
+            format!("{label}: this executor's account may not {verb} it; see deploy/kubernetes ({message})"),
+        ),
+        404 => refused(404, format!("{label} does not exist ({message})")),
+        409 => Trouble::Conflict(format!("{label} was changed or replaced meanwhile ({message})")),
+        410 => refused(410, format!("{label} is gone ({message})")),
+        408 | 429 | 500.. => Trouble::Open(format!("{label}: the API server answered {} ({message})", status.code)),
+        code => refused(
+            500,
+            format!("{label}: the API server refuses to {verb} it: {code} ({message})"),
+        ),
     }
 }
 
@@ -177,4 +177,44 @@ fn resource(kind: Kind) -> ApiResource {
 
 fn as_json(object: &DynamicObject) -> Value {
     serde_json::to_value(object).expect("it was read from JSON")
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+
+    use super::*;
+
+    #[test]
+    fn answers_are_named_for_an_operator() {
+        for (code, expected, part) in [
+            (401, Some(401), "does not take this executor's credentials"),
+            (403, Some(403), "may not patch it; see deploy/kubernetes"),
+            (404, Some(404), "deployment shop/cart does not exist"),
+            (410, Some(410), "deployment shop/cart is gone"),
+            (422, Some(500), "refuses to patch it: 422"),
+            (400, Some(500), "refuses to patch it: 400"),
+        ] {
+            let error = kube::Error::Api(Box::new(Status::failure("words", "Reason").with_code(code)));
+            let Trouble::Refused(Failure::Failed {
+                code,
+                reason,
+                retryable,
+            }) = trouble("deployment shop/cart", "patch", &error)
+            else {
+                panic!("{code}");
+            };
+            assert_eq!((Some(code), retryable), (expected, false));
+            assert!(reason.contains(part) && reason.contains("words"), "{reason}");
+        }
+        let answer = |code| {
+            let error = kube::Error::Api(Box::new(Status::failure("words", "Reason").with_code(code)));
+            trouble("node n", "get", &error)
+        };
+        assert!(matches!(answer(409), Trouble::Conflict(reason) if reason.contains("changed or replaced")));
+        // The API server may have done it.
+        for code in [408, 429, 500, 503, 504] {
+            assert!(matches!(answer(code), Trouble::Open(_)), "{code}");
+        }
+    }
 }

@@ -151,7 +151,7 @@ fn trouble(error: zbus::Error) -> Trouble {
             BusError::NoReply(_) | BusError::Disconnected(_) | BusError::Timeout(_) | BusError::TimedOut(_) => {
                 Trouble::Open(describe(&error))
             }
-            _ => Trouble::Refused(500, describe(&error)),
+            _ => Trouble::Refused(500, error.to_string()),
         },
         zbus::Error::MethodError(name, reason, _) => {
             let reason = reason.clone().unwrap_or_default();
