@@ -156,6 +156,8 @@ struct Job<'a> {
     service: &'a str,
     engine: Engine,
     deadline: Instant,
+    /// No call that changes something is repeated later.
+    repeat_until: Instant,
 }
 
 /// One engine.
@@ -209,6 +211,7 @@ impl DockerAdapter {
                 stop_timeout,
             ),
             deadline: Instant::now() + command.exec_timeout(),
+            repeat_until: Instant::now() + command.exec_timeout().min(command.may_start_for()),
         })
     }
 
@@ -286,21 +289,24 @@ impl DockerAdapter {
         }
     }
 
-    /// Asks for a state until it is there: asking again does no harm.
+    /// Asks for a state until it is there: asking again does no harm while the command may start.
     async fn ask(&self, job: &Job<'_>, before: &Found, is: impl Fn(&Found) -> bool) -> Result<(), Trouble> {
+        let mut last = None;
         loop {
-            let asked = match job.engine.inspect(&before.id).await {
-                Ok(now) if is(&now) => return Ok(()),
-                Ok(_) => job.engine.post(job.request, &before.id).await,
-                Err(trouble) => Err(trouble),
+            let trouble = match (job.engine.inspect(&before.id).await, &last) {
+                (Ok(now), _) if is(&now) => return Ok(()),
+                (Ok(_), Some(last)) if Instant::now() >= job.repeat_until => Trouble::clone(last),
+                (Ok(_), _) => match job.engine.post(job.request, &before.id).await {
+                    Ok(()) => return Ok(()),
+                    Err(trouble) => trouble,
+                },
+                (Err(trouble), _) => trouble,
             };
-            match asked {
-                Ok(()) => return Ok(()),
-                Err(Trouble::Open(_) | Trouble::Unreachable(_)) if Instant::now() + POLL < job.deadline => {
-                    sleep(POLL).await;
-                }
-                Err(trouble) => return Err(trouble),
+            if matches!(trouble, Trouble::Refused(..)) || Instant::now() + POLL >= job.deadline {
+                return Err(trouble);
             }
+            last = Some(trouble);
+            sleep(POLL).await;
         }
     }
 

@@ -52,6 +52,8 @@ struct Job<'a> {
     object: Object,
     action: String,
     deadline: Instant,
+    /// No call that changes something is repeated later.
+    repeat_until: Instant,
 }
 
 impl KubernetesAdapter {
@@ -131,6 +133,7 @@ impl KubernetesAdapter {
             ),
             action: command.id().to_string(),
             deadline: Instant::now() + command.exec_timeout(),
+            repeat_until: Instant::now() + command.exec_timeout().min(command.may_start_for()),
         })
     }
 
@@ -249,45 +252,46 @@ impl KubernetesAdapter {
             })
     }
 
-    /// Changes the object once, however often it must ask.
+    /// Changes the object once, however often it must ask; asks no more once the command may not start any more, and looks
+    /// until its time is over.
     async fn change(&self, job: &Job<'_>, before: &Before) -> Result<Value, Failure> {
         let mut unanswered = None;
         loop {
-            let reason = match self.try_change(job, before).await {
-                Ok(object) => return Ok(object),
-                Err(Trouble::Refused(failure)) => return Err(failure),
-                // Status changes the version, too: what counts is whether the object still asks for the same.
-                Err(Trouble::Conflict(reason)) => reason,
-                Err(Trouble::Open(reason)) => {
-                    unanswered = Some(reason.clone());
-                    reason
+            let in_time = Instant::now() < job.repeat_until;
+            let trouble = match job.object.get().await {
+                Ok(object) if object::marker(&object) == Some(&job.action) => return Ok(object),
+                Ok(object) if in_time || unanswered.is_none() => {
+                    unchanged(job, &object, before)?;
+                    match self.ask(job, &object, before).await {
+                        Ok(object) => return Ok(object),
+                        Err(Trouble::Open(reason)) => {
+                            unanswered = Some(reason.clone());
+                            Trouble::Open(reason)
+                        }
+                        Err(trouble) => trouble,
+                    }
                 }
+                Ok(_) => Trouble::Open("its answer was lost".into()),
+                Err(trouble) => trouble,
             };
-            if Instant::now() + self.poll() >= job.deadline {
-                return Err(match unanswered {
-                    Some(reason) => Failure::Unknown(reason),
-                    None => Failure::coded(409, reason),
-                });
+            if let Trouble::Refused(_) = trouble {
+                return Err(trouble.into());
             }
-            tracing::warn!(action_id = %job.action, object = %job.object.label, %reason, "asking again");
+            let until = if unanswered.is_some() {
+                job.deadline
+            } else {
+                job.repeat_until
+            };
+            if Instant::now() + self.poll() >= until {
+                return Err(unanswered.map_or_else(|| trouble.into(), Failure::Unknown));
+            }
+            tracing::warn!(action_id = %job.action, object = %job.object.label, ?trouble, "looking again");
             sleep(self.poll()).await;
         }
     }
 
-    async fn try_change(&self, job: &Job<'_>, before: &Before) -> Result<Value, Trouble> {
-        let object = job.object.get().await?;
-        if object::marker(&object) == Some(&job.action) {
-            return Ok(object);
-        }
-        let differs = |key: &str, now: Value| before.get(key).is_some_and(|then| *then != now);
-        let refused = |reason: &str| Trouble::Refused(Failure::coded(409, format!("{}: {reason}", job.object.label)));
-        if differs("uid", json!(object::text(&object, "/metadata/uid"))) {
-            return Err(refused("was replaced by another of the same name"));
-        }
-        if differs("generation", json!(object::number(&object, "/metadata/generation"))) {
-            return Err(refused("was changed by somebody else at the same time"));
-        }
-        let patch = self.patch(job, &object, before).await?;
+    async fn ask(&self, job: &Job<'_>, object: &Value, before: &Before) -> Result<Value, Trouble> {
+        let patch = self.patch(job, object, before).await?;
         job.object.patch(&patch).await
     }
 
@@ -330,8 +334,11 @@ impl KubernetesAdapter {
                 // After a call whose answer was lost, gone is what was asked for.
                 Err(trouble) if trouble.is_not_found() && unanswered.is_some() => break,
                 Err(Trouble::Conflict(_)) if unanswered.is_some() => break,
-                Err(Trouble::Open(reason)) if Instant::now() + self.poll() < job.deadline => unanswered = Some(reason),
-                Err(Trouble::Open(reason)) => return Err(Failure::Unknown(reason)),
+                Err(Trouble::Open(reason)) if Instant::now() + self.poll() < job.repeat_until => {
+                    unanswered = Some(reason);
+                }
+                // Too late to ask again, not to look.
+                Err(Trouble::Open(_)) => break,
                 Err(trouble) => return Err(trouble.into()),
             }
             sleep(self.poll()).await;
@@ -349,7 +356,7 @@ impl KubernetesAdapter {
                 Err(trouble) => return Err(trouble.into()),
             }
             if Instant::now() + self.poll() >= job.deadline {
-                let reason = format!("{}: deleted, and still terminating", job.object.label);
+                let reason = format!("{}: asked to go, and still there", job.object.label);
                 return Err(Failure::Unknown(reason));
             }
             sleep(self.poll()).await;
@@ -388,6 +395,19 @@ impl KubernetesAdapter {
             Err(failure) => Reconciled::Failed(failure),
         }
     }
+}
+
+/// Whether the object still asks for what it asked for. Its status may have changed, and its version with that.
+fn unchanged(job: &Job<'_>, object: &Value, before: &Before) -> Result<(), Failure> {
+    let differs = |key: &str, now: Value| before.get(key).is_some_and(|then| *then != now);
+    let conflict = |reason: &str| Err(Failure::coded(409, format!("{}: {reason}", job.object.label)));
+    if differs("uid", json!(object::text(object, "/metadata/uid"))) {
+        return conflict("was replaced by another of the same name");
+    }
+    if differs("generation", json!(object::number(object, "/metadata/generation"))) {
+        return conflict("was changed by somebody else at the same time");
+    }
+    Ok(())
 }
 
 fn doubt(trouble: Trouble) -> Reconciled {

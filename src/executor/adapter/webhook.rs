@@ -216,7 +216,7 @@ impl WebhookAdapter {
     /// Asks, and asks again, until it is known whether the body has arrived.
     pub(super) fn deliver(&self, command: &Command, body: &[u8]) -> Result<Effect, Failure> {
         let started = Instant::now();
-        let may_retry_for = remaining(command).min(command.exec_timeout());
+        let may_retry_for = command.may_start_for().min(command.exec_timeout());
         let request_timeout = Duration::from_millis(self.endpoint.timeout_ms).min(command.exec_timeout());
         let mut acted = None;
         for attempt in 0u32.. {
@@ -241,12 +241,6 @@ impl WebhookAdapter {
         }
         Err(Failure::Unknown("no answer".into()))
     }
-}
-
-/// How long the command may still start: a retry is a start.
-fn remaining(command: &Command) -> Duration {
-    let now_ms = crate::clock::now_ms();
-    Duration::from_millis(u64::try_from(command.expiry_ms().saturating_sub(now_ms)).unwrap_or(0))
 }
 
 fn give_up(acted: Option<String>, last: String, attempts: u32) -> Failure {

@@ -140,5 +140,9 @@ fn nobody_there_is_no_effect_and_after_an_intent_it_is_doubt() {
         adapter.reconcile(&command, Some(&before)),
         Reconciled::Unknown(_)
     ));
-    assert!(matches!(adapter.act(&command, &before), Err(Failure::Unknown(_))));
+    let failure = adapter.act(&command, &before).unwrap_err();
+    assert!(
+        matches!(failure, Failure::Failed { retryable: true, .. }),
+        "{failure:?}"
+    );
 }
