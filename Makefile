@@ -5,7 +5,7 @@ SEED ?= 1
 RUNS ?= 1000
 DATA ?= ../shared/data
 
-.PHONY: help demo test test-kubernetes check bench bench-choice bench-detection bench-healing build image
+.PHONY: help demo test test-kubernetes soak check bench bench-choice bench-detection bench-healing build image
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 17
@@ -16,9 +16,10 @@ demo: ## break a small shop of services and watch it heal: make demo DURATION=12
 	$(RELEASE)/homeostat demo --duration $(DURATION) --seed $(SEED)
 
 test: ## start a real Kafka, run all tests on it, stop it
-	@.ci/need rust cc make perl java mvn
 	@.ci/test
 test-kubernetes: ; @.ci/need rust cc make perl go && cargo test --workspace --test kubernetes --locked -- --include-ignored ## the executor against a real Kubernetes control plane, built once
+soak: ## the tests that take long: a day without faults, a thousand kills each of executor and processors
+	@.ci/test -- --ignored a_day a_thousand
 
 check: ## format and lints with warnings as errors, one version of arrow
 	@.ci/need rust cc make perl

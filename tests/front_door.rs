@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    path::Path,
     process::Command,
 };
 
@@ -423,5 +424,55 @@ fn the_shipped_configurations_are_accepted() {
             "{path}: {}",
             String::from_utf8_lossy(&output.stderr)
         );
+    }
+}
+
+/// Tests that a page links to as `[name](path)`, with their files.
+fn linked(text: &str) -> Vec<(String, String)> {
+    let links = text.split('[').skip(1);
+    let link = |rest: &str| {
+        let (name, rest) = rest.split_once("](")?;
+        let (path, _) = rest.split_once(')')?;
+        Some((name.to_owned(), path.to_owned()))
+    };
+    links.filter_map(link).collect()
+}
+
+/// Whether a file has a test of that name: a function right below its attributes and comments, or a scenario's text.
+fn is_a_test(name: &str, path: &Path) -> bool {
+    if path.extension().is_some_and(|extension| extension == "txt") {
+        return path.is_file() && path.file_stem().is_some_and(|stem| stem == name);
+    }
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let Some(at) = lines.iter().position(|line| line.starts_with(&format!("fn {name}("))) else {
+        return false;
+    };
+    let above = lines[..at].iter().rev();
+    let mut above = above.take_while(|line| line.starts_with("#[") || line.starts_with("//"));
+    above.any(|line| *line == "#[test]")
+}
+
+#[test]
+fn every_fault_scenario_has_its_tests_and_every_invariant_its_scenario() {
+    let (page, folder) = (read("docs/scenarios.md"), root().join("docs"));
+    let rows: Vec<Vec<&str>> = page
+        .lines()
+        .map(|line| line.split('|').map(str::trim).collect::<Vec<_>>())
+        .filter(|cells| cells.len() == 7 && cells[1].parse::<u32>().is_ok())
+        .collect();
+    let numbers: Vec<u32> = rows.iter().map(|cells| cells[1].parse().unwrap()).collect();
+    assert_eq!(numbers, (1..=42).collect::<Vec<_>>());
+    let mut guarded = BTreeSet::new();
+    for cells in &rows {
+        assert!(!linked(cells[4]).is_empty(), "scenario {} has no test", cells[1]);
+        assert!(!cells[5].is_empty(), "scenario {} guards nothing", cells[1]);
+        guarded.extend(cells[5].split_whitespace());
+    }
+    let invariants: Vec<String> = (1..=12).map(|number| format!("I{number}")).collect();
+    let known: BTreeSet<&str> = invariants.iter().map(String::as_str).collect();
+    assert_eq!(guarded, known);
+    for (name, path) in linked(&page) {
+        assert!(is_a_test(&name, &folder.join(&path)), "{path} has no test {name}");
     }
 }

@@ -3,9 +3,11 @@
 // A test that cannot go on fails right there.
 #![allow(clippy::unwrap_used)]
 
+mod commands;
 mod contract;
 mod delivery;
 mod demo;
+mod examples;
 mod fleet;
 mod front_door;
 mod kill;

@@ -258,6 +258,9 @@ fn executor(fleet: &Fleet, services: &[Service], environment: &[(&str, &str)]) -
             service.name
         ));
     }
+    for key_file in trusted_keys(folder)? {
+        text.push_str(&format!("[[trust]]\nkey_file = {key_file:?}\n"));
+    }
     let config = folder.join("executor.toml");
     fs::write(&config, text)?;
     let log = folder.join("executor.log");
@@ -273,6 +276,29 @@ fn executor(fleet: &Fleet, services: &[Service], environment: &[(&str, &str)]) -
         .spawn()
         .context("starting the executor")?;
     Ok(Process { child, log })
+}
+
+/// Public keys that were made in the folder, each once: those that a rotation named by their ids, if there was one.
+fn trusted_keys(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let parts = path.file_name().map(|name| name.to_string_lossy().split('.').count());
+        if path.to_string_lossy().ends_with(".pub.pem") {
+            found.push((parts.unwrap_or(0), path));
+        }
+    }
+    let most = found.iter().map(|(parts, _)| *parts).max();
+    let newest = found.into_iter().filter(|(parts, _)| Some(*parts) == most);
+    Ok(newest.map(|(_, path)| path).collect())
+}
+
+fn keys(fleet: &Fleet, arguments: &[&str]) -> anyhow::Result<()> {
+    let mut command = program("homeostat");
+    command.arg("keys").args(arguments).args(["--key-file", "signing.pem"]);
+    let done = command.current_dir(fleet.folder.path()).output()?;
+    ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    Ok(())
 }
 
 fn sigkill(process: &mut Process) -> anyhow::Result<()> {
@@ -318,6 +344,8 @@ fn processors_and_executor_are_killed_while_services_die_and_heal() -> anyhow::R
     let services = Mutex::new(services);
     let over = AtomicBool::new(false);
     let mut feeder = Feeder::new(&fleet)?;
+    keys(&fleet, &["generate"])?;
+    let signing = [("HOMEOSTAT__SIGNING__KEY_FILE", "signing.pem")];
     thread::scope(|scope| -> anyhow::Result<()> {
         let _over = Over(&over);
         let feeding = scope.spawn(|| -> anyhow::Result<Feeder> {
@@ -330,7 +358,7 @@ fn processors_and_executor_are_killed_while_services_die_and_heal() -> anyhow::R
             }
             Ok(feeder)
         });
-        let mut processors = [fleet.start(&[])?, fleet.start(&[])?];
+        let mut processors = [fleet.start(&signing)?, fleet.start(&signing)?];
         let mut hand = executor(&fleet, &services.lock().unwrap(), &[])?;
         fleet.wait("anomalies", Duration::from_secs(120), |found| !found.is_empty())?;
         for (round, victim) in [1, 3, 5, 7].into_iter().enumerate() {
@@ -343,7 +371,13 @@ fn processors_and_executor_are_killed_while_services_die_and_heal() -> anyhow::R
             thread::sleep(Duration::from_millis(2_500 + 700 * round as u64));
             let at = round % 2;
             sigkill(&mut processors[at])?;
-            processors[at] = fleet.start(&[])?;
+            // On the way the signing key is changed: executors learn of the next one first, then processors sign with it.
+            match round {
+                0 => keys(&fleet, &["rotate"])?,
+                1 => keys(&fleet, &["rotate", "--activate"])?,
+                _ => {}
+            }
+            processors[at] = fleet.start(&signing)?;
             thread::sleep(Duration::from_millis(1_000));
             sigkill(&mut hand)?;
             hand = executor(&fleet, &services.lock().unwrap(), &[])?;
@@ -366,6 +400,10 @@ fn processors_and_executor_are_killed_while_services_die_and_heal() -> anyhow::R
         })?;
         assert_eq!(published(&anomalies)?, expected);
         no_id_comes_twice(&fleet)?;
+        let signed = |record: &Published| record.headers.contains_key("ce_dssematerial");
+        ensure!(fleet.read("actions")?.iter().all(signed), "every command is signed");
+        let refused = fleet.read("dead_letters")?;
+        ensure!(refused.is_empty(), "nothing that was signed was refused: {refused:#?}");
         effects_are_those_commanded(&fleet, &services.lock().unwrap())?;
         for processor in processors {
             ensure!(processor.terminate()? == 0);
@@ -406,6 +444,85 @@ fn effects_are_those_commanded(fleet: &Fleet, services: &[Service]) -> anyhow::R
         seen.len()
     );
     Ok(())
+}
+
+/// From the operator's word over `control`, decide and a signed withdrawal to the executor, each a program of its own.
+#[test]
+fn a_command_that_a_person_took_back_is_not_carried_out() -> anyhow::Result<()> {
+    let _alone = rig::Kafka::alone();
+    let fleet = Fleet::new("taken-back", PIPELINE, CONFIG)?;
+    fleet.create("app", PARTITIONS, false)?;
+    fleet.create("heartbeats", 2, true)?;
+    keys(&fleet, &["generate"])?;
+    let services = (0..SERVICES)
+        .map(|at| Service::start(fleet.folder.path(), at))
+        .collect::<Result<Vec<_>, _>>()?;
+    let services = Mutex::new(services);
+    let over = AtomicBool::new(false);
+    let mut feeder = Feeder::new(&fleet)?;
+    thread::scope(|scope| -> anyhow::Result<()> {
+        let _over = Over(&over);
+        scope.spawn(|| -> anyhow::Result<()> {
+            for round in 0.. {
+                if over.load(Ordering::SeqCst) {
+                    break;
+                }
+                feeder.round(round, &services)?;
+                thread::sleep(Duration::from_millis(100));
+            }
+            Ok(())
+        });
+        let processor = fleet.start(&[("HOMEOSTAT__SIGNING__KEY_FILE", "signing.pem")])?;
+        fleet.wait("anomalies", Duration::from_secs(120), |found| !found.is_empty())?;
+        thread::sleep(Duration::from_secs(3));
+        services.lock().unwrap()[2].kill();
+        let patience = Duration::from_secs(60);
+        let commands = fleet.wait("actions", patience, |found| !found.is_empty())?;
+        let id = commands[0].headers.get("ce_id").context("a command has an id")?;
+        let cancelled = program("homeostat")
+            .args(["cancel", &id[..13], "--by", "ada", "--config", "homeostat.toml"])
+            .env("KAFKA_BOOTSTRAP", &fleet.bootstrap)
+            .current_dir(fleet.folder.path())
+            .output()?;
+        ensure!(
+            cancelled.status.success(),
+            "{}",
+            String::from_utf8_lossy(&cancelled.stderr)
+        );
+        let withdrawn = |record: &Published| record.kind() == cloudevent::ACTION_CANCELLED;
+        let actions = fleet.wait("actions", patience, |found| found.iter().any(withdrawn))?;
+        ensure!(
+            actions
+                .iter()
+                .all(|record| record.headers.contains_key("ce_dssematerial"))
+        );
+        // Only now is there somebody who could carry it out.
+        let hand = executor(&fleet, &services.lock().unwrap(), &[])?;
+        let said =
+            |record: &Published| record.json()["status"] == "cancelled" && record.json()["action_id"] == id.as_str();
+        let outcomes = fleet.wait("outcomes", patience, |found| found.iter().any(said))?;
+        let verdicts: Vec<_> = outcomes
+            .iter()
+            .filter(|record| record.kind() == cloudevent::VERDICT)
+            .collect();
+        ensure!(
+            verdicts.iter().all(|record| record.json()["verdict"] == "superseded"),
+            "{verdicts:?}"
+        );
+        let incidents = fleet.read("incidents")?;
+        let last = incidents.last().context("there is an incident")?.json();
+        ensure!(
+            last["state"] == "escalated" && last["reason"] == "cancelled by ada",
+            "{last}"
+        );
+        ensure!(
+            services.lock().unwrap()[2].effects().is_empty(),
+            "it was started all the same"
+        );
+        ensure!(fleet.read("dead_letters")?.is_empty());
+        ensure!(processor.terminate()? == 0 && hand.terminate()? == 0);
+        Ok(())
+    })
 }
 
 struct Over<'a>(&'a AtomicBool);

@@ -42,6 +42,17 @@ pub trait Adapter: Send + Sync {
 
     /// Brings the effect about. Never called when [`Adapter::reconcile`] says that it took place.
     fn act(&self, command: &Command, before: &Before) -> Result<Effect, Failure>;
+
+    /// As [`Adapter::act`], for an adapter that can stop on the way: it asks `wanted` while it waits and before what it
+    /// cannot take back, and answers [`Failure::Stopped`] once the action was withdrawn.
+    fn act_while_wanted(
+        &self,
+        command: &Command,
+        before: &Before,
+        _wanted: &dyn Fn() -> bool,
+    ) -> Result<Effect, Failure> {
+        self.act(command, before)
+    }
 }
 
 /// What the world says of an action.
@@ -66,6 +77,8 @@ pub enum Failure {
     Failed { code: u16, reason: String, retryable: bool },
     /// There may be one.
     Unknown(String),
+    /// There is none, because the action was withdrawn on the way.
+    Stopped(String),
 }
 
 impl Failure {

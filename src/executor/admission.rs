@@ -20,6 +20,15 @@ impl Refusal {
             reason: reason.into(),
         }
     }
+
+    /// It was withdrawn before it started.
+    pub fn cancelled(reason: String) -> Self {
+        Self {
+            status: OutcomeStatus::Cancelled,
+            code: 409,
+            reason: format!("withdrawn: {reason}"),
+        }
+    }
 }
 
 /// How old a command may be.
@@ -39,6 +48,9 @@ pub fn admit(
     limits: Limits,
     now_ms: i64,
 ) -> Result<(), Refusal> {
+    if let Some(reason) = control.cancelled(command) {
+        return Err(Refusal::cancelled(reason));
+    }
     if let Some(reason) = control.refusal(command, now_ms) {
         return Err(Refusal::rejected(423, reason));
     }

@@ -21,6 +21,7 @@ use crate::{
     adapter::{alert, catalogue, docker, kubernetes, log, process, systemd, webhook},
     admission::Limits,
     allow::{AdapterKind, Allow, Unlisted},
+    trust,
 };
 
 /// The defaults, as shipped.
@@ -46,6 +47,12 @@ pub struct Config {
     pub ledger: LedgerConfig,
     pub http: HttpConfig,
     pub log: LoggingConfig,
+    /// Whose commands count; empty: everybody's who may write to the topic.
+    #[serde(default)]
+    pub trust: Vec<trust::Entry>,
+    /// Whether an unsigned command is refused; by default when `trust` names a key.
+    #[serde(default)]
+    pub require_signature: Option<bool>,
     /// What may be done at all.
     #[serde(default)]
     pub allow: Vec<Allow>,

@@ -85,6 +85,14 @@ impl ControlView {
         }
     }
 
+    /// Who took this very command back, and why, if somebody did.
+    pub fn cancelled(&self, command: &Command) -> Option<String> {
+        match self.records.get(&format!("cancel/{}", command.id())) {
+            Some(Entry::Control(Control::Cancel { by, reason, .. })) => Some(format!("by {by}{}", because(reason))),
+            _ => None,
+        }
+    }
+
     /// The mode that the most specific record sets. `approve` and `auto` differ for the decider only: it alone knows
     /// whom it has asked.
     fn mode(&self, service: &str, action: &str) -> Option<Mode> {

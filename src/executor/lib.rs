@@ -7,7 +7,7 @@
 //! nothing committed that is not finished.
 //!
 //! The walk of one command: [`run`] polls it, [`command`] reads it, [`pool`] queues it under its target, [`worker`]
-//! carries it out: [`allow`], [`control`] and [`admission`] say whether, the [`ledger`] whether it was done before, an
+//! carries it out: [`trust`], [`allow`], [`control`] and [`admission`] say whether, the [`ledger`] whether it was done before, an
 //! [`adapter`] does it, [`report`] says so, and [`offsets`] tells what may be committed.
 
 pub mod adapter;
@@ -24,6 +24,7 @@ pub mod offsets;
 pub mod pool;
 pub mod report;
 pub mod run;
+pub mod trust;
 pub mod watch;
 pub mod worker;
 

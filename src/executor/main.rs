@@ -23,6 +23,7 @@ use executor::{
     ledger::Ledger,
     report::Identity,
     run::{self, BrokerControl, BrokerReporter, Settings, Stop},
+    trust::Trust,
     watch::Watch,
     worker::{AdapterKey, Cancellations, Worker},
 };
@@ -83,6 +84,7 @@ fn is_wrong_input(error: &anyhow::Error) -> bool {
 fn execute(cli: &Cli) -> anyhow::Result<()> {
     let config = Config::load(cli.config.as_deref())?;
     let adapters = adapters(&config)?;
+    let trust = Trust::load(&config.trust, config.require_signature)?;
     let broker: Arc<dyn Broker> = Arc::new(Kafka::new(&config.kafka)?);
     // Settings of the client library are checked when a client is made, which needs no connection.
     broker
@@ -109,12 +111,20 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
     if config.allow.is_empty() {
         tracing::warn!("the allow-list is empty: every command will be refused; add [[allow]] entries");
     }
+    if trust.key_ids().is_empty() {
+        tracing::warn!("no [[trust]] entry: commands are taken from whoever may write to the topic");
+    } else {
+        tracing::info!(
+            keys = trust.key_ids().join(","),
+            "commands have to be signed by one of these keys"
+        );
+    }
     let service = observe::Service {
         name: "homeostat-executor",
         version: env!("CARGO_PKG_VERSION"),
     };
     let observation = observe::Observation::start(&service, config.http.listen, otlp)?;
-    let settings = settings(&config);
+    let settings = settings(&config, trust);
     run::await_topics(broker.as_ref(), &settings, &stop)?;
     if stop.is_requested() {
         return Ok(());
@@ -186,7 +196,7 @@ fn adapters(config: &Config) -> Result<BTreeMap<AdapterKey, Box<dyn Adapter>>, E
     Ok(adapters)
 }
 
-fn settings(config: &Config) -> Settings {
+fn settings(config: &Config, trust: Trust) -> Settings {
     let topics = config.topics();
     let group = config.group.clone();
     Settings {
@@ -198,6 +208,7 @@ fn settings(config: &Config) -> Settings {
         drain_timeout: Duration::from_millis(config.drain_timeout_ms),
         age_ms_max: config.limits.age_max_ms,
         retention_ms: config.retention_ms(),
+        trust,
         topics,
     }
 }

@@ -90,6 +90,7 @@ impl From<Failure> for Statement {
                 ..Self::plain(OutcomeStatus::Failed, code)
             },
             Failure::Unknown(reason) => Self::unknown(reason),
+            Failure::Stopped(reason) => Refusal::cancelled(reason).into(),
         }
     }
 }

@@ -25,12 +25,13 @@ use uuid::Uuid;
 
 use crate::{
     Error,
-    command::{Command, Malformed, Reader},
+    command::{Addressee, Command, Malformed, Reader, describe},
     control::ControlView,
     crash::CrashPoint,
     offsets::{Epoch, Offsets},
     pool::Pool,
     report::Reporter,
+    trust::Trust,
     worker::{ControlSource, Worker},
 };
 
@@ -72,6 +73,8 @@ pub struct Settings {
     /// A first start reads commands no older than this; older ones would only be refused.
     pub age_ms_max: i64,
     pub retention_ms: i64,
+    /// Whose commands count.
+    pub trust: Trust,
 }
 
 /// One record for the pool.
@@ -206,6 +209,10 @@ impl<'a> Runner<'a> {
     }
 
     fn dispatch(&mut self, batch: &Batch) -> Result<(), Error> {
+        // Withdrawals first: what they withdraw may stand in the same batch, and would begin at once.
+        for cancelled in batch.iter().filter_map(|record| self.cancellation(&record)?.ok()) {
+            self.worker.cancelled.insert(cancelled.action_id, cancelled.reason);
+        }
         for record in batch.iter() {
             if self.held.contains(record.partition) {
                 continue;
@@ -227,22 +234,44 @@ impl<'a> Runner<'a> {
     }
 
     fn task(&self, record: &Record<'_>) -> Task {
-        if CloudEvent::kind_of(record) == Some(ACTION_CANCELLED) {
-            let read = message::read::<ActionCancelled>("cancellation", record.value.unwrap_or_default());
-            if let Ok(cancelled) = read {
-                // At once, not in its turn: the command may still be waiting in front of it.
-                self.worker.cancelled.insert(cancelled.action_id, cancelled.reason);
-                return Task::Cancelled(cancelled.action_id);
-            }
+        let read = match self.cancellation(record) {
+            Some(cancelled) => cancelled.map(|cancelled| Task::Cancelled(cancelled.action_id)),
+            None => self.command(record).map(|command| Task::Command(Box::new(command))),
+        };
+        read.unwrap_or_else(|malformed| {
+            let topic = self.settings.topics.dead_letters().into();
+            let letter = dead_letter(&topic, "executor", record, &malformed.reason, DEAD_LETTER_BYTES);
+            Task::Malformed(malformed, Box::new(letter))
+        })
+    }
+
+    fn command(&self, record: &Record<'_>) -> Result<Command, Malformed> {
+        let command = self.reader.read(record)?;
+        let checked = self.settings.trust.check(record, (self.worker.now_ms)());
+        checked.map_err(|reason| Malformed {
+            reason: reason.to_string(),
+            addressee: Some(Box::new(Addressee::from(&command))),
+        })?;
+        Ok(command)
+    }
+
+    /// A withdrawal, if the record is one. Nobody waits for an answer to it but the command's own.
+    fn cancellation(&self, record: &Record<'_>) -> Option<Result<ActionCancelled, Malformed>> {
+        if CloudEvent::kind_of(record) != Some(ACTION_CANCELLED) {
+            return None;
         }
-        match self.reader.read(record) {
-            Ok(command) => Task::Command(Box::new(command)),
-            Err(malformed) => {
-                let topic = self.settings.topics.dead_letters().into();
-                let letter = dead_letter(&topic, "executor", record, &malformed.reason, DEAD_LETTER_BYTES);
-                Task::Malformed(malformed, Box::new(letter))
-            }
-        }
+        let malformed = |reason: String| Malformed {
+            reason,
+            addressee: None,
+        };
+        let read = message::read::<ActionCancelled>("cancellation", record.value.unwrap_or_default());
+        let read = read.map_err(|error| malformed(describe(&error))).and_then(|cancelled| {
+            let checked = self.settings.trust.check(record, (self.worker.now_ms)());
+            checked
+                .map(|()| cancelled)
+                .map_err(|reason| malformed(reason.to_string()))
+        });
+        Some(read)
     }
 
     /// The pool is full: this record and those behind it are read again when there is room.
@@ -346,6 +375,7 @@ impl<'a> Runner<'a> {
         }
         self.offsets.revoked();
         self.held.clear();
+        self.worker.cancelled.clear();
         self.consumer
             .acknowledge()
             .map_err(|error| refused("giving partitions back", error))

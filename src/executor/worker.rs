@@ -36,7 +36,7 @@ pub trait ControlSource: Send + Sync {
 /// Names the adapter of a permission: a webhook has one per endpoint.
 pub type AdapterKey = (AdapterKind, Option<String>);
 
-/// Withdrawn actions that may still be waiting in a queue.
+/// Withdrawn actions that may still be waiting in a queue, or under way.
 #[derive(Debug, Default)]
 pub struct Cancellations(Mutex<BTreeMap<Uuid, String>>);
 
@@ -47,6 +47,11 @@ impl Cancellations {
 
     pub fn remove(&self, action: Uuid) {
         self.lock().remove(&action);
+    }
+
+    /// Nothing waits any more: who reads the commands next reads what withdraws them as well.
+    pub fn clear(&self) {
+        self.lock().clear();
     }
 
     fn reason(&self, action: Uuid) -> Option<String> {
@@ -125,11 +130,14 @@ impl Worker {
         Ok(())
     }
 
-    /// Answers what is no command, where somebody waits for an answer.
+    /// Answers what is no command, or nobody's whom this executor trusts, where somebody waits for an answer. Of an action
+    /// that was taken on by a good command nothing is said: a forged copy must not speak for it.
     pub fn answer_malformed(&self, malformed: &Malformed) -> Result<(), Error> {
         match &malformed.addressee {
-            Some(to) => self.reject(to, Refusal::rejected(412, malformed.reason.clone())),
-            None => Ok(()),
+            Some(to) if self.ledger.find(to.action_id)?.is_none() => {
+                self.reject(to, Refusal::rejected(412, malformed.reason.clone()))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -217,7 +225,8 @@ impl Worker {
         self.ledger.intend(command.id(), self.entry(command), before.clone())?;
         CrashPoint::AfterIntent.reached();
         self.announce(to, Statement::started());
-        let acted = adapter.act(command, &before);
+        let wanted = || self.cancelled.reason(command.id()).is_none();
+        let acted = adapter.act_while_wanted(command, &before, &wanted);
         CrashPoint::AfterAct.reached();
         let statement = match acted {
             Ok(effect) => Statement::succeeded(effect),
@@ -231,7 +240,7 @@ impl Worker {
     fn admit(&self, command: &Command) -> Result<Result<(), Refusal>, Error> {
         loop {
             if let Some(reason) = self.cancelled.reason(command.id()) {
-                return Ok(Err(Refusal::rejected(409, format!("withdrawn: {reason}"))));
+                return Ok(Err(Refusal::cancelled(reason)));
             }
             let highest = self.ledger.highest(&command.action.target.key)?;
             let control = self.control.current()?;

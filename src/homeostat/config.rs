@@ -2,7 +2,11 @@
 //!
 //! Each component declares its own part beside its code; here they are composed. Passed as arguments, never global.
 
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use figment::{
     Figment,
@@ -29,6 +33,7 @@ pub struct Config {
     pub http: HttpConfig,
     pub log: LogConfig,
     pub decide: FleetConfig,
+    pub signing: SigningConfig,
 }
 
 impl Config {
@@ -73,6 +78,15 @@ pub struct DetectConfig {
     pub state_interval: Duration,
     #[serde(with = "remediation::config::readable")]
     pub entity_ttl: Duration,
+}
+
+/// Whether commands are signed.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SigningConfig {
+    /// The private key; commands are not signed without one.
+    #[serde(default)]
+    pub key_file: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

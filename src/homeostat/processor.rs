@@ -11,6 +11,7 @@ use kafka::{Broker, CrashPoint, LoopConfig, Observer, Shutdown, Switches, TopicC
 use protocol::{
     Stage, Topics,
     message::{self, Control},
+    signature::Signer,
 };
 use tracing::{error, info, warn};
 
@@ -49,6 +50,8 @@ pub struct Processor {
     pub config: Config,
     pub observer: Arc<dyn Observer>,
     pub shutdown: Shutdown,
+    /// Signs commands.
+    pub signer: Option<Arc<Signer>>,
     /// For tests only: where to die.
     pub crash: Option<CrashPoint>,
     /// For tests only: safety taken away.
@@ -143,6 +146,7 @@ impl Processor {
                 self.topics(),
                 self.config.decide.clone(),
                 self.config.topics.panes_partitions,
+                self.signer.clone(),
             )),
         })
     }

@@ -12,6 +12,7 @@ pub mod log;
 pub mod message;
 pub mod record;
 pub mod schema;
+pub mod signature;
 pub mod stage;
 pub mod target;
 pub mod time;

@@ -213,6 +213,8 @@ pub enum OutcomeStatus {
     Failed,
     Rejected,
     Expired,
+    /// Withdrawn, and not done.
+    Cancelled,
     Unknown,
 }
 
@@ -225,6 +227,7 @@ impl OutcomeStatus {
             Self::Failed => "failed",
             Self::Rejected => "rejected",
             Self::Expired => "expired",
+            Self::Cancelled => "cancelled",
             Self::Unknown => "unknown",
         }
     }
@@ -459,6 +462,15 @@ pub enum Control {
         #[serde(default)]
         reason: String,
     },
+    /// A person takes back a command that is on its way. Applied when it is read; what has been done stays done.
+    Cancel {
+        action: Uuid,
+        by: String,
+        #[serde(with = "crate::time")]
+        at: i64,
+        #[serde(default)]
+        reason: String,
+    },
     /// Thresholds of the decide stage that differ for a service and action (`*` stands for any text): keys as in the
     /// configuration's `[decide]`.
     Thresholds {
@@ -491,6 +503,7 @@ impl Control {
             Self::Protected { service, .. } => format!("protected/{service}"),
             Self::Maintenance { service, .. } => format!("maintenance/{service}"),
             Self::Reset { service, .. } => format!("reset/{service}"),
+            Self::Cancel { action, .. } => format!("cancel/{action}"),
             Self::Thresholds { service, action, .. } => format!("thresholds/{service}/{action}"),
             Self::Model { policy, .. } => format!("model/{policy}"),
             Self::Generation { .. } => "generation".into(),

@@ -607,6 +607,25 @@ impl Fleet {
     /// Takes back a command that has not started. An executor may be about to start it all the same, so the target stays
     /// locked until it says how that ended, or can no longer start.
     pub(crate) fn cancel(&mut self, key: &EpisodeKey, reason: &str, out: &mut Vec<Effect>) {
+        let Some(pending) = self.state.episodes.get(key).and_then(Episode::pending) else {
+            return;
+        };
+        let action = &pending.action;
+        let until_ms = action
+            .timing
+            .start_deadline
+            .saturating_add(action.timing.exec_timeout_ms);
+        let lock = Lock {
+            action_id: action.action_id,
+            until_ms: Some(until_ms),
+        };
+        let target = action.target.key.clone();
+        self.withdraw(key, reason, out);
+        self.edit_target(&target, |state| state.lock = Some(lock));
+    }
+
+    /// Tells executors that a command is no longer wanted.
+    pub(crate) fn withdraw(&mut self, key: &EpisodeKey, reason: &str, out: &mut Vec<Effect>) {
         let Some(episode) = self.state.episodes.get(key) else {
             return;
         };
@@ -623,17 +642,8 @@ impl Fleet {
         let mut event = self.event(cloudevent::ACTION_CANCELLED, event_id, key, episode, action.incident_id);
         event.causation_id = Some(action.action_id);
         event.sequence = Some(self.state.clock.sequence);
-        let until_ms = action
-            .timing
-            .start_deadline
-            .saturating_add(action.timing.exec_timeout_ms);
-        let lock = Lock {
-            action_id: action.action_id,
-            until_ms: Some(until_ms),
-        };
-        let (topic, target) = (pending.topic.clone(), action.target.key.clone());
+        let topic = pending.topic.clone();
         out.push(Effect::Cancelled { topic, event, data });
-        self.edit_target(&target, |state| state.lock = Some(lock));
     }
 
     /// A person has looked at these services: their breakers close and what was escalated is considered afresh.

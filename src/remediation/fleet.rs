@@ -185,6 +185,10 @@ impl Fleet {
     }
 
     fn on_control(&mut self, scope: &str, data: Option<&Control>, out: &mut Vec<Effect>) {
+        // Said once about one command: there is nothing to remember.
+        if let Some(Control::Cancel { action, by, reason, .. }) = data {
+            return self.on_cancel(*action, by, reason, out);
+        }
         let changed = self.state.controls.get(scope) != data;
         if !changed {
             return;

@@ -115,6 +115,11 @@ impl Fleet {
                 let reason = "the executor found the command expired";
                 self.settle_verdict(key, Verdict::Inconclusive, reason, Then::Escalate, out);
             }
+            OutcomeStatus::Cancelled => {
+                let said = report.error.as_deref().unwrap_or("no reason given");
+                let reason = format!("the executor did not do it: {said}");
+                self.settle_verdict(key, Verdict::Superseded, &reason, Then::Escalate, out);
+            }
         }
     }
 
@@ -199,6 +204,40 @@ impl Fleet {
             _ => Then::Escalate,
         };
         self.settle_verdict(key, Verdict::Inconclusive, &reason, then, out);
+    }
+
+    /// A person takes a command back. What has not begun is settled at once, and the incident is that person's from then on.
+    /// What has begun may still be stopped, and its executor says which of the two it was. What is done stays done.
+    pub(crate) fn on_cancel(&mut self, action_id: Uuid, by: &str, why: &str, out: &mut Vec<Effect>) {
+        let key = self.index.actions.get(&action_id).cloned();
+        let phase = key.as_ref().and_then(|key| self.phase(key));
+        let (Some(key), Some(phase)) = (key, phase) else {
+            out.push(Effect::Unusable(format!(
+                "cancel {action_id}: nothing is on its way under this id"
+            )));
+            return;
+        };
+        let reason = match why {
+            "" => format!("cancelled by {by}"),
+            why => format!("cancelled by {by}: {why}"),
+        };
+        match phase {
+            Phase::Asked(_) => {
+                self.withdraw_request(&key, &reason, out);
+                self.drop_request(&key);
+                self.escalate(&key, &reason, out);
+            }
+            Phase::Requested | Phase::Accepted => {
+                self.cancel(&key, &reason, out);
+                self.settle_verdict(&key, Verdict::Superseded, &reason, Then::Escalate, out);
+            }
+            Phase::Started => self.withdraw(&key, &reason, out),
+            Phase::Verifying(_) | Phase::Lost => {
+                out.push(Effect::Unusable(format!(
+                    "cancel {action_id}: too late, it has been carried out or lost"
+                )));
+            }
+        }
     }
 
     /// Nobody said how the command ended: a person has to look, and the target stays locked.

@@ -412,7 +412,9 @@ fn unchanged(job: &Job<'_>, object: &Value, before: &Before) -> Result<(), Failu
 
 fn doubt(trouble: Trouble) -> Reconciled {
     match trouble.into() {
-        Failure::Failed { reason, .. } | Failure::Unknown(reason) => Reconciled::Unknown(reason),
+        Failure::Failed { reason, .. } | Failure::Unknown(reason) | Failure::Stopped(reason) => {
+            Reconciled::Unknown(reason)
+        }
     }
 }
 

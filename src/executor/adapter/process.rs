@@ -215,13 +215,26 @@ impl Adapter for ProcessAdapter {
         }
     }
 
-    fn act(&self, command: &Command, _before: &Before) -> Result<Effect, Failure> {
+    fn act(&self, command: &Command, before: &Before) -> Result<Effect, Failure> {
+        self.act_while_wanted(command, before, &|| true)
+    }
+
+    fn act_while_wanted(
+        &self,
+        command: &Command,
+        _before: &Before,
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<Effect, Failure> {
         self.reap();
         let service = self.service(command).map_err(Failure::failed)?;
         let lock = lock(service, LOCK_TIMEOUT)
             .map_err(|error| Failure::failed(format!("{}: {error}", service.lock_path().display())))?;
         let before = pid_file::read(&service.pid_file)
             .map_err(|error| Failure::failed(format!("{}: {error}", service.pid_file.display())))?;
+        // A process that was asked to end has to be replaced: from here on the restart runs to its end.
+        if !wanted() {
+            return Err(Failure::Stopped("before the process was asked to end".into()));
+        }
         if let Some(before) = &before {
             let stop_timeout = Duration::from_millis(service.stop_timeout_ms).min(command.exec_timeout());
             stop(before, stop_timeout)

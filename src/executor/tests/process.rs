@@ -193,6 +193,39 @@ fn invariant_13_one_effect_through_a_kill_at_every_point() {
     }
 }
 
+/// Every action is killed twice, at points drawn from a seed, and then carried through. Effects are counted by the service.
+#[test]
+#[ignore = "takes minutes: make soak"]
+fn a_thousand_kills_of_the_executor_double_no_effect() {
+    let directory = tempfile::tempdir().unwrap();
+    let cart = Counted::new(directory.path(), "cart");
+    let mut by_hand = cart.start_by_hand();
+    let points = [
+        CrashPoint::AfterClaim,
+        CrashPoint::AfterIntent,
+        CrashPoint::AfterAct,
+        CrashPoint::BeforeOutcome,
+    ];
+    let mut kills = 0;
+    let mut expected = vec!["by hand".to_owned()];
+    for number in 0..700_usize {
+        let action = action("cart", u32::try_from(number).unwrap());
+        let data = serde_json::to_vec(&action).unwrap();
+        fs::write(directory.path().join("action.json"), data).unwrap();
+        // A second kill may find its point passed: then the action is done already.
+        for point in [points[number % 4], points[(number / 4) % 4]] {
+            kills += usize::from(common::child(directory.path(), Some(point)).signal() == Some(9));
+        }
+        let _ = by_hand.try_wait();
+        assert!(common::child(directory.path(), None).success(), "action {number}");
+        expected.push(action.action_id.to_string());
+    }
+    println!("{kills} kills, {} effects, none twice", cart.starts().len() - 1);
+    assert_eq!(cart.starts(), expected);
+    assert!(kills >= 1_000, "{kills}");
+    let _ = by_hand.wait();
+}
+
 #[test]
 fn child_process() {
     let Some(directory) = std::env::var_os("EXECUTOR_TEST_DIRECTORY").map(PathBuf::from) else {

@@ -202,7 +202,7 @@ fn kill_switch(engaged: bool) -> Control {
     }
 }
 
-use OutcomeStatus::{Accepted, Expired, Failed, Rejected, Started, Succeeded, Unknown};
+use OutcomeStatus::{Accepted, Cancelled, Expired, Failed, Rejected, Started, Succeeded, Unknown};
 
 const DONE: [(OutcomeStatus, u16); 3] = [(Accepted, 102), (Started, 102), (Succeeded, 200)];
 
@@ -321,9 +321,25 @@ fn a_withdrawn_command_does_not_start() {
         .worker
         .cancelled
         .insert(command.id(), "recovered by itself".into());
-    assert_eq!(bench.carry_out(&command), [(Rejected, 409)]);
+    assert_eq!(bench.carry_out(&command), [(Cancelled, 409)]);
     bench.worker.cancelled.remove(command.id());
-    assert_eq!(bench.carry_out(&command), [(Rejected, 409)]);
+    assert_eq!(bench.carry_out(&command), [(Cancelled, 409)]);
+    assert_eq!(bench.acts(), 0);
+}
+
+#[test]
+fn a_command_that_a_person_took_back_on_control_does_not_start() {
+    let bench = Bench::new();
+    let (taken_back, other) = (command(action("cart", 1), 1), command(action("cart", 2), 2));
+    bench.control(&Control::Cancel {
+        action: taken_back.id(),
+        by: "ada".into(),
+        at: NOW_MS,
+        reason: "deploy under way".into(),
+    });
+    assert_eq!(bench.carry_out(&taken_back), [(Cancelled, 409)]);
+    assert_eq!(bench.carry_out(&other)[2], (Succeeded, 200));
+    assert_eq!(bench.acts(), 1);
 }
 
 #[test]
@@ -333,6 +349,8 @@ fn failures_are_told_apart_from_doubt() {
     assert_eq!(bench.carry_out(&command(action("cart", 1), 1))[2], (Failed, 500));
     *bench.world.fails.lock().unwrap() = Some(Failure::Unknown("no answer".into()));
     assert_eq!(bench.carry_out(&command(action("cart", 2), 1))[2], (Unknown, 504));
+    *bench.world.fails.lock().unwrap() = Some(Failure::Stopped("half way".into()));
+    assert_eq!(bench.carry_out(&command(action("cart", 3), 1))[2], (Cancelled, 409));
 }
 
 #[test]

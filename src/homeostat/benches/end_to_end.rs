@@ -406,6 +406,7 @@ fn processor() -> anyhow::Result<Processor> {
         config: config::load_text("")?,
         observer: Arc::new(()),
         shutdown: Shutdown::new(),
+        signer: None,
         crash: None,
         switches: Switches::default(),
     })

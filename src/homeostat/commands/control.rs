@@ -6,7 +6,7 @@ use anyhow::Context;
 use kafka::{Broker, ProducerConfig};
 use protocol::{
     CloudEvent, Topics, cloudevent, id,
-    message::{self, ApprovalRecord, Control, Mode},
+    message::{self, ApprovalRecord, Control, Decision, Mode},
 };
 
 use crate::{config, error::Refused, topic_reader};
@@ -112,6 +112,18 @@ pub struct Approve {
 #[command(after_help = "Example: homeostat deny 5f0c… --reason 'deploy under way'")]
 pub struct Deny {
     /// Approval id or action id, or the beginning of one
+    id: String,
+    #[command(flatten)]
+    fleet: Fleet,
+    #[command(flatten)]
+    author: Author,
+}
+
+/// Takes a command back that is on its way: executors do not start it, and stop it where they can.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Example: homeostat cancel 5f0c… --reason 'deploy under way'")]
+pub struct Cancel {
+    /// Action id, or the beginning of one
     id: String,
     #[command(flatten)]
     fleet: Fleet,
@@ -245,6 +257,57 @@ impl Deny {
             "denied",
         )
     }
+}
+
+impl Cancel {
+    pub fn run(&self) -> anyhow::Result<()> {
+        let (broker, topics, _) = self.fleet.open()?;
+        let actions = on_record(&*broker, &topics, &self.id)?;
+        let (action, target) = match actions.iter().next() {
+            Some((action, target)) if actions.len() == 1 => (*action, target),
+            None => {
+                let refused = Refused::new(format!(
+                    "no decision on record is about an action whose id begins with {:?}",
+                    self.id
+                ));
+                return Err(refused
+                    .help("`homeostat incidents --output json` has the actions of every incident")
+                    .into());
+            }
+            Some(_) => {
+                let refused = Refused::new(format!("{} actions begin with {:?}", actions.len(), self.id));
+                return Err(refused.help("give more of the id").into());
+            }
+        };
+        let Author { by, reason } = self.author.clone();
+        let at = now_ms();
+        publish(&*broker, &topics, &Control::Cancel { action, by, at, reason }, at)?;
+        println!("cancelled: action {action} on {target}, unless it has been carried out already");
+        Ok(())
+    }
+}
+
+/// Actions whose ids begin so, with their targets.
+fn on_record(broker: &dyn Broker, topics: &Topics, id: &str) -> anyhow::Result<BTreeMap<uuid::Uuid, String>> {
+    let mut actions = BTreeMap::new();
+    topic_reader::read(broker, &topics.decisions(), |record| {
+        if CloudEvent::kind_of(&record) != Some(cloudevent::DECISION) {
+            return;
+        }
+        let decision = message::read::<Decision>("decision", record.value.unwrap_or_default());
+        let Ok(Decision {
+            action_id: Some(action),
+            target_key,
+            ..
+        }) = decision
+        else {
+            return;
+        };
+        if action.to_string().starts_with(id) {
+            actions.insert(action, target_key);
+        }
+    })?;
+    Ok(actions)
 }
 
 /// Requests for approval that nobody has answered and that have not expired, oldest first.

@@ -111,6 +111,7 @@ fn run_beside_processor(options: &Options, config: Config, pipelines: Arc<[Pipel
         config,
         observer: observation.stages(),
         shutdown: shutdown.clone(),
+        signer: None,
         crash: None,
         switches: Switches::default(),
     };

@@ -7,6 +7,7 @@ pub mod demo;
 pub mod detect;
 pub mod diff;
 pub mod explain_decision;
+pub mod keys;
 pub mod model;
 pub mod recording;
 pub mod replay;

@@ -6,6 +6,7 @@ use kafka::{Broker, CrashPoint, Shutdown, Switches};
 use tracing::info;
 
 use crate::{
+    commands::keys,
     config, observe, pipelines,
     processor::{Processor, StageName, require_exactly_once},
 };
@@ -37,6 +38,10 @@ impl Run {
         crate::log::start(&config.log)?;
         let files = pipelines::find(&self.pipelines)?;
         let pipelines = pipelines::compile_all(&files, std::io::stderr().is_terminal())?;
+        let signer = match &config.signing.key_file {
+            Some(key_file) => Some(Arc::new(keys::signer(key_file)?)),
+            None => None,
+        };
         let broker: Arc<dyn Broker> = Arc::new(kafka::Kafka::new(&config.kafka)?);
         require_exactly_once(&*broker)?;
         let shutdown = Shutdown::new();
@@ -45,6 +50,7 @@ impl Run {
         info!(
             pipelines = names.join(","),
             bootstrap = config.kafka.bootstrap,
+            signing_key = signer.as_ref().map(|signer| signer.id()),
             "starting"
         );
         let stages = if self.stages.is_empty() {
@@ -61,6 +67,7 @@ impl Run {
             config,
             observer,
             shutdown,
+            signer,
             crash,
             switches,
         };

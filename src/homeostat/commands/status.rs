@@ -120,6 +120,8 @@ impl Status {
                 request.target_key, request.approval_id
             );
         }
+        // What was said once about one command is no state of the fleet.
+        controls.retain(|_, control| !matches!(control, Control::Cancel { .. }));
         for (scope, control) in &controls {
             println!("  control {scope}: {}", serde_json::to_string(control)?);
         }

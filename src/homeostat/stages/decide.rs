@@ -5,7 +5,7 @@
 //! group's generation fences the whole fleet (`correctness.md` rule 13). Everything is durable at every commit; there is no
 //! replay. What was consumed, in order, is a journal record (rule 15). Input that cannot be used becomes a dead letter.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use engine::spec::{ActionSpec, DetectorInput, OptionValue, Pipeline, PolicySpec};
 use protocol::{
@@ -13,6 +13,7 @@ use protocol::{
     TopicPartition, Topics, cloudevent, id,
     log::{self, Note},
     message::{self, Anomaly, ApprovalRecord, Control, Journal, Outcome, TimeProgress},
+    signature::Signer,
 };
 use remediation::{Choice, Effect, Fleet, FleetConfig, Input, Limit, Message, Policy};
 use serde_json::{Map, Value};
@@ -28,6 +29,7 @@ pub struct Decide {
     config: FleetConfig,
     policies: Vec<Policy>,
     panes_partitions: i32,
+    signer: Option<Arc<Signer>>,
     owned: Option<Owned>,
 }
 
@@ -41,13 +43,21 @@ struct Owned {
 }
 
 impl Decide {
-    pub fn new(pipelines: &[Pipeline], topics: Topics, config: FleetConfig, panes_partitions: i32) -> Self {
+    /// `signer` signs commands and what withdraws them.
+    pub fn new(
+        pipelines: &[Pipeline],
+        topics: Topics,
+        config: FleetConfig,
+        panes_partitions: i32,
+        signer: Option<Arc<Signer>>,
+    ) -> Self {
         let policies = policies(pipelines, &topics);
         Self {
             topics,
             config,
             policies,
             panes_partitions,
+            signer,
             owned: None,
         }
     }
@@ -91,6 +101,13 @@ impl Decide {
                         reason,
                         DEAD_LETTER_BYTES,
                     ));
+                }
+                Effect::Action { .. } | Effect::Cancelled { .. } => {
+                    let mut output = effect.output(topics);
+                    if let (Some(signer), Some(output)) = (&self.signer, &mut output) {
+                        signer.sign(output);
+                    }
+                    out.records.extend(output);
                 }
                 _ => out.records.extend(effect.output(topics)),
             }

@@ -295,6 +295,12 @@ fn control() -> impl Strategy<Value = Control> {
             at,
             reason
         }),
+        (uuid(), words(), time(), words()).prop_map(|(action, by, at, reason)| Control::Cancel {
+            action,
+            by,
+            at,
+            reason
+        }),
         (name(), name(), map(), words()).prop_map(|(service, action, set, by)| Control::Thresholds {
             service,
             action,

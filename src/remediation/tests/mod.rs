@@ -6,6 +6,7 @@ mod backtest;
 mod choose;
 mod property;
 mod scenario;
+mod unreadable;
 
 use std::{collections::BTreeMap, sync::LazyLock};
 

@@ -196,6 +196,17 @@ fn act(world: &mut World, command: &[&str]) -> Option<Vec<Effect>> {
                 reason: reason(),
             })
         }
+        ["cancel", service, by] => {
+            let sent = world.actions.get(*service).map(|action| action.action_id);
+            let action = sent.or_else(|| Some(world.requests.get(*service)?.action_id))?;
+            let at = world.now_ms;
+            world.control(&Control::Cancel {
+                action,
+                by: (*by).to_owned(),
+                at,
+                reason: reason(),
+            })
+        }
         ["thresholds", service, action, set] => world.control(&Control::Thresholds {
             service: (*service).into(),
             action: (*action).into(),

@@ -7,6 +7,7 @@ use std::{
 };
 
 use executor::{
+    admission::Refusal,
     command::{Addressee, Reader},
     report::{Identity, Statement},
 };
@@ -21,7 +22,12 @@ use kafka::{
     memory::{Fault, Operation, Stored},
     partitions_of,
 };
-use protocol::{Batch, TopicPartition, cloudevent, schema};
+use protocol::{
+    Batch, TopicPartition, cloudevent,
+    message::OutcomeStatus,
+    schema,
+    signature::{self, Signer, TrustedKey},
+};
 use serde_json::Value;
 
 const SERVICES: usize = 8;
@@ -82,6 +88,8 @@ pub struct Plan {
     pub stalls: bool,
     /// Calls fail, answers get lost, markers come late.
     pub broker_faults: bool,
+    /// The executor starts nothing after its expiry.
+    pub honours_expiry: bool,
     pub skip_send_offsets: bool,
     pub skip_fencing: bool,
 }
@@ -93,6 +101,10 @@ pub struct Service {
     down_until_ms: Option<i64>,
     /// Up, but nobody hears of it.
     pub muted: bool,
+    /// How far its clock is ahead.
+    pub skew_ms: i64,
+    /// How often everything it says reaches the broker.
+    pub copies: u32,
     crashed: u32,
     next_heartbeat_ms: i64,
     next_row_ms: i64,
@@ -105,6 +117,12 @@ impl Service {
 
     pub fn crash(&mut self) {
         self.down_until_ms = Some(i64::MAX);
+        self.crashed += 1;
+    }
+
+    /// Comes back by itself.
+    pub fn crash_until(&mut self, up_ms: i64) {
+        self.down_until_ms = Some(up_ms);
         self.crashed += 1;
     }
 }
@@ -129,6 +147,7 @@ pub struct World {
 struct Executor {
     consumer: Box<dyn Consumer>,
     reader: Reader,
+    keys: Vec<TrustedKey>,
     identity: Identity,
     /// Effects by action id, counted where they happen.
     effects: BTreeMap<String, (String, u32)>,
@@ -152,6 +171,7 @@ impl World {
             config: config::load_text(CONFIG).unwrap(),
             observer: Arc::new(()),
             shutdown: Shutdown::new(),
+            signer: Some(Arc::new(Signer::from_seed(&[7; 32]))),
             crash: None,
             switches: Switches {
                 skip_send_offsets: plan.skip_send_offsets,
@@ -164,6 +184,8 @@ impl World {
             name: format!("s{at}"),
             down_until_ms: None,
             muted: false,
+            skew_ms: 0,
+            copies: 1,
             crashed: 0,
             next_heartbeat_ms: began_ms + at as i64 * 37,
             next_row_ms: began_ms + at as i64 * 23,
@@ -189,7 +211,7 @@ impl World {
         world
     }
 
-    fn now_ms(&self) -> i64 {
+    pub fn now_ms(&self) -> i64 {
         self.clock.now_ms()
     }
 
@@ -222,6 +244,80 @@ impl World {
         while self.now_ms() < until_ms {
             self.step(false);
         }
+    }
+
+    /// Until the broker is healed, these calls fail and have no effect.
+    pub fn fail(&self, fails: fn(Operation) -> bool) {
+        self.memory
+            .inject(move |operation| fails(operation).then_some(Fault::Before(Class::Retriable)));
+    }
+
+    pub fn heal(&self) {
+        self.memory.heal();
+    }
+
+    /// Every instance in its turn drains and is replaced, with a while between.
+    pub fn upgrade(&mut self, pause_ms: i64) {
+        for _ in 0..self.loops.len() {
+            let (name, mut stopped) = self.loops.remove(0);
+            stopped.drain().unwrap();
+            drop(stopped);
+            self.start(name);
+            self.run_for(pause_ms);
+        }
+    }
+
+    /// One instance dies where it is and is replaced.
+    pub fn kill_one(&mut self) {
+        let victim = self.random(self.loops.len() as u64) as usize;
+        let (name, killed) = self.loops.remove(victim);
+        drop(killed);
+        self.start(name);
+    }
+
+    /// Every instance dies where it is and is replaced.
+    pub fn kill_all(&mut self) {
+        for (name, killed) in std::mem::take(&mut self.loops) {
+            drop(killed);
+            self.start(name);
+        }
+    }
+
+    /// Commands as they were published: id, service, and the broker's time.
+    pub fn commands(&self) -> Vec<(String, String, i64)> {
+        let records = self.memory.read_committed(&self.processor.topics().actions());
+        let requested = |record: &&Stored| header(record, "ce_type") == Some(cloudevent::ACTION_REQUESTED);
+        let command = |record: &Stored| {
+            let data: Value = serde_json::from_slice(record.value.as_deref().unwrap()).unwrap();
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            (
+                text(&data["action_id"]),
+                text(&data["target"]["name"]),
+                record.timestamp_ms,
+            )
+        };
+        let mut commands: Vec<_> = records.iter().filter(requested).map(command).collect();
+        commands.sort_by_key(|(_, _, at_ms)| *at_ms);
+        commands
+    }
+
+    /// Ids of actions that a decision on record names.
+    pub fn decided(&self) -> BTreeSet<String> {
+        let decisions = self.events(&self.processor.topics().decisions(), cloudevent::DECISION);
+        let named = decisions.iter().filter_map(|data| data["action_id"].as_str());
+        named.map(str::to_owned).collect()
+    }
+
+    /// Gates that refused something.
+    pub fn refused_by(&self) -> BTreeSet<String> {
+        let decisions = self.events(&self.processor.topics().decisions(), cloudevent::DECISION);
+        let named = decisions.iter().filter_map(|data| data["refused_by"].as_str());
+        named.map(str::to_owned).collect()
+    }
+
+    pub fn count(&self, topic: &str) -> usize {
+        let topics = self.processor.topics();
+        self.memory.read_committed(&format!("{}{topic}", topics.prefix())).len()
     }
 
     /// Time with everything that the plan has in store.
@@ -326,7 +422,7 @@ impl World {
             let heard = service.is_up() && !service.muted && self.telemetry;
             if service.next_heartbeat_ms <= now_ms {
                 service.next_heartbeat_ms += HEARTBEAT_INTERVAL_MS;
-                if heard {
+                for _ in 0..if heard { service.copies } else { 0 } {
                     let beat = format!("{{\"service\":\"{}\"}}", service.name);
                     let partition = TopicPartition::new("heartbeats", (draw % 2) as i32);
                     self.memory
@@ -337,8 +433,9 @@ impl World {
             let service = &mut self.services[at];
             if service.next_row_ms <= now_ms {
                 service.next_row_ms += ROW_INTERVAL_MS;
-                if heard {
-                    let (ts, ms) = (now_ms - (draw >> 4) as i64 % 400, (draw >> 8) as f64 % 500.0);
+                for _ in 0..if heard { service.copies } else { 0 } {
+                    let ts = now_ms + service.skew_ms - (draw >> 4) as i64 % 400;
+                    let ms = (draw >> 8) as f64 % 500.0;
                     let row = format!("{{\"service\":\"{}\",\"ms\":{ms},\"ts\":{ts}}}", service.name);
                     let partition = TopicPartition::new("app", (draw >> 2) as i32 & 3);
                     self.memory
@@ -360,11 +457,23 @@ impl World {
             .iter()
             .filter(|record| cloudevent::CloudEvent::kind_of(record) == Some(cloudevent::ACTION_REQUESTED))
         {
+            let signed = signature::verify(&record, &self.executor.keys, now_ms);
+            assert!(signed.is_ok(), "{signed:?}");
             let command = self
                 .executor
                 .reader
                 .read(&record)
                 .unwrap_or_else(|bad| panic!("a bad command: {}", bad.reason));
+            let to = Addressee::from(&command);
+            if self.plan.honours_expiry && now_ms > command.expiry_ms() {
+                let late = Refusal {
+                    status: OutcomeStatus::Expired,
+                    code: 410,
+                    reason: "it came too late".into(),
+                };
+                self.executor.say(&self.memory, &to, late.into(), now_ms);
+                continue;
+            }
             let name = command.service().to_owned();
             let effect = self.executor.effects.entry(command.id().to_string());
             effect.or_insert((name.clone(), 0)).1 += 1;
@@ -374,29 +483,12 @@ impl World {
                 .find(|service| service.name == name)
                 .expect("a service of this fleet");
             service.down_until_ms = Some(now_ms + RESTART_MS);
-            let to = Addressee::from(&command);
             for statement in [
                 Statement::accepted(),
                 Statement::started(),
                 Statement::succeeded(BTreeMap::new().into_iter().collect()),
             ] {
-                let outcome = self.executor.identity.outcome(&to, statement, now_ms);
-                let output = self.executor.identity.event(&to, &outcome);
-                let headers: Vec<(&str, &[u8])> = output
-                    .headers
-                    .iter()
-                    .map(|(name, value)| (name.as_str(), value.as_slice()))
-                    .collect();
-                let partition = TopicPartition::new(output.topic, 0);
-                self.memory
-                    .append(
-                        &partition,
-                        now_ms,
-                        output.key.as_deref(),
-                        output.value.as_deref(),
-                        &headers,
-                    )
-                    .unwrap();
+                self.executor.say(&self.memory, &to, statement, now_ms);
             }
         }
     }
@@ -558,6 +650,19 @@ impl World {
 }
 
 impl Executor {
+    fn say(&self, memory: &Memory, to: &Addressee, statement: Statement, now_ms: i64) {
+        let outcome = self.identity.outcome(to, statement, now_ms);
+        let output = self.identity.event(to, &outcome);
+        let headers: Vec<(&str, &[u8])> = output
+            .headers
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_slice()))
+            .collect();
+        let partition = TopicPartition::new(output.topic, 0);
+        let (key, value) = (output.key.as_deref(), output.value.as_deref());
+        memory.append(&partition, now_ms, key, value, &headers).unwrap();
+    }
+
     fn new(memory: &Memory, processor: &Processor) -> Self {
         let topics = processor.topics();
         let mut consumer = memory.consumer(&ConsumerConfig::new("executor", None)).unwrap();
@@ -581,6 +686,7 @@ impl Executor {
         Self {
             consumer,
             reader: Reader::default(),
+            keys: vec![TrustedKey::from_pem(&Signer::from_seed(&[7; 32]).public_pem()).unwrap()],
             identity,
             effects: BTreeMap::new(),
         }
