@@ -6,7 +6,7 @@ RUNS ?= 1000
 DATA ?= ../shared/data
 PEERS ?= ../shared/bench/peers
 
-.PHONY: help demo test soak check bench bench-choice bench-detection bench-healing bench-peers build image
+.PHONY: help demo test test-kubernetes soak check bench bench-choice bench-detection bench-healing bench-peers build image
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 17
@@ -16,7 +16,8 @@ demo: build ## break a small shop of services and watch it heal: make demo DURAT
 
 test: ## start a real Kafka, run all tests on it, stop it
 	@.ci/test
-
+test-kubernetes: ## the executor against a real Kubernetes control plane, built once
+	@.ci/need rust cc make perl go && cargo test --workspace --test kubernetes --locked -- --include-ignored
 soak: ## the tests that take long: a day without faults, a thousand kills each of executor and processors
 	@.ci/test -- --ignored a_day a_thousand
 
@@ -25,11 +26,9 @@ check: ## format and lints with warnings as errors, one version of arrow
 	cargo fmt --all -- --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	@.ci/one-arrow
-
 bench: ## records per second through a real Kafka, beside a raw consumer, and ns per row by step
 	@.ci/need rust cc make perl java mvn
 	cargo bench --workspace --bench end_to_end --bench decode --bench fold --locked
-
 bench-detection: ## every detector on public labelled data: make bench-detection DATA=../shared/data
 	cargo bench -p detector --bench detection --locked -- --data $(abspath $(DATA))
 bench-choice: ## the learned choice of an action on public labelled incidents: make bench-choice DATA=../shared/data

@@ -2,34 +2,56 @@
 //!
 //! An adapter is asked two things: whether the effect of an action has already taken place, and to bring it about.
 //! Asking and acting must agree through a marker that the world itself keeps and that carries the action's id; then a
-//! crash at any moment leaves at most one effect.
+//! crash at any moment leaves at most one effect. A world that keeps no markers is looked at first ([`Adapter::observe`]):
+//! the ledger remembers what it was like, and an action is bound to that.
 
+pub mod alert;
+pub mod catalogue;
+pub mod docker;
+pub mod kubernetes;
 pub mod log;
 pub mod process;
+pub mod systemd;
 pub mod webhook;
 
-use serde_json::{Map, Value};
+use std::io;
 
-use crate::command::Command;
+use serde_json::{Map, Value};
+use tokio::runtime::Runtime;
+
+use crate::{admission::Refusal, command::Command};
 
 /// What changed, for people: before, after, marker.
 pub type Effect = Map<String, Value>;
 
+/// The world before an action, as far as the adapter needs it to recognise its own effect.
+pub type Before = Map<String, Value>;
+
 /// Brings about the effects of one kind of action.
 pub trait Adapter: Send + Sync {
-    /// Whether the adapter knows the target at all; answered before anything is claimed.
-    fn knows(&self, command: &Command) -> Result<(), String>;
+    /// Whether the adapter knows action and target and understands the parameters; answered before anything is claimed.
+    fn knows(&self, command: &Command) -> Result<(), Refusal>;
 
-    /// Reads the world for traces of an earlier run of this action.
-    fn reconcile(&self, command: &Command) -> Reconciled;
+    /// Looks at the world before anything is done. What it says is remembered with the intent.
+    fn observe(&self, _command: &Command) -> Result<Before, Failure> {
+        Ok(Before::new())
+    }
+
+    /// Reads the world for traces of an earlier run of this action; `before` where one meant to act.
+    fn reconcile(&self, command: &Command, before: Option<&Before>) -> Reconciled;
 
     /// Brings the effect about. Never called when [`Adapter::reconcile`] says that it took place.
-    fn act(&self, command: &Command) -> Result<Effect, Failure>;
+    fn act(&self, command: &Command, before: &Before) -> Result<Effect, Failure>;
 
     /// As [`Adapter::act`], for an adapter that can stop on the way: it asks `wanted` while it waits and before what it
     /// cannot take back, and answers [`Failure::Stopped`] once the action was withdrawn.
-    fn act_while_wanted(&self, command: &Command, _wanted: &dyn Fn() -> bool) -> Result<Effect, Failure> {
-        self.act(command)
+    fn act_while_wanted(
+        &self,
+        command: &Command,
+        before: &Before,
+        _wanted: &dyn Fn() -> bool,
+    ) -> Result<Effect, Failure> {
+        self.act(command, before)
     }
 }
 
@@ -61,10 +83,43 @@ pub enum Failure {
 
 impl Failure {
     pub fn failed(reason: impl Into<String>) -> Self {
+        Self::coded(500, reason)
+    }
+
+    pub fn coded(code: u16, reason: impl Into<String>) -> Self {
         Self::Failed {
-            code: 500,
+            code,
             reason: reason.into(),
             retryable: false,
         }
     }
+
+    /// Nothing was done, and nothing stands against trying later.
+    pub fn retryable(reason: impl Into<String>) -> Self {
+        Self::Failed {
+            code: 500,
+            reason: reason.into(),
+            retryable: true,
+        }
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::coded(refusal.code, refusal.reason)
+    }
+}
+
+/// For a client that is asynchronous: workers wait for it, one thread drives it.
+fn client_runtime(name: &str) -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name(name)
+        .enable_all()
+        .build()
+}
+
+/// The adapter has no such target, or no such action for it.
+pub(crate) fn unknown_target(reason: impl Into<String>) -> Refusal {
+    Refusal::rejected(404, reason)
 }

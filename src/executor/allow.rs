@@ -21,8 +21,13 @@ pub struct Allow {
     /// Service names; `*` stands for any run of characters.
     pub target: String,
     pub adapter: AdapterKind,
-    /// The webhook endpoint, for the adapter of that name.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Which of an adapter's named parts: a webhook's endpoint, a command of the catalogue, the receiver of an alert.
+    #[serde(
+        default,
+        alias = "command",
+        alias = "receiver",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub endpoint: Option<String>,
     /// Bounds by parameter. A parameter that is not listed is refused.
     #[serde(default)]
@@ -36,6 +41,26 @@ pub enum AdapterKind {
     Process,
     Webhook,
     Log,
+    Kubernetes,
+    Catalogue,
+    Alert,
+    Docker,
+    Systemd,
+}
+
+impl AdapterKind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Process => "process",
+            Self::Webhook => "webhook",
+            Self::Log => "log",
+            Self::Kubernetes => "kubernetes",
+            Self::Catalogue => "catalogue",
+            Self::Alert => "alert",
+            Self::Docker => "docker",
+            Self::Systemd => "systemd",
+        }
+    }
 }
 
 /// What a parameter may be. An empty bound admits nothing.

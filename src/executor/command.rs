@@ -40,6 +40,12 @@ impl Command {
             .map_or(deadline, |expiry| expiry.min(deadline))
     }
 
+    /// How long it may still be started: asking again is a start, too.
+    pub fn may_start_for(&self) -> Duration {
+        let now_ms = crate::clock::now_ms();
+        Duration::from_millis(u64::try_from(self.expiry_ms().saturating_sub(now_ms)).unwrap_or(0))
+    }
+
     pub fn exec_timeout(&self) -> Duration {
         Duration::from_millis(u64::try_from(self.action.timing.exec_timeout_ms).unwrap_or(0))
     }

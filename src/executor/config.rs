@@ -18,7 +18,7 @@ use serde::Deserialize;
 
 use crate::{
     Error,
-    adapter::{log, process, webhook},
+    adapter::{alert, catalogue, docker, kubernetes, log, process, systemd, webhook},
     admission::Limits,
     allow::{AdapterKind, Allow, Unlisted},
     trust,
@@ -62,6 +62,16 @@ pub struct Config {
     pub webhook: webhook::Config,
     #[serde(default)]
     pub command_log: log::Config,
+    #[serde(default)]
+    pub kubernetes: kubernetes::Config,
+    #[serde(default)]
+    pub catalogue: catalogue::Config,
+    #[serde(default)]
+    pub alert: alert::Config,
+    #[serde(default)]
+    pub docker: docker::Config,
+    #[serde(default)]
+    pub systemd: systemd::Config,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -203,6 +213,11 @@ impl Config {
             return wrong("limits.skew_margin_ms is at least 0 and limits.age_max_ms at least 1".into());
         }
         self.check_services()?;
+        self.kubernetes.check()?;
+        self.catalogue.check()?;
+        self.alert.check()?;
+        self.docker.check()?;
+        self.systemd.check()?;
         self.check_allow()
     }
 
@@ -224,12 +239,6 @@ impl Config {
     }
 
     fn check_allow(&self) -> Result<(), Error> {
-        let endpoints: BTreeSet<&str> = self.webhook.endpoint.iter().map(|endpoint| &*endpoint.name).collect();
-        if endpoints.len() < self.webhook.endpoint.len() {
-            return Err(Error::Config(
-                "two [[webhook.endpoint]] have the same name; names are unique".into(),
-            ));
-        }
         for (index, allow) in self.allow.iter().enumerate() {
             let wrong = |text: String| {
                 let place = format!(
@@ -243,22 +252,73 @@ impl Config {
             if allow.action.is_empty() || allow.target.is_empty() {
                 return wrong("action and target must not be empty; target = \"*\" means every service".into());
             }
-            match (&allow.adapter, &allow.endpoint) {
-                (AdapterKind::Webhook, None) => {
-                    return wrong("adapter = \"webhook\" needs endpoint, the name of a [[webhook.endpoint]]".into());
+            let adapter = allow.adapter.as_str();
+            match (self.entries(allow.adapter)?, &allow.endpoint) {
+                (Some(entries), None) => {
+                    let (key, table) = (entries.key, entries.table);
+                    return wrong(format!("adapter = {adapter:?} needs {key}, the name of a [[{table}]]"));
                 }
-                (AdapterKind::Webhook, Some(name)) if !endpoints.contains(&**name) => {
-                    let hint = nearest(name, endpoints.iter().copied());
-                    return wrong(format!("endpoint {name:?} is no [[webhook.endpoint]]{hint}"));
+                (Some(entries), Some(name)) if !entries.names.contains(&**name) => {
+                    let hint = nearest(name, entries.names.iter().copied());
+                    return wrong(format!("{} {name:?} is no [[{}]]{hint}", entries.key, entries.table));
                 }
-                (AdapterKind::Process | AdapterKind::Log, Some(_)) => {
-                    return wrong("endpoint belongs to adapter = \"webhook\" only".into());
+                (None, Some(_)) => {
+                    return wrong(format!("adapter = {adapter:?} has no endpoint; leave it out"));
                 }
                 _ => {}
+            }
+            if let Some(table) = self.lacks_targets(allow.adapter) {
+                return wrong(format!(
+                    "adapter = {adapter:?} has nothing to act on; add a [[{table}]]"
+                ));
             }
         }
         Ok(())
     }
+
+    /// What a permission has to name for an adapter that has several of it.
+    fn entries(&self, adapter: AdapterKind) -> Result<Option<Entries<'_>>, Error> {
+        let (key, table, names): (_, _, Vec<&str>) = match adapter {
+            AdapterKind::Webhook => {
+                let names = self.webhook.endpoint.iter().map(|endpoint| &*endpoint.name);
+                ("endpoint", "webhook.endpoint", names.collect())
+            }
+            AdapterKind::Catalogue => {
+                let names = self.catalogue.command.iter().map(|entry| &*entry.name);
+                ("command", "catalogue.command", names.collect())
+            }
+            AdapterKind::Alert => {
+                let names = self.alert.receiver.iter().map(|receiver| &*receiver.name);
+                ("receiver", "alert.receiver", names.collect())
+            }
+            _ => return Ok(None),
+        };
+        let all = names.len();
+        let names: BTreeSet<&str> = names.into_iter().collect();
+        if names.len() < all {
+            return Err(Error::Config(format!(
+                "two [[{table}]] have the same name; names are unique"
+            )));
+        }
+        Ok(Some(Entries { key, table, names }))
+    }
+
+    /// The table that is missing for an adapter that is of no use without.
+    fn lacks_targets(&self, adapter: AdapterKind) -> Option<&'static str> {
+        match adapter {
+            AdapterKind::Kubernetes => self.kubernetes.target.is_empty().then_some("kubernetes.target"),
+            AdapterKind::Docker => self.docker.target.is_empty().then_some("docker.target"),
+            AdapterKind::Systemd => self.systemd.target.is_empty().then_some("systemd.target"),
+            _ => None,
+        }
+    }
+}
+
+/// The named parts of one adapter's configuration.
+struct Entries<'a> {
+    key: &'static str,
+    table: &'static str,
+    names: BTreeSet<&'a str>,
 }
 
 /// The first error with its place, and the nearest key where one is unknown.

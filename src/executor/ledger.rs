@@ -11,7 +11,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTran
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::Error;
+use crate::{Error, adapter::Before};
 
 /// Action id → JSON of [`Entry`].
 const ACTIONS: TableDefinition<u128, &[u8]> = TableDefinition::new("actions");
@@ -38,8 +38,11 @@ pub struct Entry {
 pub enum State {
     /// Taken on; nothing was done in the world.
     Claimed,
-    /// The effect may have begun.
-    Intent,
+    /// The effect may have begun in a world that was like this.
+    Intent {
+        #[serde(default)]
+        before: Before,
+    },
     /// Finished with this report.
     Done { outcome: Box<Outcome> },
 }
@@ -125,8 +128,8 @@ impl Ledger {
     }
 
     /// Says, before anything is done, that it may have been done.
-    pub fn intend(&self, action: Uuid, mut entry: Entry) -> Result<(), Error> {
-        entry.state = State::Intent;
+    pub fn intend(&self, action: Uuid, mut entry: Entry, before: Before) -> Result<(), Error> {
+        entry.state = State::Intent { before };
         self.write(|transaction| put(transaction, action, &entry))
     }
 

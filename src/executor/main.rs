@@ -8,8 +8,13 @@ use executor::{
     Config, Error,
     adapter::{
         Adapter,
+        alert::AlertAdapter,
+        catalogue::CatalogueAdapter,
+        docker::DockerAdapter,
+        kubernetes::KubernetesAdapter,
         log::LogAdapter,
         process::{ProcessAdapter, launcher},
+        systemd::SystemdAdapter,
         webhook::WebhookAdapter,
     },
     allow::AdapterKind,
@@ -167,6 +172,26 @@ fn adapters(config: &Config) -> Result<BTreeMap<AdapterKey, Box<dyn Adapter>>, E
     for endpoint in &config.webhook.endpoint {
         let adapter = WebhookAdapter::new(endpoint)?;
         adapters.insert((AdapterKind::Webhook, Some(endpoint.name.clone())), Box::new(adapter));
+    }
+    for entry in &config.catalogue.command {
+        let adapter = CatalogueAdapter::new(entry)?;
+        adapters.insert((AdapterKind::Catalogue, Some(entry.name.clone())), Box::new(adapter));
+    }
+    for receiver in &config.alert.receiver {
+        let adapter = AlertAdapter::new(receiver)?;
+        adapters.insert((AdapterKind::Alert, Some(receiver.name.clone())), Box::new(adapter));
+    }
+    if !config.docker.target.is_empty() {
+        let adapter = DockerAdapter::new(&config.docker)?;
+        adapters.insert((AdapterKind::Docker, None), Box::new(adapter));
+    }
+    if !config.systemd.target.is_empty() {
+        let adapter = SystemdAdapter::new(&config.systemd)?;
+        adapters.insert((AdapterKind::Systemd, None), Box::new(adapter));
+    }
+    if !config.kubernetes.target.is_empty() {
+        let adapter = KubernetesAdapter::new(&config.kubernetes)?;
+        adapters.insert((AdapterKind::Kubernetes, None), Box::new(adapter));
     }
     Ok(adapters)
 }

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::{
     Error,
-    adapter::{Adapter, Reconciled},
+    adapter::{Adapter, Before, Reconciled},
     admission::{self, Limits, Refusal},
     allow::{self, AdapterKind, Allow, Denied, Unlisted},
     command::{Addressee, Command, Malformed},
@@ -115,8 +115,9 @@ impl Worker {
                 ..
             }) => return self.repeat(&to, &outcome),
             Some(Entry {
-                state: State::Intent, ..
-            }) => self.resume(command, &to, permitted)?,
+                state: State::Intent { before },
+                ..
+            }) => self.resume(command, &to, permitted, before)?,
             Some(Entry {
                 state: State::Claimed, ..
             })
@@ -148,9 +149,7 @@ impl Worker {
             .adapters
             .get(&(allow.adapter, allow.endpoint.clone()))
             .ok_or_else(|| Refusal::rejected(403, "the allow-list names an adapter that is not configured"))?;
-        adapter
-            .knows(command)
-            .map_err(|reason| Refusal::rejected(404, reason))?;
+        adapter.knows(command)?;
         Ok(adapter.as_ref())
     }
 
@@ -168,10 +167,18 @@ impl Worker {
         );
         self.announce(to, Statement::accepted());
         // The ledger may have been lost, or another executor may have been here: the world knows better.
-        match adapter.reconcile(command) {
-            Reconciled::Done(effect) => self.finish(command, to, Statement::succeeded(effect)),
-            Reconciled::Failed(failure) => self.finish(command, to, failure.into()),
-            Reconciled::NotDone | Reconciled::Repeatable | Reconciled::Unknown(_) => self.act(command, to, adapter),
+        match adapter.reconcile(command, None) {
+            Reconciled::Done(effect) => return self.finish(command, to, Statement::succeeded(effect)),
+            Reconciled::Failed(failure) => return self.finish(command, to, failure.into()),
+            Reconciled::NotDone | Reconciled::Repeatable | Reconciled::Unknown(_) => {}
+        }
+        match adapter.observe(command) {
+            // Looking may have taken a while.
+            Ok(before) => match self.admit(command)? {
+                Ok(()) => self.act(command, to, adapter, before),
+                Err(refusal) => self.finish(command, to, refusal.into()),
+            },
+            Err(failure) => self.finish(command, to, failure.into()),
         }
     }
 
@@ -181,6 +188,7 @@ impl Worker {
         command: &Command,
         to: &Addressee,
         permitted: Result<&dyn Adapter, Refusal>,
+        before: Before,
     ) -> Result<Outcome, Error> {
         let adapter = match permitted {
             Ok(adapter) => adapter,
@@ -192,14 +200,14 @@ impl Worker {
                 return self.finish(command, to, Statement::unknown(reason));
             }
         };
-        let found = adapter.reconcile(command);
+        let found = adapter.reconcile(command, Some(&before));
         tracing::info!(action_id = %command.id(), target = %to.target_key, ?found, "reconciled an unfinished action");
         let refusal = match found {
             Reconciled::Done(effect) => return self.finish(command, to, Statement::succeeded(effect)),
             Reconciled::Failed(failure) => return self.finish(command, to, failure.into()),
             Reconciled::Unknown(reason) => return self.finish(command, to, Statement::unknown(reason)),
             Reconciled::NotDone | Reconciled::Repeatable => match self.admit(command)? {
-                Ok(()) => return self.act(command, to, adapter),
+                Ok(()) => return self.act(command, to, adapter, before),
                 Err(refusal) => refusal,
             },
         };
@@ -213,11 +221,12 @@ impl Worker {
         self.finish(command, to, statement)
     }
 
-    fn act(&self, command: &Command, to: &Addressee, adapter: &dyn Adapter) -> Result<Outcome, Error> {
-        self.ledger.intend(command.id(), self.entry(command))?;
+    fn act(&self, command: &Command, to: &Addressee, adapter: &dyn Adapter, before: Before) -> Result<Outcome, Error> {
+        self.ledger.intend(command.id(), self.entry(command), before.clone())?;
         CrashPoint::AfterIntent.reached();
         self.announce(to, Statement::started());
-        let acted = adapter.act_while_wanted(command, &|| self.cancelled.reason(command.id()).is_none());
+        let wanted = || self.cancelled.reason(command.id()).is_none();
+        let acted = adapter.act_while_wanted(command, &before, &wanted);
         CrashPoint::AfterAct.reached();
         let statement = match acted {
             Ok(effect) => Statement::succeeded(effect),

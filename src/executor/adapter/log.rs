@@ -15,7 +15,8 @@ use serde_json::{Value, json, value::RawValue};
 use uuid::Uuid;
 
 use crate::{
-    adapter::{Adapter, Effect, Failure, Reconciled},
+    adapter::{Adapter, Before, Effect, Failure, Reconciled},
+    admission::Refusal,
     command::Command,
 };
 
@@ -50,11 +51,11 @@ impl LogAdapter {
 }
 
 impl Adapter for LogAdapter {
-    fn knows(&self, _command: &Command) -> Result<(), String> {
+    fn knows(&self, _command: &Command) -> Result<(), Refusal> {
         Ok(())
     }
 
-    fn reconcile(&self, command: &Command) -> Reconciled {
+    fn reconcile(&self, command: &Command, _before: Option<&Before>) -> Reconciled {
         let Some(path) = &self.file else {
             return Reconciled::NotDone;
         };
@@ -65,7 +66,7 @@ impl Adapter for LogAdapter {
         }
     }
 
-    fn act(&self, command: &Command) -> Result<Effect, Failure> {
+    fn act(&self, command: &Command, _before: &Before) -> Result<Effect, Failure> {
         tracing::info!(
             action_id = %command.id(),
             action = command.kind(),

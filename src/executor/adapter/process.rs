@@ -33,7 +33,8 @@ use serde_json::{Value, json};
 
 use self::{launcher::Launch, pid_file::PidFile, system::Process};
 use crate::{
-    adapter::{Adapter, Effect, Failure, Reconciled},
+    adapter::{Adapter, Before, Effect, Failure, Reconciled, unknown_target},
+    admission::Refusal,
     command::Command,
 };
 
@@ -193,11 +194,11 @@ impl ProcessAdapter {
 }
 
 impl Adapter for ProcessAdapter {
-    fn knows(&self, command: &Command) -> Result<(), String> {
-        self.service(command).map(|_| ())
+    fn knows(&self, command: &Command) -> Result<(), Refusal> {
+        self.service(command).map(|_| ()).map_err(unknown_target)
     }
 
-    fn reconcile(&self, command: &Command) -> Reconciled {
+    fn reconcile(&self, command: &Command, _before: Option<&Before>) -> Reconciled {
         self.reap();
         let service = match self.service(command) {
             Ok(service) => service,
@@ -214,11 +215,16 @@ impl Adapter for ProcessAdapter {
         }
     }
 
-    fn act(&self, command: &Command) -> Result<Effect, Failure> {
-        self.act_while_wanted(command, &|| true)
+    fn act(&self, command: &Command, before: &Before) -> Result<Effect, Failure> {
+        self.act_while_wanted(command, before, &|| true)
     }
 
-    fn act_while_wanted(&self, command: &Command, wanted: &dyn Fn() -> bool) -> Result<Effect, Failure> {
+    fn act_while_wanted(
+        &self,
+        command: &Command,
+        _before: &Before,
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<Effect, Failure> {
         self.reap();
         let service = self.service(command).map_err(Failure::failed)?;
         let lock = lock(service, LOCK_TIMEOUT)

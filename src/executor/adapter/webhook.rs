@@ -24,7 +24,8 @@ use serde_json::json;
 
 use crate::{
     Error,
-    adapter::{Adapter, Effect, Failure, Reconciled},
+    adapter::{Adapter, Before, Effect, Failure, Reconciled},
+    admission::Refusal,
     command::{Command, describe},
 };
 
@@ -123,18 +124,23 @@ pub struct WebhookAdapter {
 
 impl WebhookAdapter {
     pub fn new(endpoint: &Endpoint) -> Result<Self, Error> {
-        let wrong = |reason: String| Error::Config(format!("[[webhook.endpoint]] {:?}: {reason}", endpoint.name));
+        Self::connect(endpoint)
+            .map_err(|reason| Error::Config(format!("[[webhook.endpoint]] {:?}: {reason}", endpoint.name)))
+    }
+
+    /// Or what is wrong with the endpoint.
+    pub(super) fn connect(endpoint: &Endpoint) -> Result<Self, String> {
         reqwest::Url::parse(&endpoint.url)
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https"))
-            .ok_or_else(|| wrong(format!("url {:?} is no http or https URL", endpoint.url)))?;
+            .ok_or_else(|| "url is no http or https URL".to_owned())?;
         Ok(Self {
             endpoint: endpoint.clone(),
-            client: endpoint.client().map_err(wrong)?,
+            client: endpoint.client()?,
         })
     }
 
-    fn post(&self, command: &Command, timeout: Duration) -> Answer {
+    fn post(&self, command: &Command, body: &[u8], timeout: Duration) -> Answer {
         let sent = self
             .client
             .post(&self.endpoint.url)
@@ -142,13 +148,15 @@ impl WebhookAdapter {
             .header(CONTENT_TYPE, "application/json")
             .header("idempotency-key", command.id().to_string())
             .headers(trace_headers(command))
-            .body(command.data.clone())
+            .body(body.to_vec())
             .send();
         match sent {
             Ok(response) => answer(&response),
-            // The request was never written: nothing can have happened.
-            Err(error) if error.is_connect() || error.is_builder() => Answer::Unreachable(describe(&error)),
-            Err(error) => Answer::Open(describe(&error)),
+            // The request was never written: nothing can have happened. URLs may be secrets.
+            Err(error) if error.is_connect() || error.is_builder() => {
+                Answer::Unreachable(describe(&error.without_url()))
+            }
+            Err(error) => Answer::Open(describe(&error.without_url())),
         }
     }
 }
@@ -187,11 +195,11 @@ fn trace_headers(command: &Command) -> HeaderMap {
 }
 
 impl Adapter for WebhookAdapter {
-    fn knows(&self, _command: &Command) -> Result<(), String> {
+    fn knows(&self, _command: &Command) -> Result<(), Refusal> {
         Ok(())
     }
 
-    fn reconcile(&self, _command: &Command) -> Reconciled {
+    fn reconcile(&self, _command: &Command, _before: Option<&Before>) -> Reconciled {
         if self.endpoint.idempotent {
             Reconciled::Repeatable
         } else {
@@ -199,13 +207,20 @@ impl Adapter for WebhookAdapter {
         }
     }
 
-    fn act(&self, command: &Command) -> Result<Effect, Failure> {
+    fn act(&self, command: &Command, _before: &Before) -> Result<Effect, Failure> {
+        self.deliver(command, &command.data)
+    }
+}
+
+impl WebhookAdapter {
+    /// Asks, and asks again, until it is known whether the body has arrived.
+    pub(super) fn deliver(&self, command: &Command, body: &[u8]) -> Result<Effect, Failure> {
         let started = Instant::now();
-        let may_retry_for = remaining(command).min(command.exec_timeout());
+        let may_retry_for = command.may_start_for().min(command.exec_timeout());
         let request_timeout = Duration::from_millis(self.endpoint.timeout_ms).min(command.exec_timeout());
         let mut acted = None;
         for attempt in 0u32.. {
-            let reason = match self.post(command, request_timeout) {
+            let reason = match self.post(command, body, request_timeout) {
                 Answer::Accepted(status) => return Ok(effect(&self.endpoint, status, attempt + 1)),
                 Answer::Refused(status) => {
                     return Err(Failure::failed(format!("the receiver refused with {status}")));
@@ -226,12 +241,6 @@ impl Adapter for WebhookAdapter {
         }
         Err(Failure::Unknown("no answer".into()))
     }
-}
-
-/// How long the command may still start: a retry is a start.
-fn remaining(command: &Command) -> Duration {
-    let now_ms = crate::clock::now_ms();
-    Duration::from_millis(u64::try_from(command.expiry_ms().saturating_sub(now_ms)).unwrap_or(0))
 }
 
 fn give_up(acted: Option<String>, last: String, attempts: u32) -> Failure {
@@ -266,4 +275,4 @@ fn random() -> u64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

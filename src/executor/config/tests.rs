@@ -13,6 +13,9 @@ fn the_defaults_stand_alone_and_allow_nothing() {
     let config = Config::load(None).unwrap();
     assert!(config.allow.is_empty());
     assert_eq!(config.id, "local");
+    assert_eq!(config.kubernetes, kubernetes::Config::default());
+    assert_eq!(config.docker, docker::Config::default());
+    assert_eq!(config.systemd, systemd::Config::default());
     assert!(
         config.retention_ms() > 8 * DAY_MS,
         "the actions topic keeps commands for 7 days"
@@ -24,6 +27,18 @@ fn the_example_is_valid() {
     let text = include_str!("../../../docs/examples/executor.toml");
     let config = load(text).unwrap();
     assert!(!config.allow.is_empty() && !config.process.service.is_empty());
+}
+
+#[test]
+fn what_the_page_shows_is_one_valid_file() {
+    let page = include_str!("../../../docs/executors.md");
+    let blocks: Vec<&str> = page
+        .split("```toml\n")
+        .skip(1)
+        .filter_map(|rest| rest.split("```").next())
+        .collect();
+    let config = load(&blocks.concat()).unwrap();
+    assert_eq!(config.allow.len(), page.matches("\n[[allow]]").count());
 }
 
 #[test]
@@ -68,6 +83,39 @@ fn contradictions_are_refused() {
             "[[allow]]\naction = \"a\"\ntarget = \"*\"\nadapter = \"webhook\"\nendpoint = \"pagr\"\n[[webhook.endpoint]]\nname = \"pager\"\nurl = \"http://x\"",
             "did you mean \"pager\"?",
         ),
+        (
+            "[[allow]]\naction = \"a\"\ntarget = \"*\"\nadapter = \"log\"\nendpoint = \"pager\"",
+            "has no endpoint",
+        ),
+        (
+            "[[allow]]\naction = \"a\"\ntarget = \"*\"\nadapter = \"kubernetes\"",
+            "add a [[kubernetes.target]]",
+        ),
+        (
+            "[[allow]]\naction = \"a\"\ntarget = \"*\"\nadapter = \"catalogue\"\ncommand = \"drian\"\n[[catalogue.command]]\nname = \"drain\"\nprogram = \"/bin/true\"",
+            "command \"drian\" is no [[catalogue.command]]; did you mean \"drain\"?",
+        ),
+        (
+            "[[catalogue.command]]\nname = \"drain\"\nprogram = \"drain\"",
+            "absolute path",
+        ),
+        (
+            "[[catalogue.command]]\nname = \"a\"\nprogram = \"/bin/true\"\nshell = true",
+            "unknown key \"shell\"",
+        ),
+        (
+            "[[allow]]\naction = \"a\"\ntarget = \"*\"\nadapter = \"docker\"",
+            "add a [[docker.target]]",
+        ),
+        (
+            "[[allow]]\naction = \"a\"\ntarget = \"*\"\nadapter = \"systemd\"",
+            "add a [[systemd.target]]",
+        ),
+        (
+            "[[allow]]\naction = \"a\"\ntarget = \"*\"\nadapter = \"alert\"\nreceiver = \"x\"",
+            "receiver \"x\" is no [[alert.receiver]]",
+        ),
+        ("[kubernetes]\npoll_ms = 1", "kubernetes.poll_ms = 1 is out of range"),
         (
             "[[allow]]\naction = \"a\"\ntarget = \"\"\nadapter = \"log\"",
             "must not be empty",

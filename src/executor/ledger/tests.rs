@@ -41,8 +41,9 @@ fn remembers_every_step_across_a_restart() {
     };
     let ledger = open(&path);
     assert_eq!(ledger.find(A).unwrap().unwrap(), entry);
-    ledger.intend(A, entry.clone()).unwrap();
-    assert_eq!(ledger.find(A).unwrap().unwrap().state, State::Intent);
+    let before = Before::from_iter([("uid".to_owned(), "u-1".into())]);
+    ledger.intend(A, entry.clone(), before.clone()).unwrap();
+    assert_eq!(ledger.find(A).unwrap().unwrap().state, State::Intent { before });
     drop(ledger);
     let ledger = open(&path);
     ledger.finish(A, entry, &outcome(A)).unwrap();
@@ -84,7 +85,7 @@ fn forgets_by_time_what_is_finished_only() {
     let directory = tempfile::tempdir().unwrap();
     let ledger = open(&directory.path().join("ledger.redb"));
     ledger.finish(A, at(10), &outcome(A)).unwrap();
-    ledger.intend(B, at(10)).unwrap();
+    ledger.intend(B, at(10), Before::new()).unwrap();
     let late = Uuid::from_u128(3);
     ledger.finish(late, at(20), &outcome(late)).unwrap();
     assert_eq!(ledger.prune(10).unwrap(), 0);

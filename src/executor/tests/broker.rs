@@ -16,10 +16,10 @@ use common::{action, now_ms, output, wait_until};
 use executor::{
     Error,
     adapter::{
-        Adapter, Effect, Failure, Reconciled,
+        Adapter, Before, Effect, Failure, Reconciled,
         log::{Config, LogAdapter},
     },
-    admission::Limits,
+    admission::{Limits, Refusal},
     allow::{AdapterKind, Allow, Unlisted},
     command::Command,
     ledger::Ledger,
@@ -358,15 +358,15 @@ fn the_kill_switch_holds_from_the_moment_it_is_engaged() {
 struct Slow(Arc<Mutex<Vec<i64>>>);
 
 impl Adapter for Slow {
-    fn knows(&self, _command: &Command) -> Result<(), String> {
+    fn knows(&self, _command: &Command) -> Result<(), Refusal> {
         Ok(())
     }
 
-    fn reconcile(&self, _command: &Command) -> Reconciled {
+    fn reconcile(&self, _command: &Command, _before: Option<&Before>) -> Reconciled {
         Reconciled::NotDone
     }
 
-    fn act(&self, _command: &Command) -> Result<Effect, Failure> {
+    fn act(&self, _command: &Command, _before: &Before) -> Result<Effect, Failure> {
         self.0.lock().unwrap().push(now_ms());
         thread::sleep(Duration::from_millis(300));
         Ok(Effect::new())
@@ -607,19 +607,24 @@ fn only_who_is_trusted_withdraws_a_command() {
 struct Patient;
 
 impl Adapter for Patient {
-    fn knows(&self, _command: &Command) -> Result<(), String> {
+    fn knows(&self, _command: &Command) -> Result<(), Refusal> {
         Ok(())
     }
 
-    fn reconcile(&self, _command: &Command) -> Reconciled {
+    fn reconcile(&self, _command: &Command, _before: Option<&Before>) -> Reconciled {
         Reconciled::NotDone
     }
 
-    fn act(&self, _command: &Command) -> Result<Effect, Failure> {
+    fn act(&self, _command: &Command, _before: &Before) -> Result<Effect, Failure> {
         Err(Failure::Unknown("asked without a way to stop".into()))
     }
 
-    fn act_while_wanted(&self, _command: &Command, wanted: &dyn Fn() -> bool) -> Result<Effect, Failure> {
+    fn act_while_wanted(
+        &self,
+        _command: &Command,
+        _before: &Before,
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<Effect, Failure> {
         wait_until("the withdrawal", || !wanted());
         Err(Failure::Stopped("nothing was done yet".into()))
     }
@@ -632,15 +637,15 @@ struct Gated {
 }
 
 impl Adapter for Gated {
-    fn knows(&self, _command: &Command) -> Result<(), String> {
+    fn knows(&self, _command: &Command) -> Result<(), Refusal> {
         Ok(())
     }
 
-    fn reconcile(&self, _command: &Command) -> Reconciled {
+    fn reconcile(&self, _command: &Command, _before: Option<&Before>) -> Reconciled {
         Reconciled::NotDone
     }
 
-    fn act(&self, command: &Command) -> Result<Effect, Failure> {
+    fn act(&self, command: &Command, _before: &Before) -> Result<Effect, Failure> {
         drop(self.gate.lock());
         self.acted.lock().unwrap().push(command.id());
         Ok(Effect::new())

@@ -6,32 +6,20 @@ mod common;
 use std::{
     collections::BTreeMap,
     fs,
-    io::Write,
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
-use common::{Counted, EXECUTOR, action, command, now_ms, wait_until};
+use common::{Counted, EXECUTOR, action, command, wait_until};
 use executor::{
-    Error,
     adapter::{
-        Adapter, Failure, Reconciled,
+        Adapter, Before, Failure, Reconciled,
         process::{Config, ProcessAdapter, Service, pid_file},
     },
-    admission::Limits,
-    allow::{AdapterKind, Allow, Unlisted},
-    control::ControlView,
+    allow::AdapterKind,
     crash::CrashPoint,
-    ledger::Ledger,
-    report::{Identity, Reporter},
-    watch::Watch,
-    worker::{Cancellations, ControlSource, Worker},
 };
-use protocol::{
-    Output, Topics,
-    message::{Executor, Outcome, OutcomeStatus},
-};
+use protocol::message::{Outcome, OutcomeStatus};
 
 fn adapter(services: &[&Service]) -> ProcessAdapter {
     let config = Config {
@@ -47,14 +35,14 @@ fn restarts_a_process_and_remembers_why() {
     let mut by_hand = cart.start_by_hand();
     let adapter = adapter(&[&cart.service]);
     let command = command(&action("cart", 1), 1);
-    assert_eq!(adapter.reconcile(&command), Reconciled::NotDone);
-    let effect = adapter.act(&command).unwrap();
+    assert_eq!(adapter.reconcile(&command, None), Reconciled::NotDone);
+    let effect = adapter.act(&command, &Before::new()).unwrap();
     assert_eq!(effect["pid_before"], by_hand.id());
     assert_eq!(effect["pid_after"], cart.pid());
     assert!(by_hand.wait().unwrap().signal().is_some() && cart.runs());
     wait_until("the second start", || cart.starts().len() == 2);
     assert_eq!(cart.starts()[1], command.id().to_string());
-    assert!(matches!(adapter.reconcile(&command), Reconciled::Done(_)));
+    assert!(matches!(adapter.reconcile(&command, None), Reconciled::Done(_)));
 
     // The marker outlives the process: what ran once does not run again because it has died since.
     std::process::Command::new("kill")
@@ -62,7 +50,7 @@ fn restarts_a_process_and_remembers_why() {
         .status()
         .unwrap();
     wait_until("its end", || !cart.runs());
-    assert!(matches!(adapter.reconcile(&command), Reconciled::Done(_)));
+    assert!(matches!(adapter.reconcile(&command, None), Reconciled::Done(_)));
 }
 
 #[test]
@@ -73,7 +61,9 @@ fn a_stranger_with_the_same_pid_is_left_alone() {
     let mut file = pid_file::PidFile::of(stranger.id(), None).unwrap();
     file.start_time_ticks -= 1;
     pid_file::write(&cart.service.pid_file, &file).unwrap();
-    adapter(&[&cart.service]).act(&command(&action("cart", 1), 1)).unwrap();
+    adapter(&[&cart.service])
+        .act(&command(&action("cart", 1), 1), &Before::new())
+        .unwrap();
     assert_eq!(stranger.try_wait().unwrap(), None);
     stranger.kill().unwrap();
     stranger.wait().unwrap();
@@ -90,10 +80,10 @@ fn a_process_that_ignores_sigterm_is_killed() {
     );
     cart.service.stop_timeout_ms = 100;
     let adapter = adapter(&[&cart.service]);
-    adapter.act(&command(&action("cart", 1), 1)).unwrap();
+    adapter.act(&command(&action("cart", 1), 1), &Before::new()).unwrap();
     let first = cart.pid();
     wait_until("the first start", || cart.starts().len() == 1);
-    adapter.act(&command(&action("cart", 2), 2)).unwrap();
+    adapter.act(&command(&action("cart", 2), 2), &Before::new()).unwrap();
     assert_ne!(cart.pid(), first);
     wait_until("the second start", || cart.starts().len() == 2);
     assert!(!Path::new(&format!("/proc/{first}")).exists(), "it was reaped");
@@ -106,18 +96,18 @@ fn what_cannot_start_has_failed_and_stays_failed() {
     cart.service.command = vec!["/nowhere/cart".into()];
     let first = adapter(&[&cart.service]);
     let command = command(&action("cart", 1), 1);
-    let failure = first.act(&command).unwrap_err();
+    let failure = first.act(&command, &Before::new()).unwrap_err();
     let says =
         |failure: &Failure| matches!(failure, Failure::Failed { reason, .. } if reason.contains("/nowhere/cart"));
     assert!(says(&failure), "{failure:?}");
-    let Reconciled::Failed(found) = adapter(&[&cart.service]).reconcile(&command) else {
+    let Reconciled::Failed(found) = adapter(&[&cart.service]).reconcile(&command, None) else {
         panic!("not reconciled as failed");
     };
     assert!(says(&found));
 
     cart.service.command = vec!["false".into()];
     let failure = adapter(&[&cart.service])
-        .act(&common::command(&action("cart", 2), 2))
+        .act(&common::command(&action("cart", 2), 2), &Before::new())
         .unwrap_err();
     assert!(
         matches!(&failure, Failure::Failed { reason, .. } if reason.contains("ended within")),
@@ -132,8 +122,8 @@ fn an_unreadable_pid_file_is_doubt() {
     fs::write(&cart.service.pid_file, "1234\n").unwrap();
     let adapter = adapter(&[&cart.service]);
     let command = command(&action("cart", 1), 1);
-    assert!(matches!(adapter.reconcile(&command), Reconciled::Unknown(_)));
-    assert!(adapter.act(&command).is_err());
+    assert!(matches!(adapter.reconcile(&command, None), Reconciled::Unknown(_)));
+    assert!(adapter.act(&command, &Before::new()).is_err());
     assert_eq!(cart.starts().len(), 0);
     assert!(adapter.knows(&common::command(&action("other", 1), 1)).is_err());
 }
@@ -146,7 +136,9 @@ fn the_service_has_its_environment_and_none_of_the_executors() {
     cart.service.log_file = Some(directory.path().join("cart.log"));
     cart.service.working_dir = Some(directory.path().to_owned());
     cart.service.command[2] = format!("pwd; env; {}", cart.service.command[2]);
-    adapter(&[&cart.service]).act(&command(&action("cart", 1), 1)).unwrap();
+    adapter(&[&cart.service])
+        .act(&command(&action("cart", 1), 1), &Before::new())
+        .unwrap();
     wait_until("the start", || cart.starts().len() == 1);
     let log = fs::read_to_string(directory.path().join("cart.log")).unwrap();
     assert!(
@@ -176,11 +168,11 @@ fn invariant_13_one_effect_through_a_kill_at_every_point() {
         )
         .unwrap();
 
-        let killed = child(directory.path(), Some(point));
+        let killed = common::child(directory.path(), Some(point));
         assert_eq!(killed.signal(), Some(9), "{point:?}: the point was not reached");
         let _ = by_hand.try_wait();
-        assert!(child(directory.path(), None).success(), "{point:?}");
-        assert!(child(directory.path(), None).success(), "{point:?}");
+        assert!(common::child(directory.path(), None).success(), "{point:?}");
+        assert!(common::child(directory.path(), None).success(), "{point:?}");
 
         wait_until("the restart", || cart.starts().len() > 1);
         std::thread::sleep(std::time::Duration::from_millis(100));
@@ -190,7 +182,7 @@ fn invariant_13_one_effect_through_a_kill_at_every_point() {
             "{point:?}"
         );
         assert!(cart.runs(), "{point:?}");
-        let outcomes = outcomes(directory.path());
+        let outcomes = common::outcomes(directory.path());
         let last: Vec<&Outcome> = outcomes.iter().filter(|outcome| outcome.status.terminal()).collect();
         assert!(
             last.len() >= 2 && last.iter().all(|outcome| *outcome == last[0]),
@@ -222,10 +214,10 @@ fn a_thousand_kills_of_the_executor_double_no_effect() {
         fs::write(directory.path().join("action.json"), data).unwrap();
         // A second kill may find its point passed: then the action is done already.
         for point in [points[number % 4], points[(number / 4) % 4]] {
-            kills += usize::from(child(directory.path(), Some(point)).signal() == Some(9));
+            kills += usize::from(common::child(directory.path(), Some(point)).signal() == Some(9));
         }
         let _ = by_hand.try_wait();
-        assert!(child(directory.path(), None).success(), "action {number}");
+        assert!(common::child(directory.path(), None).success(), "action {number}");
         expected.push(action.action_id.to_string());
     }
     println!("{kills} kills, {} effects, none twice", cart.starts().len() - 1);
@@ -234,87 +226,15 @@ fn a_thousand_kills_of_the_executor_double_no_effect() {
     let _ = by_hand.wait();
 }
 
-/// A process of its own that carries the command in the directory out: this test program, told so by the environment.
-fn child(directory: &Path, crash: Option<CrashPoint>) -> std::process::ExitStatus {
-    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
-    command
-        .args(["--exact", "child_process", "--nocapture", "--quiet"])
-        .env("EXECUTOR_TEST_DIRECTORY", directory)
-        .stdout(std::process::Stdio::null());
-    if let Some(point) = crash {
-        command.env("HOMEOSTAT_CRASH_POINT", point.as_str());
-    }
-    command.status().unwrap()
-}
-
 #[test]
 fn child_process() {
     let Some(directory) = std::env::var_os("EXECUTOR_TEST_DIRECTORY").map(PathBuf::from) else {
         return;
     };
     let action = serde_json::from_slice(&fs::read(directory.join("action.json")).unwrap()).unwrap();
-    worker(&directory).carry_out(&command(&action, 1)).unwrap();
-}
-
-fn outcomes(directory: &Path) -> Vec<Outcome> {
-    let text = fs::read_to_string(directory.join("outcomes.jsonl")).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
-struct FileReporter(PathBuf);
-
-impl Reporter for FileReporter {
-    fn announce(&self, output: Output) {
-        self.publish(output).unwrap();
-    }
-
-    fn publish(&self, output: Output) -> Result<(), Error> {
-        let mut file = fs::OpenOptions::new().create(true).append(true).open(&self.0).unwrap();
-        let line = [output.value.unwrap(), b"\n".to_vec()].concat();
-        file.write_all(&line).unwrap();
-        Ok(())
-    }
-}
-
-struct NoControl;
-
-impl ControlSource for NoControl {
-    fn current(&self) -> Result<Option<Arc<ControlView>>, Error> {
-        Ok(Some(Arc::default()))
-    }
-}
-
-fn worker(directory: &Path) -> Worker {
-    let cart = Counted::new(directory, "cart");
-    let process: Box<dyn Adapter> = Box::new(adapter(&[&cart.service]));
+    let cart = Counted::new(&directory, "cart");
+    let process = adapter(&[&cart.service]);
     std::mem::forget(cart); // It would end the service.
-    Worker {
-        identity: Identity {
-            executor: Executor {
-                id: "test".into(),
-                version: "0".into(),
-            },
-            topics: Topics::new("homeostat."),
-            tenant: "homeostat".into(),
-        },
-        limits: Limits {
-            skew_margin_ms: 0,
-            age_ms_max: 600_000,
-        },
-        allow: vec![Allow {
-            action: "restart".into(),
-            target: "cart".into(),
-            adapter: AdapterKind::Process,
-            endpoint: None,
-            params: BTreeMap::new(),
-        }],
-        unlisted: Unlisted::Reject,
-        adapters: BTreeMap::from([((AdapterKind::Process, None), process)]),
-        ledger: Ledger::open(&directory.join("ledger.redb"), uuid::Uuid::nil()).unwrap(),
-        control: Box::new(NoControl),
-        cancelled: Cancellations::default(),
-        reporter: Box::new(FileReporter(directory.join("outcomes.jsonl"))),
-        watch: Watch::none(),
-        now_ms: Box::new(now_ms),
-    }
+    let worker = common::worker(&directory, AdapterKind::Process, Box::new(process), "restart");
+    worker.carry_out(&command(&action, 1)).unwrap();
 }

@@ -332,3 +332,86 @@ fn checks_and_shows_its_configuration() {
     let help = Command::new(EXECUTOR).arg("--help").output().unwrap();
     assert!(String::from_utf8_lossy(&help.stdout).contains("Example:"));
 }
+
+/// Every adapter with something to act on, as far as it can be looked at without the other side.
+const EVERY_ADAPTER: &str = r#"
+[kubernetes]
+kubeconfig = "KUBECONFIG"
+[[kubernetes.target]]
+service = "*"
+kind = "deployment"
+namespace = "shop"
+[[docker.target]]
+service = "*"
+[[systemd.target]]
+service = "*"
+[[catalogue.command]]
+name = "drain"
+program = "/bin/sh"
+[[alert.receiver]]
+name = "chat"
+kind = "slack"
+url_env = "CHAT_URL"
+[[webhook.endpoint]]
+name = "pager"
+url = "http://127.0.0.1:1/"
+[[process.service]]
+name = "cart"
+command = ["cart"]
+pid_file = "/run/cart.json"
+"#;
+
+#[test]
+fn every_adapter_is_looked_at_before_the_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let kubeconfig = directory.path().join("kubeconfig");
+    let text = "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{name: c, context: {cluster: c, user: u}}]\n\
+                clusters: [{name: c, cluster: {server: 'https://127.0.0.1:1'}}]\nusers: [{name: u, user: {token: t}}]\n";
+    fs::write(&kubeconfig, text).unwrap();
+    let mut whole = EVERY_ADAPTER.replace("\"KUBECONFIG\"", &format!("{kubeconfig:?}"));
+    for (adapter, entry) in [
+        ("kubernetes", ""),
+        ("docker", ""),
+        ("systemd", ""),
+        ("process", ""),
+        ("log", ""),
+        ("catalogue", "command = \"drain\""),
+        ("alert", "receiver = \"chat\""),
+        ("webhook", "endpoint = \"pager\""),
+    ] {
+        let allow = format!("[[allow]]\naction = \"{adapter}\"\ntarget = \"*\"\nadapter = \"{adapter}\"\n{entry}\n");
+        whole.push_str(&allow);
+    }
+    let path = directory.path().join("executor.toml");
+    let check = |text: &str| {
+        fs::write(&path, text).unwrap();
+        let mut program = Command::new(EXECUTOR);
+        program
+            .arg("--check")
+            .arg("--config")
+            .arg(&path)
+            .env("CHAT_URL", "http://127.0.0.1:1/secret");
+        let output = program.output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    assert_eq!(check(&whole), (Some(0), String::new()));
+    let missing = kubeconfig.with_extension("none");
+    for (from, to, expected) in [
+        ("/bin/sh", "/nowhere/drain", "/nowhere/drain"),
+        ("CHAT_URL", "NO_CHAT_URL", "NO_CHAT_URL is not set"),
+        (
+            kubeconfig.to_str().unwrap(),
+            missing.to_str().unwrap(),
+            "kubeconfig.none",
+        ),
+        (
+            "http://127.0.0.1:1/\"",
+            "pager\"",
+            "[[webhook.endpoint]] \"pager\": url",
+        ),
+    ] {
+        let (code, error) = check(&whole.replace(from, to));
+        assert!(code == Some(2) && error.contains(expected), "{code:?} {error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+}

@@ -21,24 +21,37 @@ struct World {
     reconciled: Mutex<Option<Reconciled>>,
     fails: Mutex<Option<Failure>>,
     unknown_target: bool,
+    /// What the world looked like to each look, and to each later step.
+    looks: AtomicUsize,
+    looks_take_ms: i64,
+    clock: Arc<AtomicI64>,
+    told: Mutex<Vec<Option<Before>>>,
 }
 
 struct FakeAdapter(Arc<World>);
 
 impl Adapter for FakeAdapter {
-    fn knows(&self, _command: &Command) -> Result<(), String> {
+    fn knows(&self, _command: &Command) -> Result<(), Refusal> {
         if self.0.unknown_target {
-            Err("unknown".into())
+            Err(Refusal::rejected(404, "unknown"))
         } else {
             Ok(())
         }
     }
 
-    fn reconcile(&self, _command: &Command) -> Reconciled {
+    fn observe(&self, _command: &Command) -> Result<Before, Failure> {
+        let look = self.0.looks.fetch_add(1, Ordering::SeqCst);
+        self.0.clock.fetch_add(self.0.looks_take_ms, Ordering::SeqCst);
+        Ok(Map::from_iter([("look".to_owned(), json!(look))]))
+    }
+
+    fn reconcile(&self, _command: &Command, before: Option<&Before>) -> Reconciled {
+        self.0.told.lock().unwrap().push(before.cloned());
         self.0.reconciled.lock().unwrap().clone().unwrap_or(Reconciled::NotDone)
     }
 
-    fn act(&self, _command: &Command) -> Result<Effect, Failure> {
+    fn act(&self, _command: &Command, before: &Before) -> Result<Effect, Failure> {
+        self.0.told.lock().unwrap().push(Some(before.clone()));
         self.0.acts.fetch_add(1, Ordering::SeqCst);
         match self.0.fails.lock().unwrap().clone() {
             Some(failure) => Err(failure),
@@ -88,7 +101,8 @@ impl Bench {
         let directory = tempfile::tempdir().unwrap();
         let (world, reports, controls) = (Arc::new(world), Reports::default(), Controls::default());
         *controls.0.lock().unwrap() = Some(Arc::default());
-        let clock = Arc::new(AtomicI64::new(NOW_MS));
+        let clock = Arc::clone(&world.clock);
+        clock.store(NOW_MS, Ordering::SeqCst);
         let reading = Arc::clone(&clock);
         let adapter: Box<dyn Adapter> = Box::new(FakeAdapter(Arc::clone(&world)));
         let worker = Worker {
@@ -176,7 +190,7 @@ impl Bench {
     fn intend(&self, command: &Command) {
         let entry = self.worker.entry(command);
         self.worker.ledger.claim(command.id(), entry.clone()).unwrap();
-        self.worker.ledger.intend(command.id(), entry).unwrap();
+        self.worker.ledger.intend(command.id(), entry, Before::new()).unwrap();
     }
 }
 
@@ -372,6 +386,35 @@ fn an_unfinished_action_does_not_start_after_its_expiry() {
         assert_eq!(bench.carry_out(&command), [expected]);
         assert_eq!(bench.acts(), 0);
     }
+}
+
+#[test]
+fn an_action_is_bound_to_the_world_that_was_seen_before_it() {
+    let bench = Bench::new();
+    let first = command(action("cart", 1), 1);
+    bench.worker.carry_out(&first).unwrap();
+    let seen = |look: usize| Some(Map::from_iter([("look".to_owned(), json!(look))]));
+    assert_eq!(*bench.world.told.lock().unwrap(), [None, seen(0)]);
+
+    // A predecessor looked, meant to act and died: what it saw counts, not what is there now.
+    let second = command(action("cart", 2), 2);
+    let entry = bench.worker.entry(&second);
+    let ledger = &bench.worker.ledger;
+    ledger.intend(second.id(), entry, seen(7).unwrap()).unwrap();
+    bench.worker.carry_out(&second).unwrap();
+    assert_eq!(bench.world.told.lock().unwrap()[2..], [seen(7), seen(7)]);
+    assert_eq!(bench.world.looks.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a_look_that_takes_too_long_starts_nothing() {
+    let bench = Bench::over(World {
+        looks_take_ms: 3_600_000,
+        ..World::default()
+    });
+    let reported = bench.carry_out(&command(action("cart", 1), 1));
+    assert_eq!(reported.last(), Some(&(OutcomeStatus::Expired, 410)));
+    assert_eq!(bench.acts(), 0);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use super::*;
 use crate::command::tests::{action, command};
 
 /// Answers one status after the other; 0 closes the connection without an answer. Keeps the requests.
-fn receiver(statuses: &'static [u16]) -> (String, Arc<Mutex<Vec<String>>>) {
+pub(in crate::adapter) fn receiver(statuses: &'static [u16]) -> (String, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/hook", listener.local_addr().unwrap());
     let requests = Arc::new(Mutex::new(Vec::new()));
@@ -60,7 +60,7 @@ fn endpoint(url: &str) -> Endpoint {
 }
 
 /// A command that may start for `start_ms` from now.
-fn pending(start_ms: i64) -> Command {
+pub(in crate::adapter) fn pending(start_ms: i64) -> Command {
     let mut action = action("cart", 1);
     action.timing.start_deadline = crate::clock::now_ms() + start_ms;
     command(action, 1)
@@ -70,7 +70,10 @@ fn pending(start_ms: i64) -> Command {
 fn posts_the_command_under_its_id() {
     let (url, requests) = receiver(&[202]);
     let command = pending(5_000);
-    let effect = WebhookAdapter::new(&endpoint(&url)).unwrap().act(&command).unwrap();
+    let effect = WebhookAdapter::new(&endpoint(&url))
+        .unwrap()
+        .act(&command, &Before::new())
+        .unwrap();
     assert_eq!(effect["status"], 202);
     let request = requests.lock().unwrap()[0].clone();
     let head = request.to_ascii_lowercase();
@@ -85,7 +88,7 @@ fn asks_again_under_the_same_key_until_it_knows() {
     let (url, requests) = receiver(&[503, 0, 429, 200]);
     let effect = WebhookAdapter::new(&endpoint(&url))
         .unwrap()
-        .act(&pending(20_000))
+        .act(&pending(20_000), &Before::new())
         .unwrap();
     assert_eq!(effect["requests"], 4);
     let requests = requests.lock().unwrap();
@@ -103,7 +106,7 @@ fn a_refusal_is_a_failure_and_is_not_repeated() {
     let (url, requests) = receiver(&[404, 200]);
     let failure = WebhookAdapter::new(&endpoint(&url))
         .unwrap()
-        .act(&pending(5_000))
+        .act(&pending(5_000), &Before::new())
         .unwrap_err();
     assert!(
         matches!(failure, Failure::Failed { retryable: false, .. }),
@@ -117,7 +120,7 @@ fn doubt_at_the_deadline_is_unknown() {
     let (url, _) = receiver(&[500, 500, 500, 500, 500, 500, 500, 500, 500, 500, 500, 500]);
     let failure = WebhookAdapter::new(&endpoint(&url))
         .unwrap()
-        .act(&pending(300))
+        .act(&pending(300), &Before::new())
         .unwrap_err();
     assert!(matches!(failure, Failure::Unknown(_)), "{failure:?}");
 }
@@ -130,8 +133,14 @@ fn a_receiver_without_keys_is_asked_once_when_it_may_have_acted() {
         ..endpoint(&url)
     };
     let adapter = WebhookAdapter::new(&plain).unwrap();
-    assert!(matches!(adapter.reconcile(&pending(5_000)), Reconciled::Unknown(_)));
-    assert!(matches!(adapter.act(&pending(5_000)).unwrap_err(), Failure::Unknown(_)));
+    assert!(matches!(
+        adapter.reconcile(&pending(5_000), None),
+        Reconciled::Unknown(_)
+    ));
+    assert!(matches!(
+        adapter.act(&pending(5_000), &Before::new()).unwrap_err(),
+        Failure::Unknown(_)
+    ));
     assert_eq!(requests.lock().unwrap().len(), 1);
 }
 
@@ -140,7 +149,7 @@ fn nobody_there_is_no_effect() {
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let failure = WebhookAdapter::new(&endpoint(&format!("http://{address}/")))
         .unwrap()
-        .act(&pending(300))
+        .act(&pending(300), &Before::new())
         .unwrap_err();
     assert!(
         matches!(failure, Failure::Failed { retryable: true, .. }),

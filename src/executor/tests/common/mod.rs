@@ -2,20 +2,35 @@
 #![allow(dead_code)] // Each test program uses its part.
 
 use std::{
+    collections::BTreeMap,
     fs,
+    io::Write,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use executor::{
-    adapter::process::{self, Service},
+    Error,
+    adapter::{
+        Adapter,
+        process::{self, Service},
+    },
+    admission::Limits,
+    allow::{AdapterKind, Allow, Unlisted},
     command::{Command, Reader},
+    control::ControlView,
+    crash::CrashPoint,
+    ledger::Ledger,
+    report::{Identity, Reporter},
+    watch::Watch,
+    worker::{Cancellations, ControlSource, Worker},
 };
 use protocol::{
-    Batch, CloudEvent, Output, Target, TimestampKind,
+    Batch, CloudEvent, Output, Target, TimestampKind, Topics,
     cloudevent::ACTION_REQUESTED,
     id,
-    message::{Action, ActionBody, ActionTarget, Approval, Explain, Ladder, Timing},
+    message::{Action, ActionBody, ActionTarget, Approval, Executor, Explain, Ladder, Outcome, Timing},
 };
 
 pub const EXECUTOR: &str = env!("CARGO_BIN_EXE_homeostat-executor");
@@ -175,5 +190,81 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     while !condition() {
         assert!(Instant::now() < deadline, "timed out waiting for {what}");
         std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A process of its own that carries the command in the directory out: this test program's test `child_process`, told so
+/// by the environment.
+pub fn child(directory: &Path, crash: Option<CrashPoint>) -> std::process::ExitStatus {
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", "child_process", "--nocapture", "--quiet"])
+        .env("EXECUTOR_TEST_DIRECTORY", directory)
+        .stdout(std::process::Stdio::null());
+    if let Some(point) = crash {
+        command.env("HOMEOSTAT_CRASH_POINT", point.as_str());
+    }
+    command.status().unwrap()
+}
+
+/// What the workers of a directory have said.
+pub fn outcomes(directory: &Path) -> Vec<Outcome> {
+    let text = fs::read_to_string(directory.join("outcomes.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Allowed to do one thing to everything, with ledger and reports in the directory.
+pub fn worker(directory: &Path, kind: AdapterKind, adapter: Box<dyn Adapter>, action: &str) -> Worker {
+    Worker {
+        identity: Identity {
+            executor: Executor {
+                id: "test".into(),
+                version: "0".into(),
+            },
+            topics: Topics::new("homeostat."),
+            tenant: "homeostat".into(),
+        },
+        limits: Limits {
+            skew_margin_ms: 0,
+            age_ms_max: 600_000,
+        },
+        allow: vec![Allow {
+            action: action.into(),
+            target: "*".into(),
+            adapter: kind,
+            endpoint: None,
+            params: BTreeMap::new(),
+        }],
+        unlisted: Unlisted::Reject,
+        adapters: BTreeMap::from([((kind, None), adapter)]),
+        ledger: Ledger::open(&directory.join("ledger.redb"), uuid::Uuid::nil()).unwrap(),
+        control: Box::new(NoControl),
+        cancelled: Cancellations::default(),
+        reporter: Box::new(FileReporter(directory.join("outcomes.jsonl"))),
+        watch: Watch::none(),
+        now_ms: Box::new(now_ms),
+    }
+}
+
+struct FileReporter(PathBuf);
+
+impl Reporter for FileReporter {
+    fn announce(&self, output: Output) {
+        self.publish(output).unwrap();
+    }
+
+    fn publish(&self, output: Output) -> Result<(), Error> {
+        let mut file = fs::OpenOptions::new().create(true).append(true).open(&self.0).unwrap();
+        let line = [output.value.unwrap(), b"\n".to_vec()].concat();
+        file.write_all(&line).unwrap();
+        Ok(())
+    }
+}
+
+struct NoControl;
+
+impl ControlSource for NoControl {
+    fn current(&self) -> Result<Option<Arc<ControlView>>, Error> {
+        Ok(Some(Arc::default()))
     }
 }
