@@ -64,7 +64,7 @@ impl Decode for Source {
             timestamp_ms: record.timestamp_ms,
             append_ms,
             key: record.key,
-            headers: &RecordHeaders(*record),
+            headers: &RecordHeaders(record),
         };
         self.0.push(value, &meta).map_err(|reject| reject.to_string())
     }
@@ -83,7 +83,7 @@ impl Decode for Source {
     }
 }
 
-struct RecordHeaders<'a>(Record<'a>);
+struct RecordHeaders<'a>(&'a Record<'a>);
 
 impl Headers for RecordHeaders<'_> {
     fn for_each(&self, show: &mut dyn FnMut(&str, &[u8])) {
