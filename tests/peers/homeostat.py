@@ -3,7 +3,7 @@
 Default settings, a fleet of its own, the query as an operator writes it. Ends when every record is committed and the output topic has
 stood still for two seconds; prints one JSON object. Looks at offsets only: reading the output is check.py's."""
 import json, os, resource, signal, subprocess, sys, tempfile, time
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, TopicPartition
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 PROGRAM, QUERY, IN, OUT = sys.argv[1:5]
@@ -37,7 +37,11 @@ total = sum(watcher.get_watermark_offsets(partition)[1] for partition in inputs)
 
 
 def written():
-    return sum(watcher.get_watermark_offsets(partition)[1] for partition in outputs)
+    while True:
+        try:
+            return sum(watcher.get_watermark_offsets(partition)[1] for partition in outputs)
+        except KafkaException:  # a topic just made has no leader yet
+            time.sleep(LOOK_S)
 
 
 def committed(group):
