@@ -186,10 +186,10 @@ pub struct WindowSpec {
 #[derive(Clone, Debug)]
 pub struct ViewSpec {
     pub name: String,
-    /// Index into [`Pipeline::pane_sets`].
-    pub pane_set: usize,
+    /// Indices into [`Pipeline::pane_sets`]: one, or one for each part of a UNION ALL, equal in keys and aggregates.
+    pub pane_sets: Vec<usize>,
     pub window: WindowSpec,
-    /// The aggregates this view uses: indices into the pane set's.
+    /// The aggregates this view uses: indices into the pane sets'.
     pub aggregates: Vec<usize>,
     /// Schema that `projection` and `having` are planned over: the pane set's keys, `window_start`, `window_end`
     /// (millisecond timestamps in UTC), then `aggregates` in order, named `agg_0`, `agg_1`, ….

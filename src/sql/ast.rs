@@ -10,6 +10,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) enum Statement {
     Source(Source),
+    Rows(Rows),
     View(View),
     Detector(Detector),
     Policy(Policy),
@@ -20,6 +21,7 @@ impl Statement {
     pub fn name(&self) -> &Name {
         match self {
             Self::Source(source) => &source.name,
+            Self::Rows(rows) => &rows.name,
             Self::View(view) => &view.name,
             Self::Detector(detector) => &detector.name,
             Self::Policy(policy) => &policy.name,
@@ -30,6 +32,7 @@ impl Statement {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Source(_) => "source",
+            Self::Rows(_) => "view",
             Self::View(_) => "feature view",
             Self::Detector(_) => "detector",
             Self::Policy(_) => "policy",
@@ -95,6 +98,15 @@ pub(crate) enum IdleTimeout {
 pub(crate) struct Setting {
     pub key: At<String>,
     pub value: At<OptionValue>,
+}
+
+/// CREATE VIEW: rows of sources, not aggregated.
+#[derive(Debug)]
+pub(crate) struct Rows {
+    pub name: Name,
+    /// SELECT … UNION ALL SELECT ….
+    pub select: Vec<Token>,
+    pub span: Span,
 }
 
 #[derive(Debug)]

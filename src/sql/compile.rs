@@ -15,6 +15,7 @@ use crate::{
     parse, policy, select, sink,
     source::{self, Source},
     text::{LineMap, Name, Token, statements, tokenize},
+    union,
     view::{self, View},
 };
 
@@ -34,6 +35,7 @@ pub(crate) fn compile(name: &str, text: &str, catalog: &dyn DetectorCatalog) -> 
 #[derive(Default)]
 pub(crate) struct Statements {
     pub sources: Vec<ast::Source>,
+    pub rows: Vec<ast::Rows>,
     pub views: Vec<ast::View>,
     pub detectors: Vec<ast::Detector>,
     pub policies: Vec<ast::Policy>,
@@ -93,7 +95,8 @@ impl<'a> Compiler<'a> {
                 return None;
             }
         };
-        let statements = self.statements(&tokens);
+        let mut statements = self.statements(&tokens);
+        union::take_inline(&mut statements);
         if statements.sources.is_empty() && self.errors.is_empty() {
             self.errors.push(
                 Diagnostic::new("the pipeline has no source", Span::default())
@@ -102,6 +105,7 @@ impl<'a> Compiler<'a> {
             return None;
         }
         let mut sources = self.sources(&statements);
+        self.rows(&statements, &mut sources);
         let views = self.views(&statements, &mut sources);
         let mut sets = Vec::new();
         let placed = pane_set::share(&views, &mut sets);
@@ -111,7 +115,7 @@ impl<'a> Compiler<'a> {
         if !self.errors.is_empty() {
             return None;
         }
-        let plan = physical(&sources, &sets, &views, placed);
+        let plan = physical(&sources, &mut sets, &views, placed);
         let (sources, pane_sets, views) = match plan {
             Ok(plan) => plan,
             Err(error) => {
@@ -146,7 +150,7 @@ impl<'a> Compiler<'a> {
             let name = statement.name();
             // Views and sources are both what a detector can be on.
             let space = match statement.kind() {
-                "source" | "feature view" => "source or view",
+                "source" | "view" | "feature view" => "source or view",
                 other => other,
             };
             if names.iter().any(|(kind, other)| *kind == space && *other == name.text) {
@@ -163,6 +167,7 @@ impl<'a> Compiler<'a> {
             names.push((space, name.text.clone()));
             match statement {
                 Statement::Source(source) => parsed.sources.push(source),
+                Statement::Rows(rows) => parsed.rows.push(rows),
                 Statement::View(view) => parsed.views.push(view),
                 Statement::Detector(detector) => parsed.detectors.push(detector),
                 Statement::Policy(policy) => parsed.policies.push(policy),
@@ -210,6 +215,25 @@ impl<'a> Compiler<'a> {
             }
         }
         sources
+    }
+
+    /// Views of rows, which then count as sources.
+    fn rows(&mut self, statements: &Statements, sources: &mut Vec<Source>) {
+        for ast in &statements.rows {
+            let context = select::Context {
+                functions: &self.functions,
+                lines: &self.lines,
+                failed: &self.failed_relations,
+                views: &statements.views,
+            };
+            match union::resolve(ast, sources, &context, &mut self.errors) {
+                Some(rows) => sources.push(rows),
+                None => {
+                    self.explained(&ast.name);
+                    self.failed_relations.push(ast.name.text.clone());
+                }
+            }
+        }
     }
 
     /// Those over sources, then those over views.
@@ -326,10 +350,12 @@ type Physical = (Vec<SourceSpec>, Vec<PaneSetSpec>, Vec<ViewSpec>);
 /// Physical plans over what sources deliver. A source that nothing reads is left out.
 fn physical(
     sources: &[Source],
-    sets: &[PaneSet],
+    sets: &mut Vec<PaneSet>,
     views: &[View],
     placed: Vec<(usize, Vec<usize>)>,
 ) -> datafusion::common::Result<Physical> {
+    let places = union::expand(sets, sources)?;
+    let sets: &[PaneSet] = sets;
     let used: Vec<usize> = (0..sources.len())
         .filter(|index| sets.iter().any(|set| set.source == *index))
         .collect();
@@ -350,7 +376,7 @@ fn physical(
     }
     let mut physical_views = Vec::with_capacity(views.len());
     for (view, (set, aggregates)) in views.iter().zip(placed) {
-        physical_views.push(pane_set::physical_view(view, set, aggregates)?);
+        physical_views.push(pane_set::physical_view(view, places[set].clone(), aggregates)?);
     }
     Ok((specs, pane_sets, physical_views))
 }

@@ -306,8 +306,19 @@ fn on_silent_view(
         .filter_map(|(name, output)| Some((name, view.key_of_output(output)?)))
         .collect();
     let declared = &relations.sources[view.source];
+    one_source(ast, declared, errors)?;
     let set = silence(view.source, declared, view.filter.clone(), view.keys.clone());
     silent(ast, set, keys, sets, errors)
+}
+
+/// Silence is told by the progress of one source.
+fn one_source(ast: &ast::Detector, source: &Source, errors: &mut Vec<Diagnostic>) -> Option<()> {
+    if source.parts.len() <= 1 {
+        return Some(());
+    }
+    let message = format!("`{SILENCE}` watches the rows of one source, not a UNION ALL");
+    errors.push(Diagnostic::new(message, ast.on.span).help("watch each of its sources with a detector of its own"));
+    None
 }
 
 fn on_source(
@@ -318,6 +329,7 @@ fn on_source(
     errors: &mut Vec<Diagnostic>,
 ) -> Option<Detector> {
     let declared = &relations.sources[index];
+    one_source(ast, declared, errors)?;
     let Some(names) = ast.key.as_ref().filter(|names| !names.is_empty()) else {
         errors.push(
             Diagnostic::new("a detector on a source needs KEY: whose silence it is", ast.on.span)

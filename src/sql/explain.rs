@@ -188,14 +188,19 @@ fn explain_view(out: &mut String, pipeline: &Pipeline, view: &ViewSpec) {
     let shared = pipeline
         .views
         .iter()
-        .filter(|other| other.pane_set == view.pane_set)
+        .filter(|other| other.pane_sets == view.pane_sets)
         .count();
     let shared = if shared > 1 {
         format!(", shared by {shared} views")
     } else {
         String::new()
     };
-    line!(out, "\nview {} over pane set {}{shared}", view.name, view.pane_set);
+    let sets: Vec<String> = view.pane_sets.iter().map(ToString::to_string).collect();
+    let sets = match sets.len() {
+        1 => format!("pane set {}", sets[0]),
+        _ => format!("pane sets {}", sets.join(" and ")),
+    };
+    line!(out, "\nview {} over {sets}{shared}", view.name);
     line!(out, "  window {}", explain_window(&view.window));
     for (index, aggregate) in view.aggregates.iter().enumerate() {
         line!(out, "  agg_{index} is aggregate {aggregate}");

@@ -32,6 +32,7 @@ mod source;
 #[cfg(test)]
 mod tests;
 mod text;
+mod union;
 mod view;
 
 use datafusion::sql::sqlparser::tokenizer::Token as Tok;

@@ -192,12 +192,12 @@ fn fingerprint(set: &PaneSet, source: &Source) -> u64 {
 }
 
 /// A view over its pane set.
-pub(crate) fn physical_view(view: &View, pane_set: usize, aggregates: Vec<usize>) -> PlanResult<ViewSpec> {
+pub(crate) fn physical_view(view: &View, pane_sets: Vec<usize>, aggregates: Vec<usize>) -> PlanResult<ViewSpec> {
     let input = Arc::new(view.input());
     let planner = Planner::new(&input)?;
     Ok(ViewSpec {
         name: view.name.clone(),
-        pane_set,
+        pane_sets,
         window: view.window.clone(),
         aggregates,
         projection: view

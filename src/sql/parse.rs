@@ -7,12 +7,12 @@ use datafusion::sql::sqlparser::tokenizer::Token as Tok;
 use engine::spec::OptionValue;
 
 use crate::{
-    ast::{Detector, Setting, Sink, Statement, View},
+    ast::{Detector, Rows, Setting, Sink, Statement, View},
     diagnostic::{Diagnostic, did_you_mean, one_of},
     text::{At, Cursor, Name, Parsed, Token},
 };
 
-const STATEMENTS: [&str; 6] = ["SOURCE", "TABLE", "FEATURE VIEW", "DETECTOR", "POLICY", "SINK"];
+const STATEMENTS: [&str; 7] = ["SOURCE", "TABLE", "VIEW", "FEATURE VIEW", "DETECTOR", "POLICY", "SINK"];
 
 /// One statement, all of its tokens.
 pub(crate) fn statement(tokens: &[Token]) -> Parsed<Statement> {
@@ -28,6 +28,8 @@ pub(crate) fn statement(tokens: &[Token]) -> Parsed<Statement> {
     }
     let mut statement = if cursor.eat("SOURCE") || cursor.eat("TABLE") {
         Statement::Source(source::source(&mut cursor)?)
+    } else if cursor.eat("VIEW") {
+        Statement::Rows(rows(&mut cursor)?)
     } else if cursor.eat("FEATURE") {
         cursor.expect("VIEW")?;
         Statement::View(view(&mut cursor)?)
@@ -38,8 +40,11 @@ pub(crate) fn statement(tokens: &[Token]) -> Parsed<Statement> {
     } else if cursor.eat("SINK") {
         Statement::Sink(sink(&mut cursor)?)
     } else {
-        let mut error = cursor.expected("SOURCE, TABLE, FEATURE VIEW, DETECTOR, POLICY or SINK", &STATEMENTS);
-        if cursor.is("VIEW") || cursor.is("MATERIALIZED") {
+        let mut error = cursor.expected(
+            "SOURCE, TABLE, VIEW, FEATURE VIEW, DETECTOR, POLICY or SINK",
+            &STATEMENTS,
+        );
+        if cursor.is("MATERIALIZED") {
             error = error.help("write CREATE FEATURE VIEW");
         } else if cursor.is("STREAM") {
             error = error.help("write CREATE SOURCE");
@@ -49,6 +54,7 @@ pub(crate) fn statement(tokens: &[Token]) -> Parsed<Statement> {
     let whole = start.to(cursor.last());
     match &mut statement {
         Statement::Source(source) => source.span = whole,
+        Statement::Rows(rows) => rows.span = whole,
         Statement::View(view) => view.span = whole,
         Statement::Detector(detector) => detector.span = whole,
         Statement::Policy(policy) => policy.span = whole,
@@ -73,6 +79,22 @@ fn balanced(tokens: &[Token]) -> Parsed<()> {
         Some(span) => Err(Diagnostic::new("this `(` is never closed", span)),
         None => Ok(()),
     }
+}
+
+/// `name AS SELECT …`: rows, without a window.
+fn rows(cursor: &mut Cursor<'_>) -> Parsed<Rows> {
+    let name = cursor.name("a name for the view")?;
+    cursor.expect("AS")?;
+    let select = cursor.until(&["EMIT"]).to_vec();
+    if cursor.peek().is_some() {
+        return Err(Diagnostic::new("a view of rows closes no window", cursor.here())
+            .help("write CREATE FEATURE VIEW for windows over rows"));
+    }
+    Ok(Rows {
+        name,
+        select,
+        span: cursor.last(),
+    })
 }
 
 const VIEW_CLAUSES: [&str; 4] = ["ALLOW LATENESS", "LATE DATA TO", "FILL MISSING", "AS"];

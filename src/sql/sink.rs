@@ -50,7 +50,7 @@ pub(crate) fn resolve(ast: &ast::Sink, relations: &Relations<'_>, errors: &mut V
         }
     };
     let topic = topic?;
-    if source.is_some_and(|source| relations.sources[source].topic == topic) {
+    if source.is_some_and(|source| reads(relations.sources, source, &topic)) {
         let message = format!("`{}` would read what it writes to `{topic}`", ast.from.text);
         errors.push(Diagnostic::new(message, ast.from.span).help("write to a topic of its own"));
         return None;
@@ -61,6 +61,11 @@ pub(crate) fn resolve(ast: &ast::Sink, relations: &Relations<'_>, errors: &mut V
         topic,
         keys,
     })
+}
+
+fn reads(sources: &[Source], source: usize, topic: &str) -> bool {
+    let mut parts = sources[source].parts.iter();
+    sources[source].topic == topic || parts.any(|part| sources[part.source].topic == topic)
 }
 
 /// The topic.

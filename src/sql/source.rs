@@ -11,6 +11,7 @@ use crate::{
     duration,
     fingerprint::Fingerprint,
     text::{At, Name},
+    union::Part,
 };
 
 /// Used where the clause is absent.
@@ -75,6 +76,8 @@ pub(crate) struct Source {
     pub idle_timeout_ms: Option<i64>,
     pub max_future_skew_ms: i64,
     pub max_drift_ms: i64,
+    /// Of a view of rows, what it is made of; it has no topic of its own.
+    pub parts: Vec<Part>,
 }
 
 impl Source {
@@ -214,6 +217,7 @@ pub(crate) fn resolve(ast: &ast::Source, errors: &mut Vec<Diagnostic>) -> Option
             .and_then(|watermark| watermark.max_future_skew_ms)
             .unwrap_or(MAX_FUTURE_SKEW_MS),
         max_drift_ms: options.max_drift_ms,
+        parts: Vec::new(),
     };
     source.fingerprint = fingerprint(&source);
     Some(source)

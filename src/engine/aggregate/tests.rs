@@ -232,8 +232,8 @@ proptest! {
         let order = order.enumerate().map(|(turn, writer)| if turn % 4 == 3 { turn / 4 } else { writer });
         let closed = assemble(&pipeline, &instances, order);
         for (index, view) in pipeline.views.iter().enumerate() {
-            let found = closed_windows(&closed, index, sets[view.pane_set].keys.len());
-            let expected = expected(&log, &sets[view.pane_set], &view.window);
+            let found = closed_windows(&closed, index, sets[view.pane_sets[0]].keys.len());
+            let expected = expected(&log, &sets[view.pane_sets[0]], &view.window);
             assert_windows(&found, &expected.windows, &view.name);
         }
     }

@@ -21,6 +21,8 @@ use crate::{
 pub(crate) enum Place {
     Select,
     Where,
+    /// SELECT of a view of rows.
+    Row,
     GroupBy,
     Having,
     /// WHEN of a policy.
@@ -62,7 +64,7 @@ impl Names<'_> {
         let alias = find(&ident.value, exact, self.aliases.iter().map(String::as_str));
         match (alias, self.place) {
             (Some(index), Place::GroupBy | Place::Having) => *ident = quoted(ident, self.aliases[index].clone()),
-            (Some(_), Place::Select | Place::Where) => {
+            (Some(_), Place::Select | Place::Where | Place::Row) => {
                 let message = format!(
                     "`{}` is a name that this SELECT gives, not a column of its source",
                     ident.value
@@ -147,10 +149,11 @@ impl Names<'_> {
                 let message = format!("`{name}` gives another answer at every run, so a replay would differ");
                 refuse(message, help)
             }
-            Some(Found::Aggregate) if matches!(self.place, Place::Where | Place::GroupBy | Place::Condition) => {
+            Some(Found::Aggregate) if !matches!(self.place, Place::Select | Place::Having) => {
                 let help = match self.place {
                     Place::Where => "filter aggregates with HAVING, rows inside one with FILTER (WHERE …)",
                     Place::GroupBy => "group by a value of the row",
+                    Place::Row => "a view of rows aggregates nothing: write CREATE FEATURE VIEW with a window over it",
                     _ => "compute it in the view and name its column here",
                 };
                 refuse(

@@ -131,7 +131,7 @@ fn views(sets: &[PaneSetSpec]) -> Vec<ViewSpec> {
             let projection = input.fields().iter().map(|field| col(field.name(), &input).unwrap());
             views.push(ViewSpec {
                 name: window.view.clone(),
-                pane_set,
+                pane_sets: vec![pane_set],
                 window: window.clone(),
                 aggregates: vec![0, 1],
                 projection: projection.collect(),

@@ -26,6 +26,7 @@ use serde_json::Value;
 
 const SERVICES: usize = 8;
 const PARTITIONS: i32 = 4;
+const JOB_PARTITIONS: i32 = 2;
 const WINDOW_MS: i64 = 5_000;
 const HEARTBEAT_INTERVAL_MS: i64 = 500;
 const ROW_INTERVAL_MS: i64 = 250;
@@ -48,6 +49,18 @@ CREATE FEATURE VIEW load AS
 SELECT service, window_start, window_end, count(*) AS n, sum(ms) AS total
 FROM TUMBLE(TABLE app, DESCRIPTOR(ts), INTERVAL '5' SECOND)
 GROUP BY service, window_start, window_end;
+
+CREATE SOURCE jobs (job STRING, took_s DOUBLE, at TIMESTAMP(3),
+  WATERMARK FOR at AS at - INTERVAL '1' SECOND IDLE TIMEOUT INTERVAL '1' HOUR)
+WITH (connector = 'kafka', topic = 'jobs', format = 'json', 'scan.startup.mode' = 'earliest');
+
+CREATE FEATURE VIEW work AS
+SELECT service, window_start, window_end, count(*) AS n, sum(ms) AS total
+FROM TUMBLE(TABLE (SELECT ts, service, ms FROM app UNION ALL SELECT at, job, took_s * 1000 FROM jobs),
+  DESCRIPTOR(ts), INTERVAL '5' SECOND)
+GROUP BY service, window_start, window_end;
+
+CREATE DETECTOR everywhere ON work KEY (service) FEATURES (n, total) USING static_threshold WITH (upper = -1);
 
 CREATE DETECTOR every ON load KEY (service) FEATURES (n, total) USING static_threshold WITH (upper = -1);
 
@@ -122,6 +135,7 @@ pub struct World {
     pub telemetry: bool,
     seed: u64,
     rows: Vec<(usize, i64, f64)>,
+    jobs: Vec<(usize, i64, f64)>,
     executor: Executor,
 }
 
@@ -142,7 +156,11 @@ impl World {
         let mut heartbeats = TopicConfig::new("heartbeats", 2);
         heartbeats.log_append_time = true;
         memory
-            .ensure_topics(&[TopicConfig::new("app", PARTITIONS), heartbeats])
+            .ensure_topics(&[
+                TopicConfig::new("app", PARTITIONS),
+                TopicConfig::new("jobs", JOB_PARTITIONS),
+                heartbeats,
+            ])
             .unwrap();
         let pipeline = sql::compile("sim", PIPELINE, &Detectors)
             .unwrap_or_else(|refused| panic!("{}", refused.render("sim", PIPELINE, false)));
@@ -179,6 +197,7 @@ impl World {
             telemetry: true,
             seed: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
             rows: Vec::new(),
+            jobs: Vec::new(),
             executor,
         };
         for name in StageName::ALL {
@@ -345,6 +364,13 @@ impl World {
                         .append(&partition, now_ms, None, Some(row.as_bytes()), &[])
                         .unwrap();
                     self.rows.push((at, ts, ms));
+                    let (job, at_ms, took_s) = (&service.name, ts - 100, ms + 1.0);
+                    let row = format!("{{\"job\":\"{job}\",\"took_s\":{took_s},\"at\":{at_ms}}}");
+                    let partition = TopicPartition::new("jobs", (draw >> 3) as i32 & 1);
+                    self.memory
+                        .append(&partition, now_ms, None, Some(row.as_bytes()), &[])
+                        .unwrap();
+                    self.jobs.push((at, at_ms, took_s * 1_000.0));
                 }
             }
         }
@@ -458,8 +484,15 @@ impl World {
                 .append(&partition, self.now_ms(), None, Some(row.as_bytes()), &[])
                 .unwrap();
         }
+        for partition in partitions_of("jobs", JOB_PARTITIONS) {
+            let row = format!("{{\"job\":\"end\",\"took_s\":0,\"at\":{end_ms}}}");
+            self.memory
+                .append(&partition, self.now_ms(), None, Some(row.as_bytes()), &[])
+                .unwrap();
+        }
         self.run_for(5_000);
-        self.windows_are_exact(end_ms)?;
+        self.windows_are_exact("every", &self.rows, end_ms)?;
+        self.windows_are_exact("everywhere", &[self.rows.as_slice(), &self.jobs].concat(), end_ms)?;
         self.ids_are_unique()?;
         self.records_fit_their_schemas()?;
         let touched = self.restarts();
@@ -478,9 +511,9 @@ impl World {
         }
     }
 
-    fn windows_are_exact(&self, end_ms: i64) -> Result<(), String> {
+    fn windows_are_exact(&self, detector: &str, rows: &[(usize, i64, f64)], end_ms: i64) -> Result<(), String> {
         let mut expected: BTreeMap<(String, i64), (u64, f64)> = BTreeMap::new();
-        for (service, ts, ms) in &self.rows {
+        for (service, ts, ms) in rows {
             let start = ts - ts.rem_euclid(WINDOW_MS);
             let window = expected.entry((format!("s{service}"), start)).or_default();
             *window = (window.0 + 1, window.1 + ms);
@@ -488,7 +521,7 @@ impl World {
         expected.retain(|(_, start), _| start + WINDOW_MS <= end_ms - 1_000);
         let mut found = BTreeMap::new();
         for data in self.events(&self.processor.topics().anomalies(), cloudevent::ANOMALY) {
-            if data["detector"] != "every" {
+            if data["detector"] != detector {
                 continue;
             }
             let start = protocol::time::from_rfc3339(data["window_start"].as_str().unwrap()).unwrap();
@@ -498,13 +531,13 @@ impl World {
                 .insert((service.clone(), start), (number("n") as u64, number("total")))
                 .is_some()
             {
-                return Err(format!("window {start} of {service} was published twice"));
+                return Err(format!("{detector}: window {start} of {service} was published twice"));
             }
         }
         for (key, (n, total)) in &expected {
             match found.remove(key) {
-                Some((count, sum)) if count == *n && (sum - total).abs() < 1e-6 => {}
-                other => return Err(format!("window {key:?} is {other:?}, not {:?}", (n, total))),
+                Some((count, sum)) if count == *n && (sum - total).abs() < 1e-6 * total.abs().max(1.0) => {}
+                other => return Err(format!("{detector}: window {key:?} is {other:?}, not {:?}", (n, total))),
             }
         }
         match found.first_key_value() {
