@@ -196,11 +196,36 @@ pub struct ViewSpec {
     pub input: SchemaRef,
     /// SELECT list, over `input`.
     pub projection: Vec<Arc<dyn PhysicalExpr>>,
-    /// The rows the view yields; where it speaks early, `is_final` comes after the SELECT list.
+    /// The rows that its windows yield; where it speaks early, `is_final` comes after the SELECT list.
     pub output: SchemaRef,
     pub having: Option<Arc<dyn PhysicalExpr>>,
     /// Rows for keys that were silent for up to so many windows.
     pub fill_missing_windows: u32,
+    /// ML_DETECT_ANOMALIES: detectors judge the rows, and what is written is computed from both.
+    pub judged: Option<JudgedSpec>,
+}
+
+impl ViewSpec {
+    /// The rows that sinks and people see.
+    pub fn schema(&self) -> &SchemaRef {
+        self.judged.as_ref().map_or(&self.output, |judged| &judged.output)
+    }
+}
+
+/// Detectors of a view's own, whose results are columns.
+#[derive(Clone, Debug)]
+pub struct JudgedSpec {
+    /// On the view's rows; each has one feature.
+    pub detectors: Vec<DetectorSpec>,
+    /// For each detector, the index in the view's output of the time that its result repeats.
+    pub times: Vec<usize>,
+    /// Schema that `projection` and `filter` are planned over: the view's output, then for each detector `timestamp`,
+    /// `actual_value`, `forecast_value`, `lower_bound`, `upper_bound` and `is_anomaly`.
+    pub input: SchemaRef,
+    pub filter: Option<Arc<dyn PhysicalExpr>>,
+    /// SELECT list, over `input`.
+    pub projection: Vec<Arc<dyn PhysicalExpr>>,
+    pub output: SchemaRef,
 }
 
 /// What a detector watches.

@@ -375,8 +375,8 @@ fn physical(
         )?);
     }
     let mut physical_views = Vec::with_capacity(views.len());
-    for (view, (set, aggregates)) in views.iter().zip(placed) {
-        physical_views.push(pane_set::physical_view(view, places[set].clone(), aggregates)?);
+    for (index, (view, (set, aggregates))) in views.iter().zip(placed).enumerate() {
+        physical_views.push(pane_set::physical_view(index, view, places[set].clone(), aggregates)?);
     }
     Ok((specs, pane_sets, physical_views))
 }

@@ -146,6 +146,11 @@ fn spec(ast: &ast::Detector, input: DetectorInput, keys: Vec<(String, usize)>) -
 }
 
 fn on_view(ast: &ast::Detector, index: usize, view: &View, errors: &mut Vec<Diagnostic>) -> Option<Detector> {
+    if view.judged.is_some() {
+        let message = format!("`{}` is judged already, by ML_DETECT_ANOMALIES", view.name);
+        errors.push(Diagnostic::new(message, ast.on.span).help("put the detector on the view that it reads"));
+        return None;
+    }
     let keys = view_keys(ast, view, errors)?;
     let mut features = Vec::new();
     for name in &ast.features {

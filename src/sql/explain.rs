@@ -211,6 +211,25 @@ fn explain_view(out: &mut String, pipeline: &Pipeline, view: &ViewSpec) {
     if let Some(having) = &view.having {
         line!(out, "  having {having}");
     }
+    if let Some(judged) = &view.judged {
+        for detector in &judged.detectors {
+            let (_, value) = &detector.features[0];
+            let value = view.output.field(*value).name();
+            line!(
+                out,
+                "  {value} judged by {}{}",
+                detector.using,
+                options(&detector.options)
+            );
+            line!(out, "    key {}", columns(&detector.keys));
+        }
+        for (field, expr) in judged.output.fields().iter().zip(&judged.projection) {
+            line!(out, "  then column {} {} = {expr}", field.name(), field.data_type());
+        }
+        if let Some(filter) = &judged.filter {
+            line!(out, "  then where {filter}");
+        }
+    }
     if view.fill_missing_windows > 0 {
         line!(
             out,

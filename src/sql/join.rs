@@ -15,26 +15,32 @@ use datafusion::{
     functions_aggregate::expr_fn,
     logical_expr::{Expr, ExprSchemable, lit, when},
     sql::sqlparser::ast::{
-        BinaryOperator, Expr as SqlExpr, GroupByExpr, Ident, JoinConstraint, JoinOperator, Select, SelectItem, Spanned,
-        TableFactor, VisitMut, VisitorMut,
+        BinaryOperator, Expr as SqlExpr, GroupByExpr, Ident, JoinConstraint, JoinOperator, Select, SelectItem, SetExpr,
+        Spanned, TableFactor, VisitMut, VisitorMut,
     },
 };
-use engine::spec::WindowSpec;
+use engine::spec::{DetectorInput, DetectorSpec, WindowSpec};
 
 use crate::{
+    anomalies::{self, Call},
     ast,
     catalog::simplify,
     diagnostic::{Diagnostic, Span, did_you_mean},
     select::{self, Context, DEPTH_MAX, Names, Place},
     source::{Source, WINDOW_COLUMNS},
     text::{Name, Parsed, find},
-    view::{View, ViewAggregate, aggregate_name, bare, canonical, condition, planner_error, renamed},
+    view::{Judged, View, ViewAggregate, aggregate_name, bare, canonical, condition, planner_error, renamed},
 };
 
-/// Whether FROM begins with a view.
+/// Whether FROM, or the query in it, begins with a view.
 pub(crate) fn reads_views(ast: &ast::View, views: &[ast::View]) -> bool {
     let names = || views.iter().map(|view| view.name.text.as_str());
-    select::first_table(&ast.select).is_some_and(|table| table.find(names()).is_some())
+    let inner = || {
+        let (from, to) = select::inline_query(&ast.select)?;
+        select::first_table(&ast.select[from + 1..to])
+    };
+    let table = select::first_table(&ast.select).or_else(inner);
+    table.is_some_and(|table| table.find(names()).is_some())
 }
 
 /// Plans a view over views; what is wrong goes to `errors`.
@@ -89,8 +95,23 @@ fn read(
 ) -> Parsed<Option<View>> {
     check_clauses(ast)?;
     let whole = select::checked_span(ast)?;
-    let mut query = select::parse(&ast.select, context.lines)?;
+    let (tokens, calls) = anomalies::take(&ast.select, context.lines)?;
+    let mut query = select::parse(&tokens, context.lines)?;
     let before = errors.len();
+    let mut judged_filter = anomalies::merge(&mut query, context.lines, errors)?;
+    if calls.is_empty() && judged_filter.is_some() {
+        // Nothing is judged: one WHERE is as good as the other.
+        let SetExpr::Select(select) = query.body.as_mut() else {
+            return Ok(None);
+        };
+        let outer = judged_filter.take().into_iter();
+        let and = |left: SqlExpr, right: SqlExpr| SqlExpr::BinaryOp {
+            left: Box::new(SqlExpr::Nested(Box::new(left))),
+            op: BinaryOperator::And,
+            right: Box::new(SqlExpr::Nested(Box::new(right))),
+        };
+        select.selection = select.selection.take().into_iter().chain(outer).reduce(and);
+    }
     let select = select::check_shape(&mut query, context.lines, errors)?;
     let outputs = select::name_outputs(select, context.lines, errors);
     let spans = select::spans(select, context.lines, whole);
@@ -99,12 +120,29 @@ fn read(
         return Ok(None);
     };
     check_parts(&parts, sources)?;
+    let mut calls = calls;
+    fields(select, &mut judged_filter, &calls, context, errors)?;
+    if errors.len() > before {
+        return Ok(None);
+    }
+    let columns: Vec<String> = calls
+        .iter()
+        .flat_map(|call| call.fields())
+        .map(|field| field.name().clone())
+        .collect();
     let mut resolver = Resolver {
         parts: &parts,
+        columns: &columns,
         context,
         errors,
     };
     let mut names = resolver.flat_names();
+    for call in &mut calls {
+        let exprs = [&mut call.value, &mut call.time, &mut call.order].into_iter();
+        for expr in exprs.chain(&mut call.partition) {
+            resolver.resolve(expr, &mut names);
+        }
+    }
     for part in &parts {
         if let Some(on) = &part.on {
             let mut on = on.clone();
@@ -118,7 +156,7 @@ fn read(
         SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => Some(expr),
         _ => None,
     });
-    for expr in exprs.chain(&mut select.selection) {
+    for expr in exprs.chain(&mut select.selection).chain(&mut judged_filter) {
         resolver.resolve(expr, &mut names);
     }
     if errors.len() > before {
@@ -135,8 +173,46 @@ fn read(
     };
     joined.view.name.clone_from(&ast.name.text);
     joined.view.window = window;
-    joined.project(select, &outputs, &spans, context)?;
+    match calls.is_empty() {
+        true => joined.project(select, &outputs, &spans, context)?,
+        false => joined.judge(select, &calls, judged_filter, &outputs, &spans, context)?,
+    }
     Ok(Some(joined.view))
+}
+
+/// Puts columns where the SELECT and the outer WHERE name calls. The inner WHERE comes before them.
+fn fields(
+    select: &mut Select,
+    judged_filter: &mut Option<SqlExpr>,
+    calls: &[Call],
+    context: &Context<'_>,
+    errors: &mut Vec<Diagnostic>,
+) -> Parsed<()> {
+    let mut fields = anomalies::Fields {
+        calls,
+        lines: context.lines,
+        errors,
+        named: 0,
+    };
+    if let Some(filter) = &mut select.selection {
+        let span = context.lines.span(filter.span());
+        let _ = filter.visit(&mut fields);
+        if fields.named > 0 {
+            return Err(Diagnostic::new(
+                "WHERE chooses the rows that are judged: it comes before the result",
+                span,
+            )
+            .help("write SELECT … FROM (SELECT …, ML_DETECT_ANOMALIES(…) OVER (…) AS a FROM v) WHERE a.is_anomaly"));
+        }
+    }
+    let exprs = select.projection.iter_mut().filter_map(|item| match item {
+        SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => Some(expr),
+        _ => None,
+    });
+    for expr in exprs.chain(judged_filter) {
+        let _ = expr.visit(&mut fields);
+    }
+    Ok(())
 }
 
 fn check_clauses(ast: &ast::View) -> Parsed<()> {
@@ -368,6 +444,8 @@ fn column<'a, 'b>(flat: &str, parts: &'b [Part<'a>]) -> Option<(&'b Part<'a>, us
 /// Turns `a.column`, and a column that only one view has, into the one name it has among the columns of all views.
 struct Resolver<'a> {
     parts: &'a [Part<'a>],
+    /// Columns of no part.
+    columns: &'a [String],
     context: &'a Context<'a>,
     errors: &'a mut Vec<Diagnostic>,
 }
@@ -377,12 +455,14 @@ impl Resolver<'_> {
         let parts = self.parts.iter();
         parts
             .flat_map(|part| part.columns().map(|field| part.flat(field.name())))
+            .chain(self.columns.iter().cloned())
             .collect()
     }
 
     fn resolve(&mut self, expr: &mut SqlExpr, names: &mut Vec<String>) {
         let mut flatten = Flatten {
             parts: self.parts,
+            columns: self.columns,
             context: self.context,
             depth: 0,
             errors: self.errors,
@@ -410,6 +490,7 @@ impl Resolver<'_> {
 
 struct Flatten<'a> {
     parts: &'a [Part<'a>],
+    columns: &'a [String],
     context: &'a Context<'a>,
     depth: usize,
     errors: &'a mut Vec<Diagnostic>,
@@ -467,6 +548,7 @@ impl VisitorMut for Flatten<'_> {
             return ControlFlow::Break(());
         }
         let flat = match expr {
+            SqlExpr::Identifier(ident) if self.columns.contains(&ident.value) => None,
             SqlExpr::Identifier(ident) => {
                 let parts: Vec<&Part<'_>> = self.parts.iter().collect();
                 self.found(&ident.clone(), &parts)
@@ -522,6 +604,7 @@ impl<'a> Joined<'a> {
                 having: None,
                 output: Arc::new(Schema::empty()),
                 fill_missing_windows: 0,
+                judged: None,
                 ..parts[0].view.clone()
             },
         };
@@ -656,5 +739,144 @@ impl<'a> Joined<'a> {
             self.view.having = Some(simplify(having, &input).map_err(at(spans.whole))?);
         }
         Ok(())
+    }
+
+    /// As [`project`](Self::project), with detectors between the rows and the SELECT list.
+    fn judge(
+        &mut self,
+        select: &Select,
+        calls: &[Call],
+        judged_filter: Option<SqlExpr>,
+        outputs: &[(String, Span)],
+        spans: &select::Spans,
+        context: &Context<'_>,
+    ) -> Parsed<()> {
+        let at = |span: Span| move |error| planner_error(&error, span, context.lines);
+        let parts = self.parts;
+        let flat: Vec<String> = parts
+            .iter()
+            .flat_map(|part| part.columns().map(|field| part.flat(field.name())))
+            .collect();
+        let mut rows = select.clone();
+        let quoted = |name: String| SqlExpr::Identifier(Ident::with_quote('"', name));
+        rows.projection = flat
+            .iter()
+            .map(|name| SelectItem::UnnamedExpr(quoted(name.clone())))
+            .collect();
+        let mut names: Vec<(String, Span)> = flat.into_iter().map(|name| (name, spans.whole)).collect();
+        for call in calls {
+            rows.projection.push(SelectItem::UnnamedExpr(call.value.clone()));
+            names.push((call.name.clone(), call.span));
+        }
+        let row_spans = select::Spans {
+            select: names.iter().map(|(_, span)| *span).collect(),
+            filter: spans.filter,
+            having: None,
+            group: Vec::new(),
+            whole: spans.whole,
+        };
+        self.project(&rows, &names, &row_spans, context)?;
+        let rows = Arc::clone(&self.view.output);
+        let mut times = Vec::new();
+        let mut detectors = Vec::new();
+        for (index, call) in calls.iter().enumerate() {
+            times.push(self.window_column(&call.time, &rows, call.span)?);
+            self.window_column(&call.order, &rows, call.span)?;
+            let value = rows.index_of(&call.name).map_err(|error| at(call.span)(error.into()))?;
+            if !rows.field(value).data_type().is_numeric() {
+                let error = Diagnostic::new("what is judged is a number", call.span);
+                return Err(error.help("CAST(x AS DOUBLE) makes a number of text"));
+            }
+            detectors.push(DetectorSpec {
+                name: format!("{}.{index}", self.view.name),
+                input: DetectorInput::View(0),
+                keys: self.partition(call, &rows)?,
+                features: vec![("value".into(), value)],
+                using: call.using.to_owned(),
+                options: call.options.clone(),
+                columns: Vec::new(),
+            });
+        }
+        let fields = rows.fields().iter().map(|field| field.as_ref().clone());
+        let input = Schema::new(fields.chain(calls.iter().flat_map(Call::fields)).collect::<Vec<_>>());
+        let schema = Arc::new(DFSchema::try_from(input.clone()).map_err(at(spans.whole))?);
+        let mut judged = Judged {
+            rows,
+            input: Arc::new(input),
+            times,
+            detectors,
+            projection: Vec::new(),
+            filter: None,
+        };
+        let mut fields = Vec::new();
+        for (index, (item, (name, _))) in select.projection.iter().zip(outputs).enumerate() {
+            let (SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. }) = item else {
+                continue;
+            };
+            let span = spans.select.get(index).copied().unwrap_or(spans.whole);
+            let planned = context.functions.expression(expr.clone(), &schema);
+            let planned = planned.and_then(|expr| simplify(expr, &schema)).map_err(at(span))?;
+            let (_, field) = planned.to_field(&schema).map_err(at(span))?;
+            fields.push(Field::new(name, field.data_type().clone(), true));
+            judged.projection.push(planned);
+        }
+        if let Some(filter) = judged_filter {
+            let filter = condition(filter, &schema, context.functions, spans.whole, context.lines)?;
+            judged.filter = Some(simplify(filter, &schema).map_err(at(spans.whole))?);
+        }
+        self.view.output = Arc::new(Schema::new(fields));
+        self.view.judged = Some(judged);
+        Ok(())
+    }
+
+    /// The column of the rows that is the start or the end of their window.
+    fn window_column(&self, expr: &SqlExpr, rows: &Schema, span: Span) -> Parsed<usize> {
+        let column = match expr {
+            SqlExpr::Identifier(ident) => rows.index_of(&ident.value).ok(),
+            _ => None,
+        };
+        let is_window = |index: &usize| {
+            let expr = self.view.projection.get(*index).map(bare);
+            matches!(expr, Some(Expr::Column(column)) if WINDOW_COLUMNS.contains(&column.name.as_str()))
+        };
+        column.filter(is_window).ok_or_else(|| {
+            Diagnostic::new("rows are judged in the order of their windows", span)
+                .help("give window_end as the time and in ORDER BY, and select it in the view that is read")
+        })
+    }
+
+    /// KEY of a detector from PARTITION BY: exactly the grouping columns.
+    fn partition(&self, call: &Call, rows: &Schema) -> Parsed<Vec<(String, usize)>> {
+        let mut keys = Vec::new();
+        let mut covered = BTreeSet::new();
+        for expr in &call.partition {
+            let column = match expr {
+                SqlExpr::Identifier(ident) => rows.index_of(&ident.value).ok(),
+                _ => None,
+            };
+            let key = column.and_then(|column| Some((column, self.view.key_of_row(column)?)));
+            let Some((column, key)) = key else {
+                let message = format!("PARTITION BY names what the views group by, not `{expr}`");
+                return Err(Diagnostic::new(message, call.span));
+            };
+            if covered.insert(key) {
+                keys.push((self.view.keys[key].field.name().clone(), column));
+            }
+        }
+        let all = self.view.keys.iter().enumerate();
+        let missing: Vec<&str> = all
+            .filter(|(key, _)| !covered.contains(key))
+            .map(|(_, key)| key.field.name().as_str())
+            .collect();
+        match missing.is_empty() {
+            true => Ok(keys),
+            false => Err(Diagnostic::new(
+                format!(
+                    "PARTITION BY leaves out `{}`, so that a model would see several rows per window",
+                    missing.join("`, `")
+                ),
+                call.span,
+            )),
+        }
     }
 }

@@ -12,6 +12,7 @@
 //!
 //! **Fails** with [`Diagnostics`]: all of them at once, none of them a consequence of another.
 
+mod anomalies;
 mod ast;
 mod catalog;
 mod compile;

@@ -17,12 +17,15 @@ use datafusion::{
         create_physical_expr,
     },
 };
-use engine::spec::{AggregateKind, AggregateSpec, PairStatistic, PaneSetSpec, SourceSpec, ViewSpec, WindowSpec};
+use engine::spec::{
+    AggregateKind, AggregateSpec, DetectorInput, DetectorSpec, JudgedSpec, PairStatistic, PaneSetSpec, SourceSpec,
+    ViewSpec, WindowSpec,
+};
 
 use crate::{
     fingerprint::Fingerprint,
     source::Source,
-    view::{Key, View, ViewAggregate, bare, canonical, quantile_share},
+    view::{Judged, Key, View, ViewAggregate, bare, canonical, quantile_share},
 };
 
 /// Recovery re-reads what the open panes need; wider ones would make it longer.
@@ -191,8 +194,13 @@ fn fingerprint(set: &PaneSet, source: &Source) -> u64 {
     text.finish()
 }
 
-/// A view over its pane set.
-pub(crate) fn physical_view(view: &View, pane_sets: Vec<usize>, aggregates: Vec<usize>) -> PlanResult<ViewSpec> {
+/// A view over its pane sets; `index` is its own in the pipeline.
+pub(crate) fn physical_view(
+    index: usize,
+    view: &View,
+    pane_sets: Vec<usize>,
+    aggregates: Vec<usize>,
+) -> PlanResult<ViewSpec> {
     let input = Arc::new(view.input());
     let planner = Planner::new(&input)?;
     Ok(ViewSpec {
@@ -205,10 +213,32 @@ pub(crate) fn physical_view(view: &View, pane_sets: Vec<usize>, aggregates: Vec<
             .iter()
             .map(|expr| planner.expr(expr))
             .collect::<PlanResult<Vec<_>>>()?,
-        output: Arc::clone(&view.output),
+        output: Arc::clone(view.judged.as_ref().map_or(&view.output, |judged| &judged.rows)),
         having: view.having.as_ref().map(|having| planner.expr(having)).transpose()?,
         fill_missing_windows: view.fill_missing_windows,
+        judged: view
+            .judged
+            .as_ref()
+            .map(|judged| physical_judged(index, view, judged))
+            .transpose()?,
         input,
+    })
+}
+
+fn physical_judged(index: usize, view: &View, judged: &Judged) -> PlanResult<JudgedSpec> {
+    let planner = Planner::new(&judged.input)?;
+    let detectors = judged.detectors.iter().map(|detector| DetectorSpec {
+        input: DetectorInput::View(index),
+        ..detector.clone()
+    });
+    let projection = judged.projection.iter().map(|expr| planner.expr(expr));
+    Ok(JudgedSpec {
+        detectors: detectors.collect(),
+        times: judged.times.clone(),
+        input: Arc::clone(&judged.input),
+        filter: judged.filter.as_ref().map(|filter| planner.expr(filter)).transpose()?,
+        projection: projection.collect::<PlanResult<_>>()?,
+        output: Arc::clone(&view.output),
     })
 }
 

@@ -280,7 +280,7 @@ fn key(cursor: &mut Cursor<'_>) -> Parsed<At<String>> {
 }
 
 /// A number, a string or a truth value: nothing computed, nothing from a row.
-fn literal(cursor: &mut Cursor<'_>, values: Values) -> Parsed<At<OptionValue>> {
+pub(crate) fn literal(cursor: &mut Cursor<'_>, values: Values) -> Parsed<At<OptionValue>> {
     let start = cursor.here();
     let negative = cursor.eat_punct(Tok::Minus);
     let Some(token) = cursor.peek() else {

@@ -24,6 +24,7 @@ use crate::{
     compile::Statements,
     detector::type_name,
     diagnostic::{Diagnostic, Span, did_you_mean, one_of},
+    join,
     pane_set::PaneSet,
     select::{self, Context, Place},
     source::{self, Source, SourceColumn, WINDOW_COLUMNS},
@@ -48,7 +49,17 @@ pub(crate) struct Part {
 
 /// Takes queries out of the FROM of views: each becomes a view of rows that the view reads by name.
 pub(crate) fn take_inline(statements: &mut Statements) {
-    for view in &mut statements.views {
+    let over_views: Vec<bool> = statements
+        .views
+        .iter()
+        .map(|view| join::reads_views(view, &statements.views))
+        .collect();
+    let over_sources = statements
+        .views
+        .iter_mut()
+        .zip(over_views)
+        .filter(|(_, over_views)| !over_views);
+    for (view, _) in over_sources {
         let Some((from, to)) = select::inline_query(&view.select) else {
             continue;
         };

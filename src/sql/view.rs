@@ -19,7 +19,7 @@ use datafusion::{
         tokenizer,
     },
 };
-use engine::spec::WindowSpec;
+use engine::spec::{DetectorSpec, WindowSpec};
 
 use crate::{
     ast,
@@ -47,6 +47,23 @@ pub(crate) struct View {
     pub having: Option<Expr>,
     pub output: Arc<Schema>,
     pub fill_missing_windows: u32,
+    /// Rows are judged before they are the view's.
+    pub judged: Option<Judged>,
+}
+
+/// ML_DETECT_ANOMALIES: what follows the projection.
+#[derive(Clone, Debug)]
+pub(crate) struct Judged {
+    /// What the projection gives: the columns of the views that are read, and a value for each detector.
+    pub rows: Arc<Schema>,
+    /// `rows`, then the fields of each detector's result.
+    pub input: Arc<Schema>,
+    /// For each detector, the index in `rows` of the time that its result repeats.
+    pub times: Vec<usize>,
+    pub detectors: Vec<DetectorSpec>,
+    /// SELECT list over `input`.
+    pub projection: Vec<Expr>,
+    pub filter: Option<Expr>,
 }
 
 #[derive(Clone, Debug)]
@@ -66,6 +83,17 @@ pub(crate) struct ViewAggregate {
 impl View {
     /// Index of the key that an output column is, if it is one.
     pub fn key_of_output(&self, output: usize) -> Option<usize> {
+        let Some(judged) = &self.judged else {
+            return self.key_of_row(output);
+        };
+        match bare(judged.projection.get(output)?) {
+            Expr::Column(column) => self.key_of_row(judged.rows.index_of(&column.name).ok()?),
+            _ => None,
+        }
+    }
+
+    /// Index of the key that a column of the projection is.
+    pub fn key_of_row(&self, output: usize) -> Option<usize> {
         match bare(self.projection.get(output)?) {
             Expr::Column(column) => self.keys.iter().position(|key| *key.field.name() == column.name),
             _ => None,
@@ -93,7 +121,7 @@ pub(crate) fn aggregate_name(index: usize) -> String {
     format!("agg_{index}")
 }
 
-fn window_type() -> DataType {
+pub(crate) fn window_type() -> DataType {
     DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into()))
 }
 
@@ -292,6 +320,7 @@ impl Builder<'_> {
             having: None,
             output: Arc::new(Schema::empty()),
             fill_missing_windows: ast.fill_missing_windows,
+            judged: None,
         };
         view.keys.sort_by(|a, b| a.field.name().cmp(b.field.name()));
         self.project(&mut view, &keys, &parts)?;

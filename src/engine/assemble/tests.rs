@@ -80,6 +80,7 @@ fn pipeline(window: WindowSpec, fill: u32) -> Pipeline {
             input,
             having: None,
             fill_missing_windows: fill,
+            judged: None,
         }],
         detectors: vec![],
         policies: vec![],

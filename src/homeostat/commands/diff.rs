@@ -168,7 +168,10 @@ fn view(old: &Pipeline, a: &ViewSpec, new: &Pipeline, b: &ViewSpec) -> (Fate, St
     let shown = |view: &ViewSpec| {
         let having = view.having.as_ref().map(ToString::to_string);
         let select: Vec<String> = view.projection.iter().map(ToString::to_string).collect();
-        format!("{select:?} {having:?} {} {:?}", view.fill_missing_windows, view.output)
+        format!(
+            "{select:?} {having:?} {} {:?} {:?}",
+            view.fill_missing_windows, view.output, view.judged
+        )
     };
     if shown(a) != shown(b) {
         return (Fate::Keeps, "SELECT or HAVING changed; panes and windows stay".into());

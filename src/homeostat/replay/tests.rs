@@ -510,3 +510,74 @@ fn joined_views_have_the_rows_that_their_views_have_together() {
     assert_eq!(rows("few").keys().collect::<Vec<_>>(), few);
     assert_eq!(run(&pipeline, &[path], 7).0, replayed);
 }
+
+#[test]
+fn anomalies_of_confluent_s_function_are_those_of_the_detector_that_it_becomes() {
+    let folder = tempfile::tempdir().unwrap();
+    let view = "CREATE FEATURE VIEW v AS SELECT service, window_start, window_end, avg(ms) AS a
+      FROM TUMBLE(TABLE app, DESCRIPTOR(ts), INTERVAL '10' SECOND) GROUP BY service, window_start, window_end;";
+    let call =
+        "ML_DETECT_ANOMALIES(a, window_end, JSON_OBJECT('minTrainingSize' VALUE 20, 'confidencePercentage' VALUE 99.9))
+      OVER (PARTITION BY service ORDER BY window_end RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)";
+    let pipeline = compile(&format!(
+        "{APP} {view}
+        CREATE FEATURE VIEW whole AS SELECT service, window_start, {call} AS found FROM v;
+        CREATE FEATURE VIEW parts AS SELECT service, window_end, ({call}).is_anomaly AS is_anomaly, ({call})['upper_bound'] - a AS room FROM v;
+        CREATE FEATURE VIEW alarms AS SELECT service, r.found[2] AS a, found.forecast_value FROM
+          (SELECT service, {call} AS found FROM v WHERE a < 1e9) AS r WHERE found.is_anomaly;
+        CREATE DETECTOR d ON v KEY (service) FEATURES (a) USING holt_winters WITH (warmup = 20, threshold = 3.290530);"
+    ));
+    let mut text = String::new();
+    for row in 0..200 {
+        let ms = 10.0 + f64::from(row % 7) + if row == 150 { 500.0 } else { 0.0 };
+        let ts = 1_767_225_600_000 + i64::from(row) * 10_000;
+        text += &format!("{{\"ts\":{ts},\"service\":\"a\",\"ms\":{ms}}}\n{{\"ts\":{ts},\"service\":\"b\",\"ms\":1}}\n");
+    }
+    let path = write(folder.path(), "app.jsonl", &text);
+    let (replayed, _) = run(&pipeline, std::slice::from_ref(&path), 1);
+    let rows = |name: &str| -> Vec<serde_json::Value> {
+        let mut files = replayed.views.iter().chain(&replayed.detectors);
+        let file = files.find(|file| file.name == name).unwrap();
+        shown(file)
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    };
+    assert_eq!(replayed.detectors.len(), 1);
+    let scores = rows("d");
+    let scored: Vec<&serde_json::Value> = scores.iter().filter(|row| row["is_anomaly"] == true).collect();
+    assert!(
+        scored.iter().any(|row| row["features"]["a"] == 10.0 + 3.0 + 500.0),
+        "{scored:?}"
+    );
+    let whole = rows("whole");
+    assert_eq!((whole.len(), scores.len()), (400, 400));
+    for (row, score) in whole.iter().zip(&scores) {
+        let found = &row["found"];
+        assert_eq!(found["timestamp"], score["window_end"]);
+        assert_eq!(found["actual_value"], score["features"]["a"]);
+        match found["forecast_value"].is_null() {
+            true => assert!(found["is_anomaly"].is_null() && score["is_anomaly"] == false),
+            false => {
+                assert_eq!(found["is_anomaly"], score["is_anomaly"]);
+                let number = |name: &str| found[name].as_f64().unwrap();
+                let inside = (number("lower_bound")..=number("upper_bound")).contains(&number("actual_value"));
+                assert!(found["is_anomaly"] == !inside, "{row}");
+            }
+        }
+    }
+    let parts = rows("parts");
+    assert!(
+        parts
+            .iter()
+            .any(|row| row["is_anomaly"] == true && row["room"].as_f64().unwrap() < -400.0)
+    );
+    assert_eq!(parts[399]["is_anomaly"], whole[399]["found"]["is_anomaly"]);
+    let alarms = rows("alarms");
+    assert_eq!(alarms.len(), scored.len());
+    assert!(
+        alarms
+            .iter()
+            .any(|row| row["a"] == 513.0 && row["forecast_value"].as_f64().unwrap() < 100.0)
+    );
+}

@@ -5,6 +5,7 @@
 //! from the offset that its own state includes (`correctness.md` rules 8–12 in spirit; `src/README.md`, "Contracts between
 //! the stages"). A pane record that cannot be read becomes a dead letter.
 
+mod judge;
 mod part;
 mod silence;
 mod sink;
@@ -17,7 +18,7 @@ use engine::{
     assemble::{Assembled, Assembler, ClosedWindow, LatePane},
     json,
     panes::read_panes,
-    spec::{DetectorInput, Pipeline, SinkInput},
+    spec::{DetectorInput, Pipeline},
 };
 use protocol::{
     Assignment, Batch, CloudEvent, Outputs, Progress, Record, Stage, StageError, Start, TopicPartition, Topics,
@@ -87,27 +88,12 @@ impl Detect {
     pub fn new(pipelines: Arc<[Pipeline]>, topics: Topics, options: Options) -> Result<Self, detector::Error> {
         let mut watches = Vec::new();
         for (index, pipeline) in pipelines.iter().enumerate() {
-            for (at, spec) in pipeline.detectors.iter().enumerate() {
-                let features: Vec<String> = spec.features.iter().map(|(name, _)| name.clone()).collect();
-                watches.push(Watch {
-                    pipeline: index,
-                    pipeline_name: pipeline.name.clone(),
-                    policies: pipeline
-                        .policies
-                        .iter()
-                        .filter(|policy| policy.detector == at)
-                        .cloned()
-                        .collect(),
-                    algorithm: detector::build(&spec.using, &super::values(&spec.options), &features)?,
-                    id: format!("{}.{}", pipeline.name, spec.name),
-                    sinks: pipeline
-                        .sinks
-                        .iter()
-                        .filter(|sink| sink.input == SinkInput::Detector(at))
-                        .map(|sink| sink.topic.as_str().into())
-                        .collect(),
-                    spec: spec.clone(),
-                });
+            for at in 0..pipeline.detectors.len() {
+                watches.push(Watch::declared(index, pipeline, at)?);
+            }
+            let judged = pipeline.views.iter().filter_map(|view| view.judged.as_ref());
+            for spec in judged.flat_map(|judged| &judged.detectors) {
+                watches.push(Watch::inner(index, pipeline, spec)?);
             }
         }
         Ok(Self {
@@ -229,6 +215,11 @@ impl Detect {
         live: bool,
         out: &mut Outputs,
     ) -> Result<(), StageError> {
+        let judged = match &self.pipelines[window.pipeline].views[window.view].judged {
+            Some(_) if window.rows.num_rows() > 0 => Some(self.judge(part, offset, window)?),
+            _ => None,
+        };
+        let window = judged.as_ref().unwrap_or(window);
         self.counts.windows += u64::from(live && window.early_ms.is_none());
         self.counts.rows += if live { window.rows.num_rows() as u64 } else { 0 };
         let mut tap = self.tap.as_mut().filter(|_| live);
@@ -242,7 +233,8 @@ impl Detect {
         let over = window.early_ms.is_none();
         for (at, watch) in self.watches.iter().enumerate().filter(|_| over) {
             let input = DetectorInput::View(window.view);
-            if watch.pipeline != window.pipeline || watch.spec.input != input || window.rows.num_rows() == 0 {
+            let judges = watch.pipeline == window.pipeline && watch.spec.input == input && !watch.is_inner;
+            if !judges || window.rows.num_rows() == 0 {
                 continue;
             }
             let fatal = |error: arrow::error::ArrowError| StageError::Fatal(format!("{}: {error}", watch.id));
@@ -341,6 +333,7 @@ impl Detect {
             clock: part.clock_ms,
             partition,
             population: population
+                .filter(|(watch, _)| !watch.is_inner)
                 .map(|(watch, entities)| (watch.id.clone(), entities.len() as u64))
                 .collect(),
         };

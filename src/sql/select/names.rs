@@ -130,7 +130,7 @@ impl Names<'_> {
             self.errors.push(Diagnostic::new(message, span).help(help));
         };
         if function.over.is_some() {
-            let help = "a view has one row per group and window; compare windows in a detector";
+            let help = "a view has one row per group and window; compare windows in a detector, or by ML_DETECT_ANOMALIES(…) OVER (…) in a view over views";
             return refuse("OVER is not supported".into(), help.into());
         }
         let lower = name.to_ascii_lowercase();

@@ -139,6 +139,7 @@ fn views(sets: &[PaneSetSpec]) -> Vec<ViewSpec> {
                 input,
                 having: None,
                 fill_missing_windows: 0,
+                judged: None,
             });
         }
     }

@@ -11,7 +11,7 @@ use detector::{Detector, Row, Score};
 use engine::{
     assemble::ClosedWindow,
     json,
-    spec::{DetectorSpec, PolicySpec},
+    spec::{DetectorSpec, Pipeline, PolicySpec, SinkInput},
 };
 use protocol::{CloudEvent, Target, Topics, cloudevent, id, message::Anomaly};
 use serde_json::Value;
@@ -29,9 +29,41 @@ pub(super) struct Watch {
     pub(super) id: String,
     /// Topics that take every score.
     pub(super) sinks: Vec<Arc<str>>,
+    /// Its scores are columns of a view, and nothing else.
+    pub(super) is_inner: bool,
 }
 
 impl Watch {
+    /// A detector of the pipeline.
+    pub(super) fn declared(index: usize, pipeline: &Pipeline, at: usize) -> Result<Self, detector::Error> {
+        let policies = pipeline.policies.iter().filter(|policy| policy.detector == at);
+        let sinks = pipeline
+            .sinks
+            .iter()
+            .filter(|sink| sink.input == SinkInput::Detector(at));
+        Ok(Self {
+            policies: policies.cloned().collect(),
+            sinks: sinks.map(|sink| sink.topic.as_str().into()).collect(),
+            is_inner: false,
+            ..Self::inner(index, pipeline, &pipeline.detectors[at])?
+        })
+    }
+
+    /// A detector of ML_DETECT_ANOMALIES.
+    pub(super) fn inner(index: usize, pipeline: &Pipeline, spec: &DetectorSpec) -> Result<Self, detector::Error> {
+        let features: Vec<String> = spec.features.iter().map(|(name, _)| name.clone()).collect();
+        Ok(Self {
+            pipeline: index,
+            pipeline_name: pipeline.name.clone(),
+            policies: Vec::new(),
+            algorithm: detector::build(&spec.using, &crate::stages::values(&spec.options), &features)?,
+            id: format!("{}.{}", pipeline.name, spec.name),
+            sinks: Vec::new(),
+            spec: spec.clone(),
+            is_inner: true,
+        })
+    }
+
     pub(super) fn keys(&self, columns: &[ArrayRef], row: usize) -> BTreeMap<String, Value> {
         self.spec
             .keys
