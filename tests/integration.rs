@@ -12,5 +12,6 @@ mod kill;
 mod live;
 mod programs;
 mod recovery;
+mod sinks;
 mod starter;
 mod workload;

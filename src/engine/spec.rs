@@ -253,11 +253,12 @@ pub struct DetectorSpec {
     pub columns: Vec<(String, usize)>,
 }
 
-/// Rows on a topic: a JSON object per row, keyed by the group.
+/// Rows on a topic, a record per row, keyed by the group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SinkSpec {
     pub name: String,
     pub input: SinkInput,
+    pub format: SinkFormat,
     /// As it is written: no prefix, so that a source may read it.
     pub topic: String,
     /// Columns of a view's output that it groups by: names and indices.
@@ -271,6 +272,21 @@ pub enum SinkInput {
     View(usize),
     /// Every score of a detector: index into [`Pipeline::detectors`].
     Detector(usize),
+    /// Rows that no open window of a view takes: index into [`Pipeline::views`].
+    Late(usize),
+    /// What is no row of a source: index into [`Pipeline::sources`].
+    DeadLetters(usize),
+}
+
+/// How a sink writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SinkFormat {
+    /// A JSON object.
+    Json,
+    /// A CloudEvent 1.0 in JSON, with its attributes (structured mode).
+    CloudEvents,
+    /// OTLP in protobuf: a gauge per number.
+    OtlpMetrics,
 }
 
 /// A literal in WITH (…).

@@ -27,7 +27,7 @@ use anyhow::Context;
 use engine::{
     Error,
     aggregate::{Aggregate, Decode, Decoders, Options, Rows},
-    spec::{DetectorInput, Pipeline, SinkInput, SinkSpec, SourceSpec},
+    spec::{DetectorInput, Pipeline, SinkFormat, SinkInput, SinkSpec, SourceSpec},
 };
 use protocol::{
     Assignment, Batch, Clock, Outputs, Stage, TimestampKind, TopicPartition, Topics,
@@ -134,7 +134,8 @@ fn feeding(pipeline: &Pipeline, source: usize) -> impl Iterator<Item = (&SinkSpe
     let sinks = pipeline.sinks.iter().filter(move |sink| sink.topic == *topic);
     sinks.map(move |sink| {
         let from = match sink.input {
-            SinkInput::View(view) => sources_of(pipeline, view),
+            SinkInput::View(view) | SinkInput::Late(view) => sources_of(pipeline, view),
+            SinkInput::DeadLetters(source) => vec![source],
             SinkInput::Detector(detector) => match pipeline.detectors[detector].input {
                 DetectorInput::View(view) => sources_of(pipeline, view),
                 DetectorInput::PaneSet(set) => vec![pipeline.pane_sets[set].source],
@@ -157,6 +158,16 @@ fn from_sinks(pipeline: &Pipeline, source: usize, lines: &Lines) -> anyhow::Resu
     let mut text = Vec::new();
     let mut names = Vec::new();
     for (sink, _) in feeding(pipeline, source) {
+        let what = &pipeline.sources[source].name;
+        if sink.format != SinkFormat::Json {
+            let message = format!(
+                "source {what} reads what sink {} writes, which is no plain JSON",
+                sink.name
+            );
+            return Err(Refused::new(message)
+                .help(format!("give it a file: --source {what}=FILE"))
+                .into());
+        }
         text.extend_from_slice(lines.of(sink.input));
         names.push(sink.name.as_str());
     }

@@ -138,8 +138,17 @@ pub(crate) struct Detector {
 pub(crate) struct Sink {
     pub name: Name,
     pub from: Name,
+    pub what: SinkWhat,
     pub options: Vec<Setting>,
     pub span: Span,
+}
+
+/// What of it a sink writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SinkWhat {
+    Rows,
+    Late,
+    DeadLetters,
 }
 
 #[derive(Debug)]

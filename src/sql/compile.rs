@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use engine::spec::{DetectorSpec, PaneSetSpec, Pipeline, PolicySpec, SinkSpec, SourceSpec, ViewSpec};
+use engine::spec::{DetectorSpec, PaneSetSpec, Pipeline, PolicySpec, SinkInput, SinkSpec, SourceSpec, ViewSpec};
 
 use crate::{
     DetectorCatalog,
@@ -116,6 +116,7 @@ impl<'a> Compiler<'a> {
             return None;
         }
         let plan = physical(&sources, &mut sets, &views, placed);
+        let declared = sources;
         let (sources, pane_sets, views) = match plan {
             Ok(plan) => plan,
             Err(error) => {
@@ -124,6 +125,10 @@ impl<'a> Compiler<'a> {
                 return None;
             }
         };
+        let sinks = self.of_used(sinks, &statements, &declared, &sources);
+        if !self.errors.is_empty() {
+            return None;
+        }
         Some(Pipeline {
             name: self.name.to_owned(),
             sources,
@@ -320,6 +325,33 @@ impl<'a> Compiler<'a> {
         sinks
             .filter_map(|ast| sink::resolve(ast, &relations, &mut self.errors))
             .collect()
+    }
+
+    /// Sinks of sources by their place among those that are read.
+    fn of_used(
+        &mut self,
+        sinks: Vec<SinkSpec>,
+        statements: &Statements,
+        declared: &[Source],
+        used: &[SourceSpec],
+    ) -> Vec<SinkSpec> {
+        let mut found = Vec::new();
+        for mut sink in sinks {
+            if let SinkInput::DeadLetters(source) = sink.input {
+                let name = &declared[source].name;
+                let Some(index) = used.iter().position(|used| used.name == *name) else {
+                    let ast = statements.sinks.iter().find(|ast| ast.name.text == sink.name);
+                    let span = ast.map_or_else(Span::default, |ast| ast.from.span);
+                    let message = format!("no view reads `{name}`, so it has no dead letters");
+                    self.errors
+                        .push(Diagnostic::new(message, span).help("remove the sink, or write a view"));
+                    continue;
+                };
+                sink.input = SinkInput::DeadLetters(index);
+            }
+            found.push(sink);
+        }
+        found
     }
 
     fn policies(&mut self, statements: &Statements, detectors: &mut [Detector]) -> Vec<PolicySpec> {

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use engine::assemble::SESSION_PANES_MAX;
 use engine::spec::{
     ActionSpec, AggregateKind, AggregateSpec, DetectorInput, DetectorSpec, OptionValue, PaneSetSpec, Pipeline,
-    PolicySpec, SourceSpec, StartupMode, ViewSpec, WindowSpec,
+    PolicySpec, SinkFormat, SinkInput, SinkSpec, SourceSpec, StartupMode, ViewSpec, WindowSpec,
 };
 
 use crate::{duration::display, source::telemetry_format};
@@ -27,6 +27,9 @@ pub fn explain(pipeline: &Pipeline) -> String {
     }
     for policy in &pipeline.policies {
         explain_policy(&mut out, pipeline, policy);
+    }
+    for sink in &pipeline.sinks {
+        explain_sink(&mut out, pipeline, sink);
     }
     out
 }
@@ -253,6 +256,27 @@ fn explain_detector(out: &mut String, pipeline: &Pipeline, detector: &DetectorSp
     if !detector.columns.is_empty() {
         line!(out, "  for policies {}", columns(&detector.columns));
     }
+}
+
+fn explain_sink(out: &mut String, pipeline: &Pipeline, sink: &SinkSpec) {
+    let what = match sink.input {
+        SinkInput::View(view) => format!("view {}", pipeline.views[view].name),
+        SinkInput::Detector(detector) => format!("detector {}", pipeline.detectors[detector].name),
+        SinkInput::Late(view) => format!("late rows of view {}", pipeline.views[view].name),
+        SinkInput::DeadLetters(source) => format!("dead letters of source {}", pipeline.sources[source].name),
+    };
+    line!(out, "\nsink {} of {what}", sink.name);
+    let format = match sink.format {
+        SinkFormat::Json => "JSON",
+        SinkFormat::CloudEvents => "CloudEvents",
+        SinkFormat::OtlpMetrics => "OTLP metrics",
+    };
+    let keys: Vec<&str> = sink.keys.iter().map(|(name, _)| name.as_str()).collect();
+    let keys = match keys.is_empty() {
+        true => String::new(),
+        false => format!(", keyed by {}", keys.join(", ")),
+    };
+    line!(out, "  to topic {} as {format}{keys}", sink.topic);
 }
 
 fn columns(columns: &[(String, usize)]) -> String {

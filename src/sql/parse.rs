@@ -7,7 +7,7 @@ use datafusion::sql::sqlparser::tokenizer::Token as Tok;
 use engine::spec::OptionValue;
 
 use crate::{
-    ast::{Detector, Rows, Setting, Sink, Statement, View},
+    ast::{Detector, Rows, Setting, Sink, SinkWhat, Statement, View},
     diagnostic::{Diagnostic, did_you_mean, one_of},
     text::{At, Cursor, Name, Parsed, Token},
 };
@@ -212,13 +212,27 @@ fn detector(cursor: &mut Cursor<'_>) -> Parsed<Detector> {
 fn sink(cursor: &mut Cursor<'_>) -> Parsed<Sink> {
     let name = cursor.name("a name for the sink")?;
     cursor.expect("FROM")?;
-    let from = cursor.name("the view or detector that it writes")?;
+    let what = if cursor.is("LATE") && cursor.is_at(1, "ROWS") {
+        cursor.expect("LATE ROWS OF")?;
+        SinkWhat::Late
+    } else if cursor.is("DEAD") && cursor.is_at(1, "LETTERS") {
+        cursor.expect("DEAD LETTERS OF")?;
+        SinkWhat::DeadLetters
+    } else {
+        SinkWhat::Rows
+    };
+    let from = cursor.name(match what {
+        SinkWhat::Rows => "the view or detector that it writes",
+        SinkWhat::Late => "the view whose late rows it writes",
+        SinkWhat::DeadLetters => "the source whose dead letters it writes",
+    })?;
     cursor.expect("WITH")?;
     let options = settings(cursor, Values::Option)?;
     cursor.expect_end(&[])?;
     Ok(Sink {
         name,
         from,
+        what,
         options,
         span: cursor.last(),
     })

@@ -15,10 +15,11 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use arrow::array::RecordBatch;
 use engine::{
+    aggregate::SideSink,
     assemble::{Assembled, Assembler, ClosedWindow, LatePane},
     json,
     panes::read_panes,
-    spec::{DetectorInput, Pipeline},
+    spec::{DetectorInput, Pipeline, SinkInput},
 };
 use protocol::{
     Assignment, Batch, CloudEvent, Outputs, Progress, Record, Stage, StageError, Start, TopicPartition, Topics,
@@ -37,7 +38,7 @@ use watch::Watch;
 pub struct Options {
     /// Every changed state is rewritten at least so often; the replay after a restart is about as long.
     pub state_interval_ms: i64,
-    /// An entity not seen for so long is forgotten.
+    /// An entity not seen for so long, in event time, is forgotten.
     pub entity_ttl_ms: i64,
 }
 
@@ -227,7 +228,7 @@ impl Detect {
             tap.closed(window);
         }
         if live {
-            write_rows(&self.pipelines[window.pipeline], window, out);
+            write_rows(&self.topics, &self.pipelines[window.pipeline], window, out);
         }
         // What is not over is not scored.
         let over = window.early_ms.is_none();
@@ -247,7 +248,7 @@ impl Detect {
                 if live && (tap.is_some() || !watch.sinks.is_empty()) {
                     let change = change.clone().unwrap_or_default();
                     let scored = watch.anomaly(&window.rows, row, window, score, change);
-                    watch.write_score(&scored, out);
+                    watch.write_score(&self.topics, &scored, out);
                     if let Some(tap) = &mut tap {
                         tap.scored(&scored);
                     }
@@ -297,6 +298,15 @@ impl Detect {
                 "view": name, "reason": "the window was closed when this partial arrived", "columns": columns,
                 "topic": &*record.partition.topic, "partition": record.partition.partition, "offset": record.offset,
             });
+            let key = event.subject.clone();
+            let sinks = pipeline
+                .sinks
+                .iter()
+                .filter(|sink| sink.input == SinkInput::Late(late.view));
+            for sink in sinks {
+                let sink = SideSink::new(&sink.topic, sink.format);
+                out.push(sink.output(&event, Some(key.as_bytes()), &data));
+            }
             out.push(event.output(topic.clone(), &data));
         }
     }

@@ -15,3 +15,7 @@ CREATE FEATURE VIEW failing AS SELECT who, window_end, count(*) AS n FROM TUMBLE
 CREATE DETECTOR quiet ON failing USING silence;
 CREATE DETECTOR d ON busy FEATURES (ms) USING robust_zscore;
 CREATE SINK s FROM busy WITH (topic = 'busy');
+CREATE SINK events FROM busy WITH (topic = 'busy.events', format = 'cloudevents');
+CREATE SINK gauges FROM d WITH (topic = 'd.gauges', format = 'otlp_metrics');
+CREATE SINK late FROM LATE ROWS OF busy WITH (topic = 'busy.late', format = 'json');
+CREATE SINK dead FROM DEAD LETTERS OF batch WITH (topic = 'batch.dead', format = 'cloudevents');

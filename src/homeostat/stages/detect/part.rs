@@ -186,11 +186,16 @@ impl Part {
         self.flushed_slot = Some(now);
         let turn: BTreeSet<i64> = (from..=now).map(|slot| slot.rem_euclid(slots)).collect();
         let includes = self.next_offset - 1;
+        // In event time: who reads a backlog has seen nobody lately by the clock.
+        let watermark_ms = self.assembler.table().watermark_ms();
         let mut written = Vec::new();
         for (watch, entities) in watches.iter().zip(&mut self.entities) {
             entities.retain(|key, entity| {
                 let name = format!("detector/{}/{key}", watch.id);
-                if entity.meta.last_ms != i64::MIN && entity.meta.last_ms + options.entity_ttl_ms < self.clock_ms {
+                let forgotten = |now_ms: i64| {
+                    entity.meta.last_ms != i64::MIN && entity.meta.last_ms + options.entity_ttl_ms < now_ms
+                };
+                if watermark_ms.is_some_and(forgotten) {
                     written.push((name.into_bytes(), None));
                     return false;
                 }

@@ -55,7 +55,7 @@ impl Detect {
                 entity.meta.alarm = Alarm::default();
                 let anomaly = watch.silence(&entity.meta, before, seen, 0.0, true, Vec::new());
                 if live {
-                    watch.write_score(&anomaly, out);
+                    watch.write_score(&self.topics, &anomaly, out);
                     if let Some(tap) = &mut self.tap {
                         tap.silent(&anomaly);
                     }
@@ -112,7 +112,7 @@ impl Detect {
                             .met_in_silence(&entity.meta, said as f64)
                             .map_err(|error| StageError::Fatal(format!("{}: {error}", watch.id)))?;
                         let anomaly = watch.silence(&entity.meta, last, end, said as f64, healthy, meets);
-                        watch.write_score(&anomaly, out);
+                        watch.write_score(&self.topics, &anomaly, out);
                         if let Some(tap) = &mut self.tap {
                             tap.silent(&anomaly);
                         }

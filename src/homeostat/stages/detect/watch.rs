@@ -11,7 +11,7 @@ use detector::{Detector, Row, Score};
 use engine::{
     assemble::ClosedWindow,
     json,
-    spec::{DetectorSpec, Pipeline, PolicySpec, SinkInput},
+    spec::{DetectorSpec, Pipeline, PolicySpec, SinkInput, SinkSpec},
 };
 use protocol::{CloudEvent, Target, Topics, cloudevent, id, message::Anomaly};
 use serde_json::Value;
@@ -27,8 +27,8 @@ pub(super) struct Watch {
     pub(super) algorithm: Arc<dyn Detector>,
     /// `<pipeline>.<detector>`: names it in state keys and metrics.
     pub(super) id: String,
-    /// Topics that take every score.
-    pub(super) sinks: Vec<Arc<str>>,
+    /// What takes every score.
+    pub(super) sinks: Vec<SinkSpec>,
     /// Its scores are columns of a view, and nothing else.
     pub(super) is_inner: bool,
 }
@@ -43,7 +43,7 @@ impl Watch {
             .filter(|sink| sink.input == SinkInput::Detector(at));
         Ok(Self {
             policies: policies.cloned().collect(),
-            sinks: sinks.map(|sink| sink.topic.as_str().into()).collect(),
+            sinks: sinks.cloned().collect(),
             is_inner: false,
             ..Self::inner(index, pipeline, &pipeline.detectors[at])?
         })
