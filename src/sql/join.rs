@@ -476,6 +476,7 @@ impl Resolver<'_> {
             columns: std::mem::take(names),
             table: self.parts[0].alias.clone(),
             event_time: WINDOW_COLUMNS[1].to_owned(),
+            temporal: false,
             aliases: Vec::new(),
             place: Place::Condition,
             functions: self.context.functions,

@@ -14,6 +14,8 @@ use datafusion::sql::sqlparser::{
 
 pub(crate) use window::{Window, first_table, inline_query};
 
+use engine::spec::Format;
+
 use crate::{
     ast,
     catalog::Functions,
@@ -21,6 +23,7 @@ use crate::{
     source::{self, Source, WINDOW_COLUMNS},
     text::{Cursor, LineMap, Name, Parsed, Token, lower_first},
 };
+use names::TEMPORAL_COLUMNS;
 pub(crate) use names::{Names, Place};
 
 /// Beyond this a query is refused rather than planned: planning recurses.
@@ -431,6 +434,8 @@ pub(crate) fn names<'a>(
         columns,
         table: alias.unwrap_or_else(|| source.name.clone()),
         event_time: source.event_time.clone(),
+        temporal: matches!(source.format, Format::OtlpMetrics { .. })
+            && TEMPORAL_COLUMNS.iter().all(|name| source.column(name).is_some()),
         aliases: given.collect(),
         place: Place::Select,
         functions: context.functions,

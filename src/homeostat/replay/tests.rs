@@ -581,3 +581,41 @@ fn anomalies_of_confluent_s_function_are_those_of_the_detector_that_it_becomes()
             .any(|row| row["a"] == 513.0 && row["forecast_value"].as_f64().unwrap() < 100.0)
     );
 }
+
+#[test]
+fn counters_of_both_temporalities_say_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipeline = compile(
+        "CREATE SOURCE m WITH (topic = 'm', format = 'otlp_metrics_json');
+        CREATE FEATURE VIEW v AS SELECT attributes['name'] AS name, window_start, increase(value) AS i, rate(value) AS r,
+          delta(value) AS d, increase(value) FILTER (WHERE value < 6) AS few
+        FROM TUMBLE(m, event_time, INTERVAL '1' MINUTE) WHERE metric_name = 'requests' GROUP BY name, window_start HAVING increase(value) > 0;",
+    );
+    // A counter at 0, 10, 20 and 30 s that restarts before 30 s: as totals, and as the changes since the point before.
+    let origin = 1_767_225_600_u64;
+    let point = |name: &str, from: u64, at: u64, value: u64| {
+        format!(
+            "{{\"attributes\":[{{\"key\":\"name\",\"value\":{{\"stringValue\":\"{name}\"}}}}],\"startTimeUnixNano\":\"{}000000000\",\"timeUnixNano\":\"{}000000000\",\"asInt\":\"{value}\"}}",
+            origin + from,
+            origin + at
+        )
+    };
+    let sum = |temporality: u8, points: Vec<String>| {
+        format!(
+            "{{\"resourceMetrics\":[{{\"scopeMetrics\":[{{\"metrics\":[{{\"name\":\"requests\",\"sum\":{{\"aggregationTemporality\":{temporality},\"isMonotonic\":true,\"dataPoints\":[{}]}}}}]}}]}}]}}\n",
+            points.join(",")
+        )
+    };
+    let totals = [(0, 100), (10, 105), (20, 112), (30, 4)].map(|(at, value)| point("totals", 0, at, value));
+    let changes = [(0, 10, 5), (10, 20, 7), (20, 30, 4)].map(|(from, at, value)| point("changes", from, at, value));
+    let once = vec![point("once", 20, 40, 8)];
+    let text = [sum(2, totals.to_vec()), sum(1, changes.to_vec()), sum(1, once)].concat();
+    let path = write(folder.path(), "m.jsonl", &text);
+    let (replayed, _) = run(&pipeline, std::slice::from_ref(&path), 1);
+    let expected = r#"{"name":"changes","window_start":"2026-01-01T00:00:00.000Z","i":16.0,"r":0.5333333333333333,"d":16.0,"few":9.0}
+{"name":"once","window_start":"2026-01-01T00:00:00.000Z","i":8.0,"r":0.4,"d":8.0,"few":null}
+{"name":"totals","window_start":"2026-01-01T00:00:00.000Z","i":16.0,"r":0.5333333333333333,"d":-96.0,"few":null}
+"#;
+    assert_eq!(shown(&replayed.views[0]), expected);
+    assert_eq!(run(&pipeline, std::slice::from_ref(&path), 5).0, replayed);
+}
