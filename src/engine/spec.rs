@@ -102,6 +102,23 @@ pub struct PaneSetSpec {
     pub width_ms: i64,
     /// The windows served, for lateness: a row is late for a view when none of the view's windows over it is open.
     pub windows: Vec<WindowSpec>,
+    /// ON STATE LIMIT.
+    pub state_limit: Option<StateLimit>,
+}
+
+/// How many keys one pane of one source partition may hold, and what becomes of rows of further keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StateLimit {
+    pub keys_max: u32,
+    pub beyond: Beyond,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Beyond {
+    /// They are dead letters.
+    Reject,
+    /// The stage stops.
+    Fail,
 }
 
 /// An aggregate: a native accumulator, or any mergeable DataFusion aggregate through its state.

@@ -194,6 +194,8 @@ fn from_files(pipeline: &Pipeline) -> Pipeline {
     }
     for (index, set) in pipeline.pane_sets.iter_mut().enumerate() {
         set.fingerprint = index as u64;
+        // How many keys meet in a pane of a partition is a matter of partitions.
+        set.state_limit = None;
     }
     pipeline
 }

@@ -1,6 +1,6 @@
 //! Statements as written, each part with its place.
 
-use engine::spec::{Mode, OptionValue};
+use engine::spec::{Mode, OptionValue, StateLimit};
 
 use crate::{
     diagnostic::Span,
@@ -115,6 +115,8 @@ pub(crate) struct View {
     pub lateness: Option<At<i64>>,
     pub late_topic: Option<At<String>>,
     pub fill_missing_windows: u32,
+    /// ON STATE LIMIT.
+    pub state_limit: Option<StateLimit>,
     /// EMIT EVERY.
     pub early_every: Option<At<i64>>,
     /// SELECT … up to EMIT or the end.

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use engine::assemble::SESSION_PANES_MAX;
 use engine::spec::{
-    ActionSpec, AggregateKind, AggregateSpec, DetectorInput, DetectorSpec, OptionValue, PaneSetSpec, Pipeline,
+    ActionSpec, AggregateKind, AggregateSpec, Beyond, DetectorInput, DetectorSpec, OptionValue, PaneSetSpec, Pipeline,
     PolicySpec, SinkFormat, SinkInput, SinkSpec, SourceSpec, StartupMode, ViewSpec, WindowSpec,
 };
 
@@ -113,6 +113,17 @@ fn explain_pane_set(out: &mut String, pipeline: &Pipeline, index: usize, set: &P
         .max();
     let panes = span_ms.unwrap_or(set.width_ms).div_euclid(set.width_ms) + 1;
     line!(out, "  state at most {panes} panes per key, {} per pane", state(set));
+    if let Some(limit) = set.state_limit {
+        let beyond = match limit.beyond {
+            Beyond::Reject => "rows of further keys are dead letters",
+            Beyond::Fail => "a further key stops the stage",
+        };
+        line!(
+            out,
+            "  at most {} keys per pane and partition: {beyond}",
+            limit.keys_max
+        );
+    }
 }
 
 fn explain_window(window: &WindowSpec) -> String {

@@ -219,7 +219,8 @@ fn check_clauses(ast: &ast::View) -> Parsed<()> {
     let lateness = ast.lateness.as_ref().map(|at| (at.span, "ALLOW LATENESS"));
     let early = ast.early_every.as_ref().map(|at| (at.span, "EMIT EVERY"));
     let fill = (ast.fill_missing_windows > 0).then_some((ast.name.span, "FILL MISSING"));
-    match lateness.or(early).or(fill) {
+    let limit = ast.state_limit.map(|_| (ast.name.span, "ON STATE LIMIT"));
+    match lateness.or(early).or(fill).or(limit) {
         None => Ok(()),
         Some((span, clause)) => Err(Diagnostic::new(
             format!("a view over views takes no {clause}: its windows are those of what it reads"),
@@ -349,6 +350,10 @@ fn check_parts(parts: &[Part<'_>], sources: &[Source]) -> Parsed<()> {
         if lengths(&view.window) != lengths(&first.window) {
             let message = format!("the windows of `{}` and `{}` are not equal", first.name, view.name);
             return refuse(message, "give both the same window and the same ALLOW LATENESS");
+        }
+        if view.state_limit != first.state_limit {
+            let message = format!("`{}` and `{}` have different state limits", first.name, view.name);
+            return refuse(message, "give both the same ON STATE LIMIT");
         }
         if keys(view) != keys(first) {
             let message = format!("`{}` and `{}` do not group by the same", first.name, view.name);

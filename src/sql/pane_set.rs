@@ -19,7 +19,7 @@ use datafusion::{
 };
 use engine::spec::{
     AggregateKind, AggregateSpec, DetectorInput, DetectorSpec, JudgedSpec, PairStatistic, PaneSetSpec, SourceSpec,
-    ViewSpec, WindowSpec,
+    StateLimit, ViewSpec, WindowSpec,
 };
 
 use crate::{
@@ -46,6 +46,7 @@ pub(crate) struct PaneSet {
     pub aggregates: Vec<ViewAggregate>,
     pub width_ms: i64,
     pub windows: Vec<WindowSpec>,
+    pub state_limit: Option<StateLimit>,
 }
 
 /// Largest divisor, not above the cap, of the gcd of everything that windows are cut by.
@@ -92,6 +93,7 @@ pub(crate) fn share(views: &[View], sets: &mut Vec<PaneSet>) -> Vec<(usize, Vec<
                     aggregates: Vec::new(),
                     width_ms: 0,
                     windows: Vec::new(),
+                    state_limit: view.state_limit,
                 });
                 sets.len() - 1
             });
@@ -116,6 +118,7 @@ pub(crate) fn share(views: &[View], sets: &mut Vec<PaneSet>) -> Vec<(usize, Vec<
 
 fn shares(set: &PaneSet, view: &View) -> bool {
     let equal = set.source == view.source
+        && set.state_limit == view.state_limit
         && set.filter.as_ref().map(canonical) == view.filter.as_ref().map(canonical)
         && set.keys.len() == view.keys.len()
         && set
@@ -169,6 +172,7 @@ pub(crate) fn physical(set: &PaneSet, source: usize, declared: &Source, spec: &S
         aggregates,
         width_ms: set.width_ms,
         windows: set.windows.clone(),
+        state_limit: set.state_limit,
     })
 }
 
@@ -191,6 +195,9 @@ fn fingerprint(set: &PaneSet, source: &Source) -> u64 {
             .part(&aggregate.output.data_type().to_string());
     }
     text.part(&set.width_ms.to_string());
+    if let Some(limit) = set.state_limit {
+        text.part(&format!("{limit:?}"));
+    }
     text.finish()
 }
 
@@ -407,6 +414,7 @@ pub(crate) fn silence(source: usize, declared: &Source, filter: Option<Expr>, ke
         }],
         width_ms: SILENCE_WIDTH_MS,
         windows: Vec::new(),
+        state_limit: None,
     })
 }
 

@@ -4,7 +4,7 @@ mod policy;
 mod source;
 
 use datafusion::sql::sqlparser::tokenizer::Token as Tok;
-use engine::spec::OptionValue;
+use engine::spec::{Beyond, OptionValue, StateLimit};
 
 use crate::{
     ast::{Detector, Rows, Setting, Sink, SinkWhat, Statement, View},
@@ -97,7 +97,9 @@ fn rows(cursor: &mut Cursor<'_>) -> Parsed<Rows> {
     })
 }
 
-const VIEW_CLAUSES: [&str; 4] = ["ALLOW LATENESS", "LATE DATA TO", "FILL MISSING", "AS"];
+const VIEW_CLAUSES: [&str; 5] = ["ALLOW LATENESS", "LATE DATA TO", "FILL MISSING", "ON STATE LIMIT", "AS"];
+/// As many keys as fit into some 100 MB.
+const STATE_LIMIT_KEYS: u32 = 1_000_000;
 
 fn view(cursor: &mut Cursor<'_>) -> Parsed<View> {
     let mut view = View {
@@ -105,6 +107,7 @@ fn view(cursor: &mut Cursor<'_>) -> Parsed<View> {
         lateness: None,
         late_topic: None,
         fill_missing_windows: 0,
+        state_limit: None,
         early_every: None,
         select: Vec::new(),
         span: cursor.here(),
@@ -125,6 +128,9 @@ fn view(cursor: &mut Cursor<'_>) -> Parsed<View> {
             seen.first("FILL MISSING", clause)?;
             view.fill_missing_windows = cursor.count("a number of windows")?.value;
             expect_windows(cursor)?;
+        } else if cursor.eat("ON") {
+            seen.first("ON STATE LIMIT", clause)?;
+            view.state_limit = Some(state_limit(cursor)?);
         } else {
             break;
         }
@@ -141,6 +147,30 @@ fn view(cursor: &mut Cursor<'_>) -> Parsed<View> {
     }
     cursor.expect_end(&[])?;
     Ok(view)
+}
+
+/// `STATE LIMIT REJECT | FAIL [AT n KEYS]`
+fn state_limit(cursor: &mut Cursor<'_>) -> Parsed<StateLimit> {
+    cursor.expect("STATE LIMIT")?;
+    let beyond = if cursor.eat("REJECT") {
+        Beyond::Reject
+    } else if cursor.eat("FAIL") {
+        Beyond::Fail
+    } else if cursor.is("EVICT") {
+        return Err(Diagnostic::new(
+            "EVICT is not there: which key was seen last would not be the same after a restart",
+            cursor.here(),
+        )
+        .help("use REJECT, which makes rows of further keys dead letters, or FAIL"));
+    } else {
+        return Err(cursor.expected("REJECT or FAIL", &["REJECT", "FAIL"]));
+    };
+    let mut keys_max = STATE_LIMIT_KEYS;
+    if cursor.eat("AT") {
+        keys_max = cursor.count("a number of keys")?.value;
+        cursor.expect("KEYS")?;
+    }
+    Ok(StateLimit { keys_max, beyond })
 }
 
 /// `EMIT ON WINDOW CLOSE`, `EMIT EVERY interval`, or both.

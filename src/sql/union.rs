@@ -465,5 +465,6 @@ fn over_part(set: &PaneSet, of: &Source, part: &Part, schema: &Schema) -> PlanRe
         aggregates: aggregates.collect::<PlanResult<_>>()?,
         width_ms: set.width_ms,
         windows: set.windows.clone(),
+        state_limit: set.state_limit,
     })
 }

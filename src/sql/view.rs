@@ -19,7 +19,7 @@ use datafusion::{
         tokenizer,
     },
 };
-use engine::spec::{DetectorSpec, WindowSpec};
+use engine::spec::{DetectorSpec, StateLimit, WindowSpec};
 
 use crate::{
     ast,
@@ -41,6 +41,7 @@ pub(crate) struct View {
     /// Sorted by canonical text, so that views that group by the same share panes.
     pub keys: Vec<Key>,
     pub window: WindowSpec,
+    pub state_limit: Option<StateLimit>,
     pub aggregates: Vec<ViewAggregate>,
     /// SELECT list over keys by name, window columns, and aggregates as `agg_0`, `agg_1`, ….
     pub projection: Vec<Expr>,
@@ -315,6 +316,7 @@ impl Builder<'_> {
             filter,
             keys: keys.iter().map(|(_, key)| key.clone()).collect(),
             window,
+            state_limit: ast.state_limit,
             aggregates,
             projection: Vec::new(),
             having: None,

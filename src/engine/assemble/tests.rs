@@ -69,6 +69,7 @@ fn pipeline(window: WindowSpec, fill: u32) -> Pipeline {
             ],
             width_ms: 1_000,
             windows: vec![window.clone()],
+            state_limit: None,
         }],
         views: vec![ViewSpec {
             name: "v".into(),
