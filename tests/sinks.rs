@@ -168,6 +168,8 @@ fn what_sinks_write_over_a_kill_is_what_a_replay_gives() -> anyhow::Result<()> {
     ensure!(expected["judged"].keys().any(|row| row.contains("\"is_anomaly\":true")));
     fleet.wait("late_rows", Duration::from_secs(30), |found| !found.is_empty())?;
     ensure!(second.terminate()? == 0);
+    let rows = expected["load"].values().sum::<u32>();
+    assert_eq!(previewed(&fleet, rows)?, expected["load"]);
 
     let events = fleet.read("load_events")?;
     let ids: BTreeSet<String> = events.iter().map(|event| event.json()["id"].to_string()).collect();
@@ -191,6 +193,33 @@ fn what_sinks_write_over_a_kill_is_what_a_replay_gives() -> anyhow::Result<()> {
     assert_eq!(bad[0].json()["type"], "dev.homeostat.dead_letter.v1");
     assert_eq!(bad[0].json()["data"]["payload"], "{\"service\":");
     Ok(())
+}
+
+/// The first rows of `load` that a preview shows.
+fn previewed(fleet: &Fleet, rows: u32) -> anyhow::Result<BTreeMap<String, u32>> {
+    let folder = fleet.folder.path();
+    let mut command = program("homeostat");
+    command
+        .arg("preview")
+        .arg("--pipeline")
+        .arg(folder.join("pipelines").join("sinks"));
+    command.args([
+        "--view",
+        "load",
+        "--from",
+        "earliest",
+        "--output",
+        "json",
+        "--limit",
+        &rows.to_string(),
+    ]);
+    let done = command.env("KAFKA_BOOTSTRAP", &fleet.bootstrap).output()?;
+    ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let text = String::from_utf8(done.stdout)?;
+    Ok(counted(
+        text.lines()
+            .map(|line| serde_json::from_str(line).expect("a row is JSON")),
+    ))
 }
 
 /// (metric, service, end of the window in nanoseconds) → value.

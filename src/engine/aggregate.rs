@@ -27,6 +27,7 @@ use protocol::{
 pub use lane::Rows;
 use lane::{Lane, Past, Remarks};
 use metadata::Standing;
+pub use metadata::nothing_known;
 use plan::SourcePlan;
 pub use side::SideSink;
 use side::{Fault, LateRow, SideSinks};

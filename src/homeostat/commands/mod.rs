@@ -8,6 +8,7 @@ pub mod detect;
 pub mod diff;
 pub mod explain_decision;
 pub mod model;
+pub mod preview;
 pub mod recording;
 pub mod replay;
 pub mod run;
