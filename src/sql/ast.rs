@@ -47,6 +47,8 @@ pub(crate) struct Source {
     /// `None` without a column list.
     pub columns: Option<Vec<Column>>,
     pub watermark: Option<Watermark>,
+    /// PRIMARY KEY, of a table in a file.
+    pub primary_key: Vec<Name>,
     pub options: Vec<Setting>,
     /// From CREATE to the last token.
     pub span: Span,

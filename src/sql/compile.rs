@@ -11,6 +11,7 @@ use crate::{
     detector::{self, Detector, Relations},
     diagnostic::{Diagnostic, Diagnostics, Span},
     join,
+    lookup::{self, Table},
     pane_set::{self, PaneSet},
     parse, policy, select, sink,
     source::{self, Source},
@@ -62,6 +63,7 @@ struct Compiler<'a> {
     name: &'a str,
     lines: LineMap<'a>,
     functions: Functions,
+    tables: Vec<Table>,
     /// Sources and views, and detectors, that are declared, but wrongly: what refers to them is not blamed for it.
     failed_relations: Vec<String>,
     failed_detectors: Vec<String>,
@@ -74,6 +76,7 @@ impl<'a> Compiler<'a> {
             name,
             lines: LineMap::new(text),
             functions: Functions::new(),
+            tables: Vec::new(),
             failed_relations: Vec::new(),
             failed_detectors: Vec::new(),
             errors: Vec::new(),
@@ -104,6 +107,7 @@ impl<'a> Compiler<'a> {
             );
             return None;
         }
+        self.tables(&statements, catalog);
         let mut sources = self.sources(&statements);
         self.rows(&statements, &mut sources);
         let views = self.views(&statements, &mut sources);
@@ -208,9 +212,22 @@ impl<'a> Compiler<'a> {
         }
     }
 
+    /// Tables of files; their columns are functions.
+    fn tables(&mut self, statements: &Statements, catalog: &dyn DetectorCatalog) {
+        for ast in statements.sources.iter().filter(|ast| lookup::is_file(ast)) {
+            match lookup::resolve(ast, catalog, &mut self.errors) {
+                Some(table) => {
+                    table.functions().for_each(|function| self.functions.add(function));
+                    self.tables.push(table);
+                }
+                None => self.failed_relations.push(ast.name.text.clone()),
+            }
+        }
+    }
+
     fn sources(&mut self, statements: &Statements) -> Vec<Source> {
         let mut sources = Vec::new();
-        for ast in &statements.sources {
+        for ast in statements.sources.iter().filter(|ast| !lookup::is_file(ast)) {
             match source::resolve(ast, &mut self.errors) {
                 Some(source) => sources.push(source),
                 None => {
@@ -230,6 +247,7 @@ impl<'a> Compiler<'a> {
                 lines: &self.lines,
                 failed: &self.failed_relations,
                 views: &statements.views,
+                tables: &self.tables,
             };
             match union::resolve(ast, sources, &context, &mut self.errors) {
                 Some(rows) => sources.push(rows),
@@ -254,6 +272,7 @@ impl<'a> Compiler<'a> {
                 lines: &self.lines,
                 failed: &self.failed_relations,
                 views: &statements.views,
+                tables: &self.tables,
             };
             match view::plan(self.name, ast, sources, &context, &mut self.errors) {
                 Some(view) => views.push(view),
@@ -267,6 +286,7 @@ impl<'a> Compiler<'a> {
                 lines: &self.lines,
                 failed: &self.failed_relations,
                 views: &statements.views,
+                tables: &self.tables,
             };
             match join::plan(self.name, ast, &views, sources, &context, &mut self.errors) {
                 Some(view) => joined.push(view),

@@ -6,7 +6,7 @@ use crate::{
     catalog::Functions,
     compile::parsed,
     diagnostic::{Diagnostic, Diagnostics, Span},
-    on_large_stack,
+    lookup, on_large_stack,
     select::{self, Flat, flatten},
     source::{self, Source},
     text::LineMap,
@@ -35,6 +35,7 @@ fn oracle(text: &str, view: &str, errors: &mut Vec<Diagnostic>) -> Option<String
     let mut sources: Vec<Source> = statements
         .sources
         .iter()
+        .filter(|ast| !lookup::is_file(ast))
         .filter_map(|ast| source::resolve(ast, errors))
         .collect();
     let Some(ast) = statements.views.iter().find(|ast| ast.name.text == view) else {
@@ -48,6 +49,7 @@ fn oracle(text: &str, view: &str, errors: &mut Vec<Diagnostic>) -> Option<String
         lines: &lines,
         failed: &[],
         views: &statements.views,
+        tables: &[],
     };
     for ast in &statements.rows {
         sources.extend(union::resolve(ast, &mut sources.clone(), &context, errors));

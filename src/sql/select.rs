@@ -20,6 +20,7 @@ use crate::{
     ast,
     catalog::Functions,
     diagnostic::{Diagnostic, Span, did_you_mean},
+    lookup::Table,
     source::{self, Source, WINDOW_COLUMNS},
     text::{Cursor, LineMap, Name, Parsed, Token, lower_first},
 };
@@ -59,6 +60,8 @@ pub(crate) struct Context<'a> {
     pub failed: &'a [String],
     /// Every view of the text, to tell a view from an unknown source.
     pub views: &'a [ast::View],
+    /// Tables of files.
+    pub tables: &'a [Table],
 }
 
 /// `None` when something is wrong; what, is in `errors`, except when only its source is.
@@ -102,6 +105,11 @@ fn read(
             ),
         );
     };
+    let as_of = |pair: &[Token]| pair[0].is_word("FOR") && pair[1].is_word("SYSTEM_TIME");
+    if let Some(at) = tokens.windows(2).position(as_of) {
+        let error = Diagnostic::new("a table is joined to rows, not to windows", tokens[at].span);
+        return Err(error.help("join it in CREATE VIEW, or inside of the window: TUMBLE(TABLE (SELECT … JOIN …), …)"));
+    }
     let (tokens, grouped) = window::take_group_by(tokens)?;
     let (window, window_span) = window::only(from.window, grouped, &from.source, &sources[index])?;
     let tokens = map_entries(tokens, &mut sources[index]);
@@ -331,7 +339,8 @@ pub(crate) fn one_source(select: &Select, lines: &LineMap<'_>) -> Parsed<()> {
     }
     let from = select.from.iter().map(|from| lines.span(from.span()));
     let span = from.reduce(Span::to).unwrap_or_default();
-    Err(Diagnostic::new("a view reads one source", span).help("write one view per source, and join the views"))
+    Err(Diagnostic::new("a view reads one source", span)
+        .help("write one view per source, and join the views; a table of a file is joined in CREATE VIEW"))
 }
 
 fn check_select(select: &Select, lines: &LineMap<'_>, refuse: &mut impl FnMut(bool, Span, &str, &str)) {

@@ -740,6 +740,12 @@ pub(crate) fn planner_error(error: &DataFusionError, fallback: Span, lines: &Lin
     }
     let message = error.find_root().message().into_owned();
     let first = message.lines().next().unwrap_or_default();
+    if let Some(reason) = first
+        .split_once("coercion failed with: Error during planning: ")
+        .and_then(|(_, rest)| rest.split_once(". No function matches"))
+    {
+        return Diagnostic::new(reason.0, fallback).help("CAST(x AS DOUBLE) and CAST(x AS VARCHAR) change a type");
+    }
     if let Some((function, given)) = wrong_argument(first) {
         return Diagnostic::new(format!("`{function}` does not take a {given}"), fallback)
             .help("CAST(x AS DOUBLE) makes a number of text");

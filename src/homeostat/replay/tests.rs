@@ -619,3 +619,40 @@ fn counters_of_both_temporalities_say_the_same() {
     assert_eq!(shown(&replayed.views[0]), expected);
     assert_eq!(run(&pipeline, std::slice::from_ref(&path), 5).0, replayed);
 }
+
+#[test]
+fn rows_are_joined_with_a_table_of_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), "owners.csv", "service,team\na,one\nb,two\n");
+    let text = format!(
+        "{APP}
+        CREATE TABLE owners (service STRING, team STRING, PRIMARY KEY (service)) WITH (connector = 'file', path = 'owners.csv', format = 'csv');
+        CREATE FEATURE VIEW inner_rows AS SELECT team, window_end, count(*) AS n, max(ms) AS m FROM TUMBLE(
+          TABLE (SELECT ts, o.team, ms FROM app JOIN owners FOR SYSTEM_TIME AS OF app.ts AS o ON app.service = o.service),
+          DESCRIPTOR(ts), INTERVAL '10' SECOND) GROUP BY team, window_end;
+        CREATE FEATURE VIEW all_rows AS SELECT team, window_end, count(*) AS n FROM TUMBLE(
+          TABLE (SELECT ts, team FROM app LEFT JOIN owners FOR SYSTEM_TIME AS OF ts ON app.service = owners.service),
+          DESCRIPTOR(ts), INTERVAL '10' SECOND) GROUP BY team, window_end;"
+    );
+    let read = || crate::pipelines::read(&write(folder.path(), "pipeline.sql", &text)).unwrap();
+    let file = read();
+    let pipeline = crate::pipelines::compile(&file).unwrap_or_else(|found| panic!("{}", file.render(&found, false)));
+    let rows = [("a", 1), ("b", 2), ("a", 3), ("c", 4)]
+        .map(|(service, ms)| format!("{{\"ts\":176722560000{ms},\"service\":\"{service}\",\"ms\":{ms}}}"));
+    let rows = format!("{}\n{{\"ts\":1767225600009,\"ms\":9}}\n", rows.join("\n"));
+    let path = write(folder.path(), "app.jsonl", &rows);
+    let (replayed, _) = run(&pipeline, std::slice::from_ref(&path), 1);
+    let end = "\"window_end\":\"2026-01-01T00:00:10.000Z\"";
+    let expected =
+        format!("{{\"team\":\"one\",{end},\"n\":2,\"m\":3.0}}\n{{\"team\":\"two\",{end},\"n\":1,\"m\":2.0}}\n");
+    assert_eq!(shown(&replayed.views[0]), expected);
+    let expected = format!(
+        "{{\"team\":null,{end},\"n\":2}}\n{{\"team\":\"one\",{end},\"n\":2}}\n{{\"team\":\"two\",{end},\"n\":1}}\n"
+    );
+    assert_eq!(shown(&replayed.views[1]), expected);
+    assert_eq!(run(&pipeline, std::slice::from_ref(&path), 5).0, replayed);
+    // Another file is another view: panes of one are not merged with panes of the other.
+    write(folder.path(), "owners.csv", "service,team\na,three\n");
+    let edited = crate::pipelines::compile(&read()).unwrap();
+    assert_ne!(edited.pane_sets[0].fingerprint, pipeline.pane_sets[0].fingerprint);
+}

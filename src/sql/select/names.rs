@@ -134,7 +134,10 @@ impl Names<'_> {
 
     fn function(&mut self, function: &mut Function) {
         let span = self.lines.span(function.name.span());
-        let name = function.name.to_string();
+        let name = match function.name.0.as_slice() {
+            [ObjectNamePart::Identifier(ident)] => ident.value.clone(),
+            _ => function.name.to_string(),
+        };
         let mut refuse = |message: String, help: String| {
             self.errors.push(Diagnostic::new(message, span).help(help));
         };
