@@ -4,7 +4,10 @@
 //! those of its own view, and a window has a row where each view would have had one. So it is as exact as its parts, and
 //! keeps no state beside theirs.
 
-use std::{collections::BTreeSet, ops::ControlFlow, sync::Arc};
+mod judge;
+mod names;
+
+use std::{collections::BTreeSet, sync::Arc};
 
 use arrow::datatypes::{Field, Schema};
 use datafusion::{
@@ -15,22 +18,23 @@ use datafusion::{
     functions_aggregate::expr_fn,
     logical_expr::{Expr, ExprSchemable, lit, when},
     sql::sqlparser::ast::{
-        BinaryOperator, Expr as SqlExpr, GroupByExpr, Ident, JoinConstraint, JoinOperator, Select, SelectItem, SetExpr,
-        Spanned, TableFactor, VisitMut, VisitorMut,
+        BinaryOperator, Expr as SqlExpr, GroupByExpr, JoinConstraint, JoinOperator, Select, SelectItem, SetExpr,
+        Spanned, TableFactor,
     },
 };
-use engine::spec::{DetectorInput, DetectorSpec, WindowSpec};
+use engine::spec::WindowSpec;
 
 use crate::{
-    anomalies::{self, Call},
-    ast,
+    anomalies, ast,
     catalog::simplify,
     diagnostic::{Diagnostic, Span, did_you_mean},
-    select::{self, Context, DEPTH_MAX, Names, Place},
+    select::{self, Context},
     source::{Source, WINDOW_COLUMNS},
-    text::{Name, Parsed, find},
-    view::{Judged, View, ViewAggregate, aggregate_name, bare, canonical, condition, planner_error, renamed},
+    text::{Name, Parsed},
+    view::{View, ViewAggregate, aggregate_name, bare, canonical, condition, planner_error, renamed},
 };
+
+use names::Resolver;
 
 /// Whether FROM, or the query in it, begins with a view.
 pub(crate) fn reads_views(ast: &ast::View, views: &[ast::View]) -> bool {
@@ -121,7 +125,7 @@ fn read(
     };
     check_parts(&parts, sources)?;
     let mut calls = calls;
-    fields(select, &mut judged_filter, &calls, context, errors)?;
+    judge::fields(select, &mut judged_filter, &calls, context, errors)?;
     if errors.len() > before {
         return Ok(None);
     }
@@ -178,41 +182,6 @@ fn read(
         false => joined.judge(select, &calls, judged_filter, &outputs, &spans, context)?,
     }
     Ok(Some(joined.view))
-}
-
-/// Puts columns where the SELECT and the outer WHERE name calls. The inner WHERE comes before them.
-fn fields(
-    select: &mut Select,
-    judged_filter: &mut Option<SqlExpr>,
-    calls: &[Call],
-    context: &Context<'_>,
-    errors: &mut Vec<Diagnostic>,
-) -> Parsed<()> {
-    let mut fields = anomalies::Fields {
-        calls,
-        lines: context.lines,
-        errors,
-        named: 0,
-    };
-    if let Some(filter) = &mut select.selection {
-        let span = context.lines.span(filter.span());
-        let _ = filter.visit(&mut fields);
-        if fields.named > 0 {
-            return Err(Diagnostic::new(
-                "WHERE chooses the rows that are judged: it comes before the result",
-                span,
-            )
-            .help("write SELECT … FROM (SELECT …, ML_DETECT_ANOMALIES(…) OVER (…) AS a FROM v) WHERE a.is_anomaly"));
-        }
-    }
-    let exprs = select.projection.iter_mut().filter_map(|item| match item {
-        SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => Some(expr),
-        _ => None,
-    });
-    for expr in exprs.chain(judged_filter) {
-        let _ = expr.visit(&mut fields);
-    }
-    Ok(())
 }
 
 fn check_clauses(ast: &ast::View) -> Parsed<()> {
@@ -446,137 +415,6 @@ fn column<'a, 'b>(flat: &str, parts: &'b [Part<'a>]) -> Option<(&'b Part<'a>, us
     })
 }
 
-/// Turns `a.column`, and a column that only one view has, into the one name it has among the columns of all views.
-struct Resolver<'a> {
-    parts: &'a [Part<'a>],
-    /// Columns of no part.
-    columns: &'a [String],
-    context: &'a Context<'a>,
-    errors: &'a mut Vec<Diagnostic>,
-}
-
-impl Resolver<'_> {
-    fn flat_names(&self) -> Vec<String> {
-        let parts = self.parts.iter();
-        parts
-            .flat_map(|part| part.columns().map(|field| part.flat(field.name())))
-            .chain(self.columns.iter().cloned())
-            .collect()
-    }
-
-    fn resolve(&mut self, expr: &mut SqlExpr, names: &mut Vec<String>) {
-        let mut flatten = Flatten {
-            parts: self.parts,
-            columns: self.columns,
-            context: self.context,
-            depth: 0,
-            errors: self.errors,
-        };
-        let before = flatten.errors.len();
-        let _ = expr.visit(&mut flatten);
-        if flatten.errors.len() > before {
-            return;
-        }
-        let mut resolved = Names {
-            columns: std::mem::take(names),
-            table: self.parts[0].alias.clone(),
-            event_time: WINDOW_COLUMNS[1].to_owned(),
-            temporal: false,
-            aliases: Vec::new(),
-            place: Place::Condition,
-            functions: self.context.functions,
-            lines: self.context.lines,
-            depth: 0,
-            errors: self.errors,
-        };
-        resolved.resolve(expr, Place::Condition);
-        *names = resolved.columns;
-    }
-}
-
-struct Flatten<'a> {
-    parts: &'a [Part<'a>],
-    columns: &'a [String],
-    context: &'a Context<'a>,
-    depth: usize,
-    errors: &'a mut Vec<Diagnostic>,
-}
-
-impl Flatten<'_> {
-    /// The flat name of a column of one of `parts`.
-    fn found(&mut self, ident: &Ident, parts: &[&Part<'_>]) -> Option<Ident> {
-        let quoted = ident.quote_style.is_some();
-        let span = self.context.lines.span(ident.span);
-        let mut found = parts.iter().filter_map(|part| {
-            let names: Vec<&str> = part.columns().map(|field| field.name().as_str()).collect();
-            let index = find(&ident.value, quoted, names.iter().copied())?;
-            Some((part.alias.clone(), part.flat(names[index])))
-        });
-        let Some((first, flat)) = found.next() else {
-            let message = format!("unknown column `{}`", ident.value);
-            let names = parts
-                .iter()
-                .flat_map(|part| part.columns().map(|field| field.name().as_str()));
-            let near = did_you_mean(&ident.value, names);
-            self.errors.push(Diagnostic::new(message, span).help_opt(near));
-            return None;
-        };
-        if let Some((second, _)) = found.next() {
-            let message = format!("`{}` is a column of `{first}` and of `{second}`", ident.value);
-            let help = format!("write {first}.{}", ident.value);
-            self.errors.push(Diagnostic::new(message, span).help(help));
-            return None;
-        }
-        Some(Ident::with_quote_and_span('"', ident.span, flat))
-    }
-
-    fn qualified(&mut self, table: &Ident, column: &Ident) -> Option<Ident> {
-        let aliases = self.parts.iter().map(|part| part.alias.as_str());
-        let Some(index) = find(&table.value, table.quote_style.is_some(), aliases) else {
-            let message = format!("`{}` is no view of this FROM", table.value);
-            let aliases = self.parts.iter().map(|part| part.alias.as_str());
-            let near = did_you_mean(&table.value, aliases);
-            let span = self.context.lines.span(table.span);
-            self.errors.push(Diagnostic::new(message, span).help_opt(near));
-            return None;
-        };
-        self.found(column, &[&self.parts[index]])
-    }
-}
-
-impl VisitorMut for Flatten<'_> {
-    type Break = ();
-
-    fn pre_visit_expr(&mut self, expr: &mut SqlExpr) -> ControlFlow<()> {
-        self.depth += 1;
-        if self.depth > DEPTH_MAX {
-            // Whoever resolves the functions says so.
-            return ControlFlow::Break(());
-        }
-        let flat = match expr {
-            SqlExpr::Identifier(ident) if self.columns.contains(&ident.value) => None,
-            SqlExpr::Identifier(ident) => {
-                let parts: Vec<&Part<'_>> = self.parts.iter().collect();
-                self.found(&ident.clone(), &parts)
-            }
-            SqlExpr::CompoundIdentifier(idents) => match idents.clone().as_slice() {
-                [table, column] => self.qualified(table, column),
-                _ => None,
-            },
-            _ => None,
-        };
-        if let Some(flat) = flat {
-            *expr = SqlExpr::Identifier(flat);
-        }
-        ControlFlow::Continue(())
-    }
-
-    fn post_visit_expr(&mut self, _expr: &mut SqlExpr) -> ControlFlow<()> {
-        self.depth -= 1;
-        ControlFlow::Continue(())
-    }
-}
-
 /// The joined view while it is put together.
 struct Joined<'a> {
     parts: &'a [Part<'a>],
@@ -745,144 +583,5 @@ impl<'a> Joined<'a> {
             self.view.having = Some(simplify(having, &input).map_err(at(spans.whole))?);
         }
         Ok(())
-    }
-
-    /// As [`project`](Self::project), with detectors between the rows and the SELECT list.
-    fn judge(
-        &mut self,
-        select: &Select,
-        calls: &[Call],
-        judged_filter: Option<SqlExpr>,
-        outputs: &[(String, Span)],
-        spans: &select::Spans,
-        context: &Context<'_>,
-    ) -> Parsed<()> {
-        let at = |span: Span| move |error| planner_error(&error, span, context.lines);
-        let parts = self.parts;
-        let flat: Vec<String> = parts
-            .iter()
-            .flat_map(|part| part.columns().map(|field| part.flat(field.name())))
-            .collect();
-        let mut rows = select.clone();
-        let quoted = |name: String| SqlExpr::Identifier(Ident::with_quote('"', name));
-        rows.projection = flat
-            .iter()
-            .map(|name| SelectItem::UnnamedExpr(quoted(name.clone())))
-            .collect();
-        let mut names: Vec<(String, Span)> = flat.into_iter().map(|name| (name, spans.whole)).collect();
-        for call in calls {
-            rows.projection.push(SelectItem::UnnamedExpr(call.value.clone()));
-            names.push((call.name.clone(), call.span));
-        }
-        let row_spans = select::Spans {
-            select: names.iter().map(|(_, span)| *span).collect(),
-            filter: spans.filter,
-            having: None,
-            group: Vec::new(),
-            whole: spans.whole,
-        };
-        self.project(&rows, &names, &row_spans, context)?;
-        let rows = Arc::clone(&self.view.output);
-        let mut times = Vec::new();
-        let mut detectors = Vec::new();
-        for (index, call) in calls.iter().enumerate() {
-            times.push(self.window_column(&call.time, &rows, call.span)?);
-            self.window_column(&call.order, &rows, call.span)?;
-            let value = rows.index_of(&call.name).map_err(|error| at(call.span)(error.into()))?;
-            if !rows.field(value).data_type().is_numeric() {
-                let error = Diagnostic::new("what is judged is a number", call.span);
-                return Err(error.help("CAST(x AS DOUBLE) makes a number of text"));
-            }
-            detectors.push(DetectorSpec {
-                name: format!("{}.{index}", self.view.name),
-                input: DetectorInput::View(0),
-                keys: self.partition(call, &rows)?,
-                features: vec![("value".into(), value)],
-                using: call.using.to_owned(),
-                options: call.options.clone(),
-                columns: Vec::new(),
-            });
-        }
-        let fields = rows.fields().iter().map(|field| field.as_ref().clone());
-        let input = Schema::new(fields.chain(calls.iter().flat_map(Call::fields)).collect::<Vec<_>>());
-        let schema = Arc::new(DFSchema::try_from(input.clone()).map_err(at(spans.whole))?);
-        let mut judged = Judged {
-            rows,
-            input: Arc::new(input),
-            times,
-            detectors,
-            projection: Vec::new(),
-            filter: None,
-        };
-        let mut fields = Vec::new();
-        for (index, (item, (name, _))) in select.projection.iter().zip(outputs).enumerate() {
-            let (SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. }) = item else {
-                continue;
-            };
-            let span = spans.select.get(index).copied().unwrap_or(spans.whole);
-            let planned = context.functions.expression(expr.clone(), &schema);
-            let planned = planned.and_then(|expr| simplify(expr, &schema)).map_err(at(span))?;
-            let (_, field) = planned.to_field(&schema).map_err(at(span))?;
-            fields.push(Field::new(name, field.data_type().clone(), true));
-            judged.projection.push(planned);
-        }
-        if let Some(filter) = judged_filter {
-            let filter = condition(filter, &schema, context.functions, spans.whole, context.lines)?;
-            judged.filter = Some(simplify(filter, &schema).map_err(at(spans.whole))?);
-        }
-        self.view.output = Arc::new(Schema::new(fields));
-        self.view.judged = Some(judged);
-        Ok(())
-    }
-
-    /// The column of the rows that is the start or the end of their window.
-    fn window_column(&self, expr: &SqlExpr, rows: &Schema, span: Span) -> Parsed<usize> {
-        let column = match expr {
-            SqlExpr::Identifier(ident) => rows.index_of(&ident.value).ok(),
-            _ => None,
-        };
-        let is_window = |index: &usize| {
-            let expr = self.view.projection.get(*index).map(bare);
-            matches!(expr, Some(Expr::Column(column)) if WINDOW_COLUMNS.contains(&column.name.as_str()))
-        };
-        column.filter(is_window).ok_or_else(|| {
-            Diagnostic::new("rows are judged in the order of their windows", span)
-                .help("give window_end as the time and in ORDER BY, and select it in the view that is read")
-        })
-    }
-
-    /// KEY of a detector from PARTITION BY: exactly the grouping columns.
-    fn partition(&self, call: &Call, rows: &Schema) -> Parsed<Vec<(String, usize)>> {
-        let mut keys = Vec::new();
-        let mut covered = BTreeSet::new();
-        for expr in &call.partition {
-            let column = match expr {
-                SqlExpr::Identifier(ident) => rows.index_of(&ident.value).ok(),
-                _ => None,
-            };
-            let key = column.and_then(|column| Some((column, self.view.key_of_row(column)?)));
-            let Some((column, key)) = key else {
-                let message = format!("PARTITION BY names what the views group by, not `{expr}`");
-                return Err(Diagnostic::new(message, call.span));
-            };
-            if covered.insert(key) {
-                keys.push((self.view.keys[key].field.name().clone(), column));
-            }
-        }
-        let all = self.view.keys.iter().enumerate();
-        let missing: Vec<&str> = all
-            .filter(|(key, _)| !covered.contains(key))
-            .map(|(_, key)| key.field.name().as_str())
-            .collect();
-        match missing.is_empty() {
-            true => Ok(keys),
-            false => Err(Diagnostic::new(
-                format!(
-                    "PARTITION BY leaves out `{}`, so that a model would see several rows per window",
-                    missing.join("`, `")
-                ),
-                call.span,
-            )),
-        }
     }
 }

@@ -4,6 +4,8 @@
 //! depends on the row alone, and whatever is exact without a join is exact with one. The name of the function has a hash of
 //! the file in it: with another file the view has other panes.
 
+mod join;
+
 use std::{collections::HashMap, io::Cursor as Bytes, sync::Arc};
 
 use arrow::{
@@ -29,6 +31,8 @@ use crate::{
     source,
     text::{At, Parsed},
 };
+
+pub(crate) use join::{look_up, take_as_of};
 
 /// A table larger than this belongs into a topic.
 const FILE_BYTES_MAX: usize = 64 << 20;
