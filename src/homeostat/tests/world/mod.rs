@@ -60,6 +60,8 @@ FROM TUMBLE(TABLE (SELECT ts, service, ms FROM app UNION ALL SELECT at, job, too
   DESCRIPTOR(ts), INTERVAL '5' SECOND)
 GROUP BY service, window_start, window_end;
 
+CREATE SINK work_rows FROM work WITH (topic = 'work_rows', format = 'json');
+
 CREATE DETECTOR everywhere ON work KEY (service) FEATURES (n, total) USING static_threshold WITH (upper = -1);
 
 CREATE DETECTOR every ON load KEY (service) FEATURES (n, total) USING static_threshold WITH (upper = -1);
@@ -491,8 +493,10 @@ impl World {
                 .unwrap();
         }
         self.run_for(5_000);
-        self.windows_are_exact("every", &self.rows, end_ms)?;
-        self.windows_are_exact("everywhere", &[self.rows.as_slice(), &self.jobs].concat(), end_ms)?;
+        let both = [self.rows.as_slice(), &self.jobs].concat();
+        are_exact("every", self.scored("every")?, &self.rows, end_ms)?;
+        are_exact("everywhere", self.scored("everywhere")?, &both, end_ms)?;
+        are_exact("the sink", self.sunk()?, &both, end_ms)?;
         self.ids_are_unique()?;
         self.records_fit_their_schemas()?;
         let touched = self.restarts();
@@ -511,39 +515,28 @@ impl World {
         }
     }
 
-    fn windows_are_exact(&self, detector: &str, rows: &[(usize, i64, f64)], end_ms: i64) -> Result<(), String> {
-        let mut expected: BTreeMap<(String, i64), (u64, f64)> = BTreeMap::new();
-        for (service, ts, ms) in rows {
-            let start = ts - ts.rem_euclid(WINDOW_MS);
-            let window = expected.entry((format!("s{service}"), start)).or_default();
-            *window = (window.0 + 1, window.1 + ms);
-        }
-        expected.retain(|(_, start), _| start + WINDOW_MS <= end_ms - 1_000);
-        let mut found = BTreeMap::new();
+    /// Windows as a detector that alarms about each of them has published them.
+    fn scored(&self, detector: &str) -> Result<Windows, String> {
+        let mut found = Windows::new();
         for data in self.events(&self.processor.topics().anomalies(), cloudevent::ANOMALY) {
-            if data["detector"] != detector {
-                continue;
-            }
-            let start = protocol::time::from_rfc3339(data["window_start"].as_str().unwrap()).unwrap();
-            let service = data["target"]["service"].as_str().unwrap().to_owned();
-            let number = |name: &str| data["features"][name].as_f64().unwrap();
-            if found
-                .insert((service.clone(), start), (number("n") as u64, number("total")))
-                .is_some()
-            {
-                return Err(format!("{detector}: window {start} of {service} was published twice"));
+            if data["detector"] == detector {
+                let number = |name: &str| data["features"][name].as_f64().unwrap();
+                let counted = (number("n") as u64, number("total"));
+                insert(&mut found, &data["target"]["service"], &data["window_start"], counted)?;
             }
         }
-        for (key, (n, total)) in &expected {
-            match found.remove(key) {
-                Some((count, sum)) if count == *n && (sum - total).abs() < 1e-6 * total.abs().max(1.0) => {}
-                other => return Err(format!("{detector}: window {key:?} is {other:?}, not {:?}", (n, total))),
-            }
+        Ok(found)
+    }
+
+    /// Windows as a sink has written them.
+    fn sunk(&self) -> Result<Windows, String> {
+        let mut found = Windows::new();
+        for record in self.memory.read_committed("work_rows") {
+            let row: Value = serde_json::from_slice(record.value.as_deref().unwrap()).unwrap();
+            let counted = (row["n"].as_u64().unwrap(), row["total"].as_f64().unwrap());
+            insert(&mut found, &row["service"], &row["window_start"], counted)?;
         }
-        match found.first_key_value() {
-            Some((key, _)) => Err(format!("window {key:?} has no rows")),
-            None => Ok(()),
-        }
+        Ok(found)
     }
 
     fn ids_are_unique(&self) -> Result<(), String> {
@@ -587,6 +580,38 @@ impl World {
             }
         }
         Ok(())
+    }
+}
+
+/// By service and start: rows, and their sum.
+type Windows = BTreeMap<(String, i64), (u64, f64)>;
+
+fn insert(windows: &mut Windows, service: &Value, start: &Value, counted: (u64, f64)) -> Result<(), String> {
+    let start = protocol::time::from_rfc3339(start.as_str().unwrap()).unwrap();
+    let service = service.as_str().unwrap().to_owned();
+    match windows.insert((service.clone(), start), counted) {
+        None => Ok(()),
+        Some(_) => Err(format!("window {start} of {service} was published twice")),
+    }
+}
+
+fn are_exact(whose: &str, mut found: Windows, rows: &[(usize, i64, f64)], end_ms: i64) -> Result<(), String> {
+    let mut expected = Windows::new();
+    for (service, ts, ms) in rows {
+        let start = ts - ts.rem_euclid(WINDOW_MS);
+        let window = expected.entry((format!("s{service}"), start)).or_default();
+        *window = (window.0 + 1, window.1 + ms);
+    }
+    expected.retain(|(_, start), _| start + WINDOW_MS <= end_ms - 1_000);
+    for (key, (n, total)) in &expected {
+        match found.remove(key) {
+            Some((count, sum)) if count == *n && (sum - total).abs() < 1e-6 * total.abs().max(1.0) => {}
+            other => return Err(format!("{whose}: window {key:?} is {other:?}, not {:?}", (n, total))),
+        }
+    }
+    match found.first_key_value() {
+        Some((key, _)) => Err(format!("{whose}: window {key:?} has no rows")),
+        None => Ok(()),
     }
 }
 
