@@ -14,5 +14,6 @@ mod kill;
 mod live;
 mod programs;
 mod recovery;
+mod sinks;
 mod starter;
 mod workload;

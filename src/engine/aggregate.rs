@@ -28,8 +28,10 @@ use protocol::{
 pub use lane::Rows;
 use lane::{Lane, Past, Remarks};
 use metadata::Standing;
+pub use metadata::nothing_known;
 use plan::SourcePlan;
-use side::{Fault, LateRow};
+pub use side::SideSink;
+use side::{Fault, LateRow, SideSinks};
 
 use crate::{
     error::Error,
@@ -173,6 +175,7 @@ pub struct Aggregate {
     dead_letters: Arc<str>,
     panes: Arc<str>,
     options: Options,
+    sinks: SideSinks,
     decoders: Vec<Box<dyn Decode>>,
     partitions: BTreeMap<TopicPartition, Partition>,
     partition_counts: BTreeMap<Arc<str>, i32>,
@@ -200,6 +203,7 @@ impl Aggregate {
             panes: topics.panes().into(),
             topics,
             options,
+            sinks: SideSinks::new(pipelines),
             partitions: BTreeMap::new(),
             partition_counts: BTreeMap::new(),
             peers: BTreeMap::new(),
@@ -332,7 +336,7 @@ impl Aggregate {
                 event_time_ms: late.event_time_ms,
                 floor_ms: late.floor_ms,
             };
-            out.push(side::late_row(&self.topics, window, &row));
+            side::late_row(&self.topics, window, self.sinks.late(&window.view), &row, out);
             *self.counters.late.entry(window.view.clone()).or_default() += 1;
         }
     }
@@ -340,13 +344,10 @@ impl Aggregate {
     fn dead_letter(&mut self, source: usize, record: &Record<'_>, fault: Fault, reason: &str, out: &mut Outputs) {
         let bytes_max = self.options.dead_letter_bytes_max;
         let name = &self.sources[source].name;
-        out.push(protocol::dead_letter(
-            &self.dead_letters,
-            name,
-            record,
-            reason,
-            bytes_max,
-        ));
+        let letter = protocol::dead_letter(&self.dead_letters, name, record, reason, bytes_max);
+        let fingerprint = self.sources[source].spec.fingerprint;
+        self.sinks.dead_letter(&self.topics, fingerprint, &letter, out);
+        out.push(letter);
         *self.counters.dead_letters.entry((source, fault)).or_default() += 1;
     }
 
@@ -383,14 +384,10 @@ impl Aggregate {
                 let key = serde_json::Value::from(json::row(row, 0)).to_string();
                 let offset = json::value(row.column(1), 0).as_i64().unwrap_or_default();
                 let key: String = key.chars().take(1_000).collect();
-                out.push(side::oversized(
-                    &self.dead_letters,
-                    &plan.name,
-                    &header,
-                    &key,
-                    bytes,
-                    offset,
-                ));
+                let letter = side::oversized(&self.dead_letters, &plan.name, &header, &key, bytes, offset);
+                self.sinks
+                    .dead_letter(&self.topics, plan.spec.fingerprint, &letter, out);
+                out.push(letter);
                 refused += 1;
             })?;
             if refused > 0 {

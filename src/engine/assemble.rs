@@ -2,7 +2,7 @@
 //!
 //! Owns the rings of panes, the progress table and the moment at which a window closes. Promises that a window's content
 //! depends on the panes in it and not on the order in which their writers interleaved: partials merge in the order (pane,
-//! source partition, first source offset). Knows nothing of detectors or topics. Fails with [`Error`] on a pane record that does not
+//! pane set, source partition, first source offset). Knows nothing of detectors or topics. Fails with [`Error`] on a pane record that does not
 //! fit its pane set; the caller decides what becomes of the record.
 
 mod session;
@@ -10,7 +10,7 @@ mod session;
 pub use session::SESSION_PANES_MAX;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -33,6 +33,9 @@ use crate::{
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ProgressTable {
     pub sources: BTreeMap<u64, SourceTable>,
+    /// The watermarks that windows over several sources were closed for, by those sources. They never go back.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub unions: BTreeMap<String, i64>,
 }
 
 /// How far the partitions of one source have come.
@@ -65,21 +68,23 @@ impl ProgressTable {
     }
 }
 
-impl SourceTable {
-    /// Minimum over the partitions that are not idle; `None` while one of them has never spoken, or all are idle.
-    fn watermark_ms(&self) -> Option<i64> {
-        let known = (0..self.partition_count).map(|partition| self.partitions.get(&partition));
-        let mut minimum = None;
-        for partition in known {
+/// Minimum over the partitions of these sources that are not idle; `None` while one of them has never spoken, or all are idle.
+fn watermark_ms<'a>(sources: impl IntoIterator<Item = Option<&'a SourceTable>>) -> Option<i64> {
+    let mut minimum = None;
+    for source in sources {
+        let source = source.filter(|source| source.partition_count > 0)?;
+        for partition in (0..source.partition_count).map(|partition| source.partitions.get(&partition)) {
             let partition = partition?;
             if !partition.idle {
                 let watermark = partition.watermark_ms?;
                 minimum = Some(minimum.map_or(watermark, |least: i64| least.min(watermark)));
             }
         }
-        minimum
     }
+    minimum
+}
 
+impl SourceTable {
     /// Whether every partition is idle: nothing advances, so nothing can be told silent.
     pub fn all_idle(&self) -> bool {
         self.partitions.values().all(|partition| partition.idle)
@@ -147,6 +152,8 @@ pub struct Assembled {
 /// One pane's partials from one record.
 struct Block {
     log_offset: i64,
+    /// Position among the pane sets of its ring.
+    set: usize,
     source_partition: i32,
     first_offset: i64,
     watermark_ms: i64,
@@ -154,12 +161,21 @@ struct Block {
     states: Vec<ArrayRef>,
 }
 
-/// The panes of one pane set.
+/// A pane set that fills a ring.
+struct Feed {
+    /// Fingerprints of the set and of its source.
+    set: u64,
+    source: u64,
+}
+
+/// The panes of one pane set, or of the sets of a UNION ALL, which are alike.
 struct Ring {
     pipeline: usize,
+    /// The first of its sets.
     set: usize,
-    /// Fingerprint of the source.
-    source: u64,
+    feeds: Vec<Feed>,
+    /// Names the sources of a union in the progress table; `None` where there is one source.
+    union: Option<String>,
     spec: PaneSetSpec,
     /// State columns of each aggregate: from, to.
     states: Vec<(usize, usize)>,
@@ -190,8 +206,8 @@ impl Assembler {
     pub fn new(pipelines: &[Pipeline]) -> Result<Self, Error> {
         let mut rings = Vec::new();
         for (pipeline_index, pipeline) in pipelines.iter().enumerate() {
-            for (set, spec) in pipeline.pane_sets.iter().enumerate() {
-                rings.push(Ring::new(pipeline_index, set, spec, pipeline)?);
+            for sets in ring_sets(pipeline) {
+                rings.push(Ring::new(pipeline_index, &sets, pipeline)?);
             }
         }
         Ok(Self {
@@ -231,11 +247,16 @@ impl Assembler {
             return Ok(assembled);
         }
         partition.source_offset = header.source_offset;
-        let closed_ms = source.closed_ms;
         assembled.unknown = true;
-        for ring in self.rings.iter_mut().filter(|ring| ring.spec.fingerprint == header.set) {
-            assembled.unknown = false;
-            ring.take(log_offset, header, rows, closed_ms, &mut assembled)?;
+        for ring in &mut self.rings {
+            let closed_ms = ring.closed_ms(&self.table);
+            // UNION ALL of a set with itself has its rows twice.
+            for feed in 0..ring.feeds.len() {
+                if ring.feeds[feed].set == header.set {
+                    assembled.unknown = false;
+                    ring.take(log_offset, feed, header, rows, closed_ms, &mut assembled)?;
+                }
+            }
         }
         Ok(assembled)
     }
@@ -256,24 +277,26 @@ impl Assembler {
             partition.idle = told.idle;
             partition.sets.clone_from(&told.sets);
         }
-        let Some(watermark) = source.watermark_ms() else {
-            return Ok(assembled);
-        };
-        let before = source.closed_ms;
-        if before.is_some_and(|before| watermark <= before) {
-            return Ok(assembled);
+        let told = self.rings.iter_mut().filter(|ring| ring.reads(progress.source));
+        let mut passed = Vec::new();
+        for ring in told {
+            let before = ring.closed_ms(&self.table);
+            let sources = ring.sources().into_iter().map(|source| self.table.sources.get(&source));
+            let Some(now) = watermark_ms(sources).filter(|now| before.is_none_or(|before| *now > before)) else {
+                continue;
+            };
+            ring.close(before, now, ring.first_pane_ms(&self.table), &mut assembled.closed)?;
+            ring.evict(now);
+            passed.extend(ring.union.clone().map(|union| (union, now)));
         }
-        source.closed_ms = Some(watermark);
-        assembled.advanced = true;
-        let source = &self.table.sources[&progress.source];
-        for ring in self.rings.iter_mut().filter(|ring| ring.source == progress.source) {
-            ring.close(
-                before,
-                watermark,
-                source.first_pane_ms(ring.spec.fingerprint),
-                &mut assembled.closed,
-            )?;
-            ring.evict(watermark);
+        assembled.advanced = !passed.is_empty();
+        self.table.unions.extend(passed);
+        let source = self.table.sources.entry(progress.source).or_default();
+        if let Some(now) = watermark_ms([Some(&*source)])
+            && source.closed_ms.is_none_or(|before| now > before)
+        {
+            source.closed_ms = Some(now);
+            assembled.advanced = true;
         }
         assembled
             .closed
@@ -295,8 +318,36 @@ impl WindowSpec {
     }
 }
 
+/// What each ring is filled from: the sets of every view, and sets that only a detector watches.
+fn ring_sets(pipeline: &Pipeline) -> BTreeSet<Vec<usize>> {
+    let views = pipeline.views.iter().map(|view| view.pane_sets.clone());
+    let mut rings: BTreeSet<Vec<usize>> = views.collect();
+    let read: BTreeSet<usize> = rings.iter().flatten().copied().collect();
+    let watched = (0..pipeline.pane_sets.len()).filter(|set| !read.contains(set));
+    rings.extend(watched.map(|set| vec![set]));
+    rings
+}
+
 impl Ring {
-    fn new(pipeline: usize, set: usize, spec: &PaneSetSpec, all: &Pipeline) -> Result<Self, Error> {
+    fn new(pipeline: usize, sets: &[usize], all: &Pipeline) -> Result<Self, Error> {
+        let feeds: Vec<Feed> = sets
+            .iter()
+            .map(|set| Feed {
+                set: all.pane_sets[*set].fingerprint,
+                source: all.sources[all.pane_sets[*set].source].fingerprint,
+            })
+            .collect();
+        let set = *sets.first().ok_or_else(|| Error::Shape {
+            what: "view",
+            expected: "a pane set".into(),
+            found: "none".into(),
+        })?;
+        let spec = &all.pane_sets[set];
+        let sources: BTreeSet<u64> = feeds.iter().map(|feed| feed.source).collect();
+        let union = (sources.len() > 1).then(|| {
+            let names: Vec<String> = sources.iter().map(|source| format!("{source:016x}")).collect();
+            names.join("+")
+        });
         let mut states = Vec::new();
         let mut from = 2 + spec.keys.len();
         for aggregate in &spec.aggregates {
@@ -309,7 +360,7 @@ impl Ring {
             .iter()
             .map(|field| SortField::new(plain(field.data_type())))
             .collect();
-        let views = all.views.iter().enumerate().filter(|(_, view)| view.pane_set == set);
+        let views = all.views.iter().enumerate().filter(|(_, view)| view.pane_sets == sets);
         let watched = all
             .detectors
             .iter()
@@ -317,7 +368,8 @@ impl Ring {
         Ok(Self {
             pipeline,
             set,
-            source: all.sources[spec.source].fingerprint,
+            feeds,
+            union,
             spec: spec.clone(),
             states,
             converter: RowConverter::new(fields)?,
@@ -336,9 +388,32 @@ impl Ring {
         })
     }
 
+    fn reads(&self, source: u64) -> bool {
+        self.feeds.iter().any(|feed| feed.source == source)
+    }
+
+    fn sources(&self) -> BTreeSet<u64> {
+        self.feeds.iter().map(|feed| feed.source).collect()
+    }
+
+    /// The watermark that its windows were closed for.
+    fn closed_ms(&self, table: &ProgressTable) -> Option<i64> {
+        match &self.union {
+            Some(union) => table.unions.get(union).copied(),
+            None => table.sources.get(&self.feeds[0].source)?.closed_ms,
+        }
+    }
+
+    /// A window that starts before this may be incomplete.
+    fn first_pane_ms(&self, table: &ProgressTable) -> Option<i64> {
+        let first = |feed: &Feed| table.sources.get(&feed.source)?.first_pane_ms(feed.set);
+        self.feeds.iter().filter_map(first).max()
+    }
+
     fn take(
         &mut self,
         log_offset: i64,
+        feed: usize,
         header: &PaneHeader,
         rows: &RecordBatch,
         closed_ms: Option<i64>,
@@ -369,7 +444,7 @@ impl Ring {
             let first_offset = first_offsets[from..from + length].iter().copied().min().unwrap_or(0);
             self.late(pane_start, header.watermark_ms, closed_ms, &slice, assembled);
             if self.needed(pane_start, closed_ms) {
-                self.insert(pane_start, log_offset, first_offset, header, &slice)?;
+                self.insert(pane_start, log_offset, feed, first_offset, header, &slice)?;
             }
             from += length;
         }
@@ -421,6 +496,7 @@ impl Ring {
         &mut self,
         pane_start: i64,
         log_offset: i64,
+        set: usize,
         first_offset: i64,
         header: &PaneHeader,
         rows: &RecordBatch,
@@ -441,6 +517,7 @@ impl Ring {
         });
         let block = Block {
             log_offset,
+            set,
             source_partition: header.source_partition,
             first_offset,
             watermark_ms: header.watermark_ms,
@@ -448,7 +525,7 @@ impl Ring {
             states: rows.columns()[2 + self.spec.keys.len()..].to_vec(),
         };
         let blocks = self.panes.entry(pane_start).or_default();
-        let order = |block: &Block| (block.source_partition, block.first_offset, block.log_offset);
+        let order = |block: &Block| (block.set, block.source_partition, block.first_offset, block.log_offset);
         let at = blocks.partition_point(|other| order(other) <= order(&block));
         blocks.insert(at, block);
         Ok(())

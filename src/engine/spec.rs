@@ -102,6 +102,23 @@ pub struct PaneSetSpec {
     pub width_ms: i64,
     /// The windows served, for lateness: a row is late for a view when none of the view's windows over it is open.
     pub windows: Vec<WindowSpec>,
+    /// ON STATE LIMIT.
+    pub state_limit: Option<StateLimit>,
+}
+
+/// How many keys one pane of one source partition may hold, and what becomes of rows of further keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StateLimit {
+    pub keys_max: u32,
+    pub beyond: Beyond,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Beyond {
+    /// They are dead letters.
+    Reject,
+    /// The stage stops.
+    Fail,
 }
 
 /// An aggregate: a native accumulator, or any mergeable DataFusion aggregate through its state.
@@ -186,21 +203,46 @@ pub struct WindowSpec {
 #[derive(Clone, Debug)]
 pub struct ViewSpec {
     pub name: String,
-    /// Index into [`Pipeline::pane_sets`].
-    pub pane_set: usize,
+    /// Indices into [`Pipeline::pane_sets`]: one, or one for each part of a UNION ALL, equal in keys and aggregates.
+    pub pane_sets: Vec<usize>,
     pub window: WindowSpec,
-    /// The aggregates this view uses: indices into the pane set's.
+    /// The aggregates this view uses: indices into the pane sets'.
     pub aggregates: Vec<usize>,
     /// Schema that `projection` and `having` are planned over: the pane set's keys, `window_start`, `window_end`
     /// (millisecond timestamps in UTC), then `aggregates` in order, named `agg_0`, `agg_1`, ….
     pub input: SchemaRef,
     /// SELECT list, over `input`.
     pub projection: Vec<Arc<dyn PhysicalExpr>>,
-    /// The rows the view yields; where it speaks early, `is_final` comes after the SELECT list.
+    /// The rows that its windows yield; where it speaks early, `is_final` comes after the SELECT list.
     pub output: SchemaRef,
     pub having: Option<Arc<dyn PhysicalExpr>>,
     /// Rows for keys that were silent for up to so many windows.
     pub fill_missing_windows: u32,
+    /// ML_DETECT_ANOMALIES: detectors judge the rows, and what is written is computed from both.
+    pub judged: Option<JudgedSpec>,
+}
+
+impl ViewSpec {
+    /// The rows that sinks and people see.
+    pub fn schema(&self) -> &SchemaRef {
+        self.judged.as_ref().map_or(&self.output, |judged| &judged.output)
+    }
+}
+
+/// Detectors of a view's own, whose results are columns.
+#[derive(Clone, Debug)]
+pub struct JudgedSpec {
+    /// On the view's rows; each has one feature.
+    pub detectors: Vec<DetectorSpec>,
+    /// For each detector, the index in the view's output of the time that its result repeats.
+    pub times: Vec<usize>,
+    /// Schema that `projection` and `filter` are planned over: the view's output, then for each detector `timestamp`,
+    /// `actual_value`, `forecast_value`, `lower_bound`, `upper_bound` and `is_anomaly`.
+    pub input: SchemaRef,
+    pub filter: Option<Arc<dyn PhysicalExpr>>,
+    /// SELECT list, over `input`.
+    pub projection: Vec<Arc<dyn PhysicalExpr>>,
+    pub output: SchemaRef,
 }
 
 /// What a detector watches.
@@ -228,11 +270,12 @@ pub struct DetectorSpec {
     pub columns: Vec<(String, usize)>,
 }
 
-/// Rows on a topic: a JSON object per row, keyed by the group.
+/// Rows on a topic, a record per row, keyed by the group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SinkSpec {
     pub name: String,
     pub input: SinkInput,
+    pub format: SinkFormat,
     /// As it is written: no prefix, so that a source may read it.
     pub topic: String,
     /// Columns of a view's output that it groups by: names and indices.
@@ -246,6 +289,21 @@ pub enum SinkInput {
     View(usize),
     /// Every score of a detector: index into [`Pipeline::detectors`].
     Detector(usize),
+    /// Rows that no open window of a view takes: index into [`Pipeline::views`].
+    Late(usize),
+    /// What is no row of a source: index into [`Pipeline::sources`].
+    DeadLetters(usize),
+}
+
+/// How a sink writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SinkFormat {
+    /// A JSON object.
+    Json,
+    /// A CloudEvent 1.0 in JSON, with its attributes (structured mode).
+    CloudEvents,
+    /// OTLP in protobuf: a gauge per number.
+    OtlpMetrics,
 }
 
 /// A literal in WITH (…).

@@ -9,6 +9,7 @@ pub mod error;
 pub mod log;
 pub mod observe;
 pub mod pipelines;
+pub mod preview;
 pub mod processor;
 pub mod replay;
 pub mod signals;

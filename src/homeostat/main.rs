@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use homeostat::{
     commands::{
-        backtest, choose, control, demo, detect, diff, explain_decision, keys, model, replay, run, schemas, status,
-        test, validate,
+        backtest, choose, control, demo, detect, diff, explain_decision, keys, model, preview, replay, run, schemas,
+        status, test, validate,
     },
     error::{Differs, Found, NotHealed, Refused},
 };
@@ -34,6 +34,7 @@ enum Command {
     Diff(diff::Diff),
     Test(test::Test),
     Replay(replay::Replay),
+    Preview(preview::Preview),
     Status(status::Status),
     Incidents(status::Incidents),
     Approve(control::Approve),
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
         Command::Diff(command) => command.run(),
         Command::Test(command) => command.run(),
         Command::Replay(command) => command.run(),
+        Command::Preview(command) => command.run(),
         Command::Status(command) => command.run(),
         Command::Incidents(command) => command.run(),
         Command::Approve(command) => command.run(),

@@ -135,6 +135,20 @@ impl DetectorCatalog for Detectors {
     }
 }
 
+/// The detectors, and the files beside a pipeline's.
+struct Beside<'a>(&'a Path);
+
+impl DetectorCatalog for Beside<'_> {
+    fn check(&self, using: &str, options: &[(String, OptionValue)], features: usize) -> Result<(), CatalogError> {
+        Detectors.check(using, options, features)
+    }
+
+    fn file(&self, path: &str) -> Result<Vec<u8>, String> {
+        let path = self.0.join(path);
+        fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))
+    }
+}
+
 /// Finds the pipelines of a folder, in the order of their names.
 pub fn find(folder: &Path) -> Result<Vec<File>, Refused> {
     let refuse = |error: std::io::Error| {
@@ -181,7 +195,8 @@ pub fn read(path: &Path) -> Result<File, Refused> {
 
 /// Compiles one file.
 pub fn compile(file: &File) -> Result<Pipeline, Diagnostics> {
-    sql::compile(&file.name, &file.text, &Detectors)
+    let folder = Path::new(&file.path).parent().unwrap_or(Path::new(""));
+    sql::compile(&file.name, &file.text, &Beside(folder))
 }
 
 /// Sources that a file declares, whether or not a view uses them.

@@ -1,6 +1,6 @@
 //! Replay: files → what the pipeline makes of them, through the stages that run in production.
 //!
-//! Rows are taken in the order of their event times, source by source: the watermark is what has been read, so that no
+//! Rows are taken in the order of their event times, source by source, those of a UNION ALL together: the watermark is what has been read, so that no
 //! row is ever late, and a view holds exactly what a batch query over the files gives. Records go through
 //! [`engine::aggregate::Aggregate`] and the panes it publishes through [`Detect`]; only the decoders differ, which read
 //! files. The clock plays no part. At the end of a source every window that holds one of its rows closes; nothing is
@@ -18,6 +18,7 @@ mod table;
 mod tests;
 
 use std::{
+    collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -26,7 +27,7 @@ use anyhow::Context;
 use engine::{
     Error,
     aggregate::{Aggregate, Decode, Decoders, Options, Rows},
-    spec::{DetectorInput, Pipeline, SinkInput, SinkSpec, SourceSpec},
+    spec::{DetectorInput, Pipeline, SinkFormat, SinkInput, SinkSpec, SourceSpec},
 };
 use protocol::{
     Assignment, Batch, Clock, Outputs, Stage, TimestampKind, TopicPartition, Topics,
@@ -73,23 +74,25 @@ pub fn replay(
     let files = from_files(pipeline);
     let lines = Arc::new(Mutex::new(Lines::new(&files)));
     let mut refusals = Refusals::default();
-    let mut waiting: Vec<usize> = (0..inputs.len()).collect();
+    let mut waiting = groups(pipeline);
     // A source that reads what a sink writes comes after the source of what it writes.
     while let Some(at) = waiting
         .iter()
-        .position(|source| is_ready(pipeline, &inputs, *source, &waiting))
+        .position(|group| is_ready(pipeline, &inputs, group, &waiting))
     {
-        let source = waiting.remove(at);
-        if inputs[source].is_none() {
-            inputs[source] = from_sinks(pipeline, source, &lock(&lines))?.map(Arc::new);
+        let group = waiting.remove(at);
+        for source in &group {
+            if inputs[*source].is_none() {
+                inputs[*source] = from_sinks(pipeline, *source, &lock(&lines))?.map(Arc::new);
+            }
         }
-        if let Some(input) = &inputs[source] {
+        if group.iter().any(|source| inputs[*source].is_some()) {
             let mut walk = Walk::new(files.clone(), &inputs, partitions, Shared(Arc::clone(&lines)))?;
-            walk.source(source, input, &lines)?;
+            walk.sources(&group, &inputs, &lines)?;
             refusals.add(walk.refusals);
         }
     }
-    if let Some(source) = waiting.first() {
+    if let Some(source) = waiting.iter().flatten().find(|source| inputs[**source].is_none()) {
         let name = &pipeline.sources[*source].name;
         return Err(Refused::new(format!("source {name} reads what comes of itself"))
             .help("give it a file, or write the sink to another topic")
@@ -99,25 +102,55 @@ pub fn replay(
     Ok((replayed, refusals))
 }
 
-/// The sinks that write to a source's topic, with the source of what each writes.
-fn feeding(pipeline: &Pipeline, source: usize) -> impl Iterator<Item = (&SinkSpec, usize)> {
-    let of_view = |view: usize| pipeline.pane_sets[pipeline.views[view].pane_set].source;
+/// Sources that views read, each once.
+fn sources_of(pipeline: &Pipeline, view: usize) -> Vec<usize> {
+    let sets = pipeline.views[view].pane_sets.iter();
+    let mut sources: Vec<usize> = sets.map(|set| pipeline.pane_sets[*set].source).collect();
+    sources.sort_unstable();
+    sources.dedup();
+    sources
+}
+
+/// Sources that some view reads together, by the least of them.
+fn groups(pipeline: &Pipeline) -> Vec<Vec<usize>> {
+    let mut groups: Vec<Vec<usize>> = (0..pipeline.sources.len()).map(|source| vec![source]).collect();
+    for view in 0..pipeline.views.len() {
+        let sources = sources_of(pipeline, view);
+        let (joined, apart): (Vec<_>, Vec<_>) = groups
+            .into_iter()
+            .partition(|group| group.iter().any(|source| sources.contains(source)));
+        groups = apart;
+        let mut joined = joined.concat();
+        joined.sort_unstable();
+        groups.push(joined);
+    }
+    groups.sort_unstable();
+    groups
+}
+
+/// The sinks that write to a source's topic, with the sources of what each writes.
+fn feeding(pipeline: &Pipeline, source: usize) -> impl Iterator<Item = (&SinkSpec, Vec<usize>)> {
     let topic = &pipeline.sources[source].topic;
     let sinks = pipeline.sinks.iter().filter(move |sink| sink.topic == *topic);
     sinks.map(move |sink| {
         let from = match sink.input {
-            SinkInput::View(view) => of_view(view),
+            SinkInput::View(view) | SinkInput::Late(view) => sources_of(pipeline, view),
+            SinkInput::DeadLetters(source) => vec![source],
             SinkInput::Detector(detector) => match pipeline.detectors[detector].input {
-                DetectorInput::View(view) => of_view(view),
-                DetectorInput::PaneSet(set) => pipeline.pane_sets[set].source,
+                DetectorInput::View(view) => sources_of(pipeline, view),
+                DetectorInput::PaneSet(set) => vec![pipeline.pane_sets[set].source],
             },
         };
         (sink, from)
     })
 }
 
-fn is_ready(pipeline: &Pipeline, inputs: &[Option<Arc<Input>>], source: usize, waiting: &[usize]) -> bool {
-    inputs[source].is_some() || feeding(pipeline, source).all(|(_, from)| !waiting.contains(&from))
+/// Whether all that feeds these sources has been read.
+fn is_ready(pipeline: &Pipeline, inputs: &[Option<Arc<Input>>], group: &[usize], waiting: &[Vec<usize>]) -> bool {
+    let unread = |from: &usize| waiting.iter().flatten().any(|source| source == from);
+    group
+        .iter()
+        .all(|source| inputs[*source].is_some() || !feeding(pipeline, *source).any(|(_, from)| from.iter().any(unread)))
 }
 
 /// What sinks have written to the topic of a source, as its input.
@@ -125,6 +158,16 @@ fn from_sinks(pipeline: &Pipeline, source: usize, lines: &Lines) -> anyhow::Resu
     let mut text = Vec::new();
     let mut names = Vec::new();
     for (sink, _) in feeding(pipeline, source) {
+        let what = &pipeline.sources[source].name;
+        if sink.format != SinkFormat::Json {
+            let message = format!(
+                "source {what} reads what sink {} writes, which is no plain JSON",
+                sink.name
+            );
+            return Err(Refused::new(message)
+                .help(format!("give it a file: --source {what}=FILE"))
+                .into());
+        }
         text.extend_from_slice(lines.of(sink.input));
         names.push(sink.name.as_str());
     }
@@ -151,6 +194,8 @@ fn from_files(pipeline: &Pipeline) -> Pipeline {
     }
     for (index, set) in pipeline.pane_sets.iter_mut().enumerate() {
         set.fingerprint = index as u64;
+        // How many keys meet in a pane of a partition is a matter of partitions.
+        set.state_limit = None;
     }
     pipeline
 }
@@ -168,6 +213,7 @@ impl Refusals {
 struct Item {
     /// Least event time of its rows; of a record without one the least there is.
     from_ms: i64,
+    source: usize,
     at: u32,
     to_ms: i64,
 }
@@ -229,41 +275,65 @@ impl Walk {
         })
     }
 
-    fn source(&mut self, source: usize, input: &Arc<Input>, lines: &Mutex<Lines>) -> anyhow::Result<()> {
-        let items = items(input);
+    /// Sources that views read together, by event time.
+    fn sources(&mut self, group: &[usize], inputs: &[Option<Arc<Input>>], lines: &Mutex<Lines>) -> anyhow::Result<()> {
+        let files = || {
+            group
+                .iter()
+                .filter_map(|source| Some((*source, inputs[*source].as_ref()?)))
+        };
+        let items = items(files());
         let watched = self.pipeline[0].detectors.iter().any(|detector| match detector.input {
-            DetectorInput::PaneSet(set) => self.pipeline[0].pane_sets[set].source == source,
+            DetectorInput::PaneSet(set) => group.contains(&self.pipeline[0].pane_sets[set].source),
             DetectorInput::View(_) => false,
         });
+        // By source, where its last record stands, and the time of its last row.
+        let mut ends: BTreeMap<usize, (usize, i64)> = BTreeMap::new();
+        for (at, item) in items.iter().enumerate() {
+            let (end, last_ms) = ends.entry(item.source).or_insert((at, item.to_ms));
+            (*end, *last_ms) = (at, item.to_ms.max(*last_ms));
+        }
         let mut last_ms = i64::MIN;
         let mut from = 0;
         while from < items.len() {
             let to = chunk_end(&items, from, watched);
-            let chunk = &items[from..to];
-            last_ms = chunk.iter().map(|item| item.to_ms).fold(last_ms, i64::max);
-            self.feed(source, input, chunk)?;
+            for (source, input) in files() {
+                let chunk = items[from..to].iter().filter(|item| item.source == source);
+                self.feed(source, input, chunk.copied().collect())?;
+                if let Some((_, last_ms)) = ends.get(&source).filter(|(end, _)| *end < to) {
+                    lock(lines).end(source, *last_ms);
+                }
+            }
+            last_ms = items[from..to].iter().map(|item| item.to_ms).fold(last_ms, i64::max);
             let next_ms = items.get(to).map_or(i64::MAX, |item| item.from_ms);
-            self.advance(source, last_ms.min(next_ms))?;
+            self.advance(group, last_ms.min(next_ms))?;
             from = to;
         }
         if last_ms == i64::MIN {
             return Ok(());
         }
-        lock(lines).end(source, last_ms);
-        let windows = self.pipeline[0].pane_sets.iter().filter(|set| set.source == source);
+        for source in group.iter().filter(|source| !ends.contains_key(source)) {
+            lock(lines).end(*source, i64::MIN);
+        }
+        let windows = self.pipeline[0]
+            .pane_sets
+            .iter()
+            .filter(|set| group.contains(&set.source));
         let windows = windows.flat_map(|set| &set.windows);
         let longest_ms = windows.map(|window| window.size_ms + window.lateness_ms).max();
-        self.advance(source, last_ms + longest_ms.unwrap_or(0))
+        self.advance(group, last_ms + longest_ms.unwrap_or(0))
     }
 
     /// Records → panes → detect.
-    fn feed(&mut self, source: usize, input: &Input, chunk: &[Item]) -> anyhow::Result<()> {
+    fn feed(&mut self, source: usize, input: &Input, mut order: Vec<Item>) -> anyhow::Result<()> {
+        if order.is_empty() {
+            return Ok(());
+        }
         let topic = self.pipeline[0].sources[source].topic.clone();
         self.records.clear();
         let handles: Vec<u32> = (0..self.partitions)
             .map(|partition| self.records.partition(&topic, partition))
             .collect();
-        let mut order: Vec<Item> = chunk.to_vec();
         if self.partitions > 1 {
             order.sort_unstable_by_key(|item| mix(u64::from(item.at)));
         }
@@ -333,7 +403,13 @@ impl Walk {
     }
 
     /// Everything before this time has been read.
-    fn advance(&mut self, source: usize, watermark_ms: i64) -> anyhow::Result<()> {
+    fn advance(&mut self, group: &[usize], watermark_ms: i64) -> anyhow::Result<()> {
+        group
+            .iter()
+            .try_for_each(|source| self.advance_source(*source, watermark_ms))
+    }
+
+    fn advance_source(&mut self, source: usize, watermark_ms: i64) -> anyhow::Result<()> {
         let offsets = &self.offsets[source];
         let partitions = offsets.iter().enumerate().map(|(partition, offset)| PartitionProgress {
             partition: partition as i32,
@@ -373,19 +449,20 @@ impl Walk {
     }
 }
 
-/// The records of an input by event time; equal times stay in the order of the file.
-fn items(input: &Input) -> Vec<Item> {
-    let spans = input.times_ms.iter().enumerate();
-    let mut items: Vec<Item> = spans
-        .map(|(at, span)| {
+/// The records of inputs by event time; equal times stay in the order of the file.
+fn items<'a>(inputs: impl Iterator<Item = (usize, &'a Arc<Input>)>) -> Vec<Item> {
+    let mut items = Vec::new();
+    for (source, input) in inputs {
+        items.extend(input.times_ms.iter().enumerate().map(|(at, span)| {
             let (from_ms, to_ms) = span.unwrap_or((i64::MIN, i64::MIN));
             Item {
                 from_ms,
+                source,
                 at: at as u32,
                 to_ms,
             }
-        })
-        .collect();
+        }));
+    }
     items.sort_unstable();
     items
 }

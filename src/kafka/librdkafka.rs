@@ -108,7 +108,10 @@ pub(crate) fn consumer_config(config: &KafkaConfig, consumer: &ConsumerConfig) -
 pub(crate) fn producer_config(config: &KafkaConfig, producer: &ProducerConfig) -> Result<ClientConfig, Error> {
     let mut client = client_config(config, &producer.client_id)?;
     client
-        .set("enable.idempotence", (producer.idempotent || producer.transactional_id.is_some()).to_string())
+        .set(
+            "enable.idempotence",
+            (producer.idempotent || producer.transactional_id.is_some()).to_string(),
+        )
         .set("acks", "all")
         .set("partitioner", "murmur2_random")
         .set("compression.type", "lz4")

@@ -25,6 +25,10 @@ pub const APPROVAL_EXPIRED: &str = "dev.homeostat.approval.expired.v1";
 /// Kill switch, modes, protected targets, maintenance: the key names the scope.
 pub const CONTROL: &str = "dev.homeostat.control.v1";
 pub const LATE: &str = "dev.homeostat.late.v1";
+/// Of sinks: a row of a view, a score of a detector, what is no row of a source. Their data is what the pipeline makes of it.
+pub const ROW: &str = "dev.homeostat.row.v1";
+pub const SCORE: &str = "dev.homeostat.score.v1";
+pub const DEAD_LETTER: &str = "dev.homeostat.dead_letter.v1";
 
 /// One event. Attributes that are `None` have no header.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,6 +113,28 @@ impl CloudEvent {
             key: Some(self.subject.clone().into_bytes()),
             value: Some(serde_json::to_vec(data).expect("message types have string keys and finite numbers")),
             headers: self.headers(),
+        }
+    }
+
+    /// The record that carries this event in structured mode: attributes and data, which is JSON, in one document.
+    pub fn structured(&self, topic: std::sync::Arc<str>, key: Option<Vec<u8>>, data: &[u8]) -> Output {
+        let attributes = serde_json::json!({
+            "specversion": "1.0", "id": self.id.to_string(), "source": self.source, "type": self.kind,
+            "subject": self.subject, "time": time::to_rfc3339(self.time_ms), "tenant": self.tenant,
+            "datacontenttype": "application/json",
+        });
+        let mut value = attributes.to_string().into_bytes();
+        value.pop();
+        value.extend_from_slice(b",\"data\":");
+        value.extend_from_slice(data);
+        value.push(b'}');
+        let content_type = b"application/cloudevents+json; charset=UTF-8".to_vec();
+        Output {
+            topic,
+            partition: None,
+            key,
+            value: Some(value),
+            headers: vec![("content-type".to_owned(), content_type)],
         }
     }
 

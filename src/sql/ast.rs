@@ -1,6 +1,6 @@
 //! Statements as written, each part with its place.
 
-use engine::spec::{Mode, OptionValue};
+use engine::spec::{Mode, OptionValue, StateLimit};
 
 use crate::{
     diagnostic::Span,
@@ -10,6 +10,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) enum Statement {
     Source(Source),
+    Rows(Rows),
     View(View),
     Detector(Detector),
     Policy(Policy),
@@ -20,6 +21,7 @@ impl Statement {
     pub fn name(&self) -> &Name {
         match self {
             Self::Source(source) => &source.name,
+            Self::Rows(rows) => &rows.name,
             Self::View(view) => &view.name,
             Self::Detector(detector) => &detector.name,
             Self::Policy(policy) => &policy.name,
@@ -30,6 +32,7 @@ impl Statement {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Source(_) => "source",
+            Self::Rows(_) => "view",
             Self::View(_) => "feature view",
             Self::Detector(_) => "detector",
             Self::Policy(_) => "policy",
@@ -44,6 +47,8 @@ pub(crate) struct Source {
     /// `None` without a column list.
     pub columns: Option<Vec<Column>>,
     pub watermark: Option<Watermark>,
+    /// PRIMARY KEY, of a table in a file.
+    pub primary_key: Vec<Name>,
     pub options: Vec<Setting>,
     /// From CREATE to the last token.
     pub span: Span,
@@ -97,12 +102,23 @@ pub(crate) struct Setting {
     pub value: At<OptionValue>,
 }
 
+/// CREATE VIEW: rows of sources, not aggregated.
+#[derive(Debug)]
+pub(crate) struct Rows {
+    pub name: Name,
+    /// SELECT … UNION ALL SELECT ….
+    pub select: Vec<Token>,
+    pub span: Span,
+}
+
 #[derive(Debug)]
 pub(crate) struct View {
     pub name: Name,
     pub lateness: Option<At<i64>>,
     pub late_topic: Option<At<String>>,
     pub fill_missing_windows: u32,
+    /// ON STATE LIMIT.
+    pub state_limit: Option<StateLimit>,
     /// EMIT EVERY.
     pub early_every: Option<At<i64>>,
     /// SELECT … up to EMIT or the end.
@@ -126,8 +142,17 @@ pub(crate) struct Detector {
 pub(crate) struct Sink {
     pub name: Name,
     pub from: Name,
+    pub what: SinkWhat,
     pub options: Vec<Setting>,
     pub span: Span,
+}
+
+/// What of it a sink writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SinkWhat {
+    Rows,
+    Late,
+    DeadLetters,
 }
 
 #[derive(Debug)]

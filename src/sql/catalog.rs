@@ -69,6 +69,11 @@ impl Functions {
         }
     }
 
+    /// Adds a scalar function.
+    pub fn add(&mut self, function: &Arc<ScalarUDF>) {
+        self.scalars.insert(function.name().to_owned(), Arc::clone(function));
+    }
+
     pub fn find(&self, name: &str) -> Option<Function<'_>> {
         let name = name.to_ascii_lowercase();
         let scalar = self.scalars.get(&name).map(|function| Function::Scalar(function));

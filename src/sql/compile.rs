@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use engine::spec::{DetectorSpec, PaneSetSpec, Pipeline, PolicySpec, SinkSpec, SourceSpec, ViewSpec};
+use engine::spec::{DetectorSpec, PaneSetSpec, Pipeline, PolicySpec, SinkInput, SinkSpec, SourceSpec, ViewSpec};
 
 use crate::{
     DetectorCatalog,
@@ -11,10 +11,12 @@ use crate::{
     detector::{self, Detector, Relations},
     diagnostic::{Diagnostic, Diagnostics, Span},
     join,
+    lookup::{self, Table},
     pane_set::{self, PaneSet},
     parse, policy, select, sink,
     source::{self, Source},
     text::{LineMap, Name, Token, statements, tokenize},
+    union,
     view::{self, View},
 };
 
@@ -34,6 +36,7 @@ pub(crate) fn compile(name: &str, text: &str, catalog: &dyn DetectorCatalog) -> 
 #[derive(Default)]
 pub(crate) struct Statements {
     pub sources: Vec<ast::Source>,
+    pub rows: Vec<ast::Rows>,
     pub views: Vec<ast::View>,
     pub detectors: Vec<ast::Detector>,
     pub policies: Vec<ast::Policy>,
@@ -60,6 +63,7 @@ struct Compiler<'a> {
     name: &'a str,
     lines: LineMap<'a>,
     functions: Functions,
+    tables: Vec<Table>,
     /// Sources and views, and detectors, that are declared, but wrongly: what refers to them is not blamed for it.
     failed_relations: Vec<String>,
     failed_detectors: Vec<String>,
@@ -72,6 +76,7 @@ impl<'a> Compiler<'a> {
             name,
             lines: LineMap::new(text),
             functions: Functions::new(),
+            tables: Vec::new(),
             failed_relations: Vec::new(),
             failed_detectors: Vec::new(),
             errors: Vec::new(),
@@ -93,7 +98,8 @@ impl<'a> Compiler<'a> {
                 return None;
             }
         };
-        let statements = self.statements(&tokens);
+        let mut statements = self.statements(&tokens);
+        union::take_inline(&mut statements);
         if statements.sources.is_empty() && self.errors.is_empty() {
             self.errors.push(
                 Diagnostic::new("the pipeline has no source", Span::default())
@@ -101,7 +107,9 @@ impl<'a> Compiler<'a> {
             );
             return None;
         }
+        self.tables(&statements, catalog);
         let mut sources = self.sources(&statements);
+        self.rows(&statements, &mut sources);
         let views = self.views(&statements, &mut sources);
         let mut sets = Vec::new();
         let placed = pane_set::share(&views, &mut sets);
@@ -111,7 +119,8 @@ impl<'a> Compiler<'a> {
         if !self.errors.is_empty() {
             return None;
         }
-        let plan = physical(&sources, &sets, &views, placed);
+        let plan = physical(&sources, &mut sets, &views, placed);
+        let declared = sources;
         let (sources, pane_sets, views) = match plan {
             Ok(plan) => plan,
             Err(error) => {
@@ -120,6 +129,10 @@ impl<'a> Compiler<'a> {
                 return None;
             }
         };
+        let sinks = self.of_used(sinks, &statements, &declared, &sources);
+        if !self.errors.is_empty() {
+            return None;
+        }
         Some(Pipeline {
             name: self.name.to_owned(),
             sources,
@@ -146,7 +159,7 @@ impl<'a> Compiler<'a> {
             let name = statement.name();
             // Views and sources are both what a detector can be on.
             let space = match statement.kind() {
-                "source" | "feature view" => "source or view",
+                "source" | "view" | "feature view" => "source or view",
                 other => other,
             };
             if names.iter().any(|(kind, other)| *kind == space && *other == name.text) {
@@ -163,6 +176,7 @@ impl<'a> Compiler<'a> {
             names.push((space, name.text.clone()));
             match statement {
                 Statement::Source(source) => parsed.sources.push(source),
+                Statement::Rows(rows) => parsed.rows.push(rows),
                 Statement::View(view) => parsed.views.push(view),
                 Statement::Detector(detector) => parsed.detectors.push(detector),
                 Statement::Policy(policy) => parsed.policies.push(policy),
@@ -198,9 +212,22 @@ impl<'a> Compiler<'a> {
         }
     }
 
+    /// Tables of files; their columns are functions.
+    fn tables(&mut self, statements: &Statements, catalog: &dyn DetectorCatalog) {
+        for ast in statements.sources.iter().filter(|ast| lookup::is_file(ast)) {
+            match lookup::resolve(ast, catalog, &mut self.errors) {
+                Some(table) => {
+                    table.functions().for_each(|function| self.functions.add(function));
+                    self.tables.push(table);
+                }
+                None => self.failed_relations.push(ast.name.text.clone()),
+            }
+        }
+    }
+
     fn sources(&mut self, statements: &Statements) -> Vec<Source> {
         let mut sources = Vec::new();
-        for ast in &statements.sources {
+        for ast in statements.sources.iter().filter(|ast| !lookup::is_file(ast)) {
             match source::resolve(ast, &mut self.errors) {
                 Some(source) => sources.push(source),
                 None => {
@@ -210,6 +237,26 @@ impl<'a> Compiler<'a> {
             }
         }
         sources
+    }
+
+    /// Views of rows, which then count as sources.
+    fn rows(&mut self, statements: &Statements, sources: &mut Vec<Source>) {
+        for ast in &statements.rows {
+            let context = select::Context {
+                functions: &self.functions,
+                lines: &self.lines,
+                failed: &self.failed_relations,
+                views: &statements.views,
+                tables: &self.tables,
+            };
+            match union::resolve(ast, sources, &context, &mut self.errors) {
+                Some(rows) => sources.push(rows),
+                None => {
+                    self.explained(&ast.name);
+                    self.failed_relations.push(ast.name.text.clone());
+                }
+            }
+        }
     }
 
     /// Those over sources, then those over views.
@@ -225,6 +272,7 @@ impl<'a> Compiler<'a> {
                 lines: &self.lines,
                 failed: &self.failed_relations,
                 views: &statements.views,
+                tables: &self.tables,
             };
             match view::plan(self.name, ast, sources, &context, &mut self.errors) {
                 Some(view) => views.push(view),
@@ -238,6 +286,7 @@ impl<'a> Compiler<'a> {
                 lines: &self.lines,
                 failed: &self.failed_relations,
                 views: &statements.views,
+                tables: &self.tables,
             };
             match join::plan(self.name, ast, &views, sources, &context, &mut self.errors) {
                 Some(view) => joined.push(view),
@@ -298,6 +347,33 @@ impl<'a> Compiler<'a> {
             .collect()
     }
 
+    /// Sinks of sources by their place among those that are read.
+    fn of_used(
+        &mut self,
+        sinks: Vec<SinkSpec>,
+        statements: &Statements,
+        declared: &[Source],
+        used: &[SourceSpec],
+    ) -> Vec<SinkSpec> {
+        let mut found = Vec::new();
+        for mut sink in sinks {
+            if let SinkInput::DeadLetters(source) = sink.input {
+                let name = &declared[source].name;
+                let Some(index) = used.iter().position(|used| used.name == *name) else {
+                    let ast = statements.sinks.iter().find(|ast| ast.name.text == sink.name);
+                    let span = ast.map_or_else(Span::default, |ast| ast.from.span);
+                    let message = format!("no view reads `{name}`, so it has no dead letters");
+                    self.errors
+                        .push(Diagnostic::new(message, span).help("remove the sink, or write a view"));
+                    continue;
+                };
+                sink.input = SinkInput::DeadLetters(index);
+            }
+            found.push(sink);
+        }
+        found
+    }
+
     fn policies(&mut self, statements: &Statements, detectors: &mut [Detector]) -> Vec<PolicySpec> {
         let mut policies = Vec::new();
         for ast in &statements.policies {
@@ -326,10 +402,12 @@ type Physical = (Vec<SourceSpec>, Vec<PaneSetSpec>, Vec<ViewSpec>);
 /// Physical plans over what sources deliver. A source that nothing reads is left out.
 fn physical(
     sources: &[Source],
-    sets: &[PaneSet],
+    sets: &mut Vec<PaneSet>,
     views: &[View],
     placed: Vec<(usize, Vec<usize>)>,
 ) -> datafusion::common::Result<Physical> {
+    let places = union::expand(sets, sources)?;
+    let sets: &[PaneSet] = sets;
     let used: Vec<usize> = (0..sources.len())
         .filter(|index| sets.iter().any(|set| set.source == *index))
         .collect();
@@ -349,8 +427,8 @@ fn physical(
         )?);
     }
     let mut physical_views = Vec::with_capacity(views.len());
-    for (view, (set, aggregates)) in views.iter().zip(placed) {
-        physical_views.push(pane_set::physical_view(view, set, aggregates)?);
+    for (index, (view, (set, aggregates))) in views.iter().zip(placed).enumerate() {
+        physical_views.push(pane_set::physical_view(index, view, places[set].clone(), aggregates)?);
     }
     Ok((specs, pane_sets, physical_views))
 }

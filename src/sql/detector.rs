@@ -146,6 +146,11 @@ fn spec(ast: &ast::Detector, input: DetectorInput, keys: Vec<(String, usize)>) -
 }
 
 fn on_view(ast: &ast::Detector, index: usize, view: &View, errors: &mut Vec<Diagnostic>) -> Option<Detector> {
+    if view.judged.is_some() {
+        let message = format!("`{}` is judged already, by ML_DETECT_ANOMALIES", view.name);
+        errors.push(Diagnostic::new(message, ast.on.span).help("put the detector on the view that it reads"));
+        return None;
+    }
     let keys = view_keys(ast, view, errors)?;
     let mut features = Vec::new();
     for name in &ast.features {
@@ -306,8 +311,19 @@ fn on_silent_view(
         .filter_map(|(name, output)| Some((name, view.key_of_output(output)?)))
         .collect();
     let declared = &relations.sources[view.source];
+    one_source(ast, declared, errors)?;
     let set = silence(view.source, declared, view.filter.clone(), view.keys.clone());
     silent(ast, set, keys, sets, errors)
+}
+
+/// Silence is told by the progress of one source.
+fn one_source(ast: &ast::Detector, source: &Source, errors: &mut Vec<Diagnostic>) -> Option<()> {
+    if source.parts.len() <= 1 {
+        return Some(());
+    }
+    let message = format!("`{SILENCE}` watches the rows of one source, not a UNION ALL");
+    errors.push(Diagnostic::new(message, ast.on.span).help("watch each of its sources with a detector of its own"));
+    None
 }
 
 fn on_source(
@@ -318,6 +334,7 @@ fn on_source(
     errors: &mut Vec<Diagnostic>,
 ) -> Option<Detector> {
     let declared = &relations.sources[index];
+    one_source(ast, declared, errors)?;
     let Some(names) = ast.key.as_ref().filter(|names| !names.is_empty()) else {
         errors.push(
             Diagnostic::new("a detector on a source needs KEY: whose silence it is", ast.on.span)

@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use engine::assemble::SESSION_PANES_MAX;
 use engine::spec::{
-    ActionSpec, AggregateKind, AggregateSpec, DetectorInput, DetectorSpec, OptionValue, PaneSetSpec, Pipeline,
-    PolicySpec, SourceSpec, StartupMode, ViewSpec, WindowSpec,
+    ActionSpec, AggregateKind, AggregateSpec, Beyond, DetectorInput, DetectorSpec, OptionValue, PaneSetSpec, Pipeline,
+    PolicySpec, SinkFormat, SinkInput, SinkSpec, SourceSpec, StartupMode, ViewSpec, WindowSpec,
 };
 
 use crate::{duration::display, source::telemetry_format};
@@ -27,6 +27,9 @@ pub fn explain(pipeline: &Pipeline) -> String {
     }
     for policy in &pipeline.policies {
         explain_policy(&mut out, pipeline, policy);
+    }
+    for sink in &pipeline.sinks {
+        explain_sink(&mut out, pipeline, sink);
     }
     out
 }
@@ -110,6 +113,17 @@ fn explain_pane_set(out: &mut String, pipeline: &Pipeline, index: usize, set: &P
         .max();
     let panes = span_ms.unwrap_or(set.width_ms).div_euclid(set.width_ms) + 1;
     line!(out, "  state at most {panes} panes per key, {} per pane", state(set));
+    if let Some(limit) = set.state_limit {
+        let beyond = match limit.beyond {
+            Beyond::Reject => "rows of further keys are dead letters",
+            Beyond::Fail => "a further key stops the stage",
+        };
+        line!(
+            out,
+            "  at most {} keys per pane and partition: {beyond}",
+            limit.keys_max
+        );
+    }
 }
 
 fn explain_window(window: &WindowSpec) -> String {
@@ -188,14 +202,19 @@ fn explain_view(out: &mut String, pipeline: &Pipeline, view: &ViewSpec) {
     let shared = pipeline
         .views
         .iter()
-        .filter(|other| other.pane_set == view.pane_set)
+        .filter(|other| other.pane_sets == view.pane_sets)
         .count();
     let shared = if shared > 1 {
         format!(", shared by {shared} views")
     } else {
         String::new()
     };
-    line!(out, "\nview {} over pane set {}{shared}", view.name, view.pane_set);
+    let sets: Vec<String> = view.pane_sets.iter().map(ToString::to_string).collect();
+    let sets = match sets.len() {
+        1 => format!("pane set {}", sets[0]),
+        _ => format!("pane sets {}", sets.join(" and ")),
+    };
+    line!(out, "\nview {} over {sets}{shared}", view.name);
     line!(out, "  window {}", explain_window(&view.window));
     for (index, aggregate) in view.aggregates.iter().enumerate() {
         line!(out, "  agg_{index} is aggregate {aggregate}");
@@ -205,6 +224,25 @@ fn explain_view(out: &mut String, pipeline: &Pipeline, view: &ViewSpec) {
     }
     if let Some(having) = &view.having {
         line!(out, "  having {having}");
+    }
+    if let Some(judged) = &view.judged {
+        for detector in &judged.detectors {
+            let (_, value) = &detector.features[0];
+            let value = view.output.field(*value).name();
+            line!(
+                out,
+                "  {value} judged by {}{}",
+                detector.using,
+                options(&detector.options)
+            );
+            line!(out, "    key {}", columns(&detector.keys));
+        }
+        for (field, expr) in judged.output.fields().iter().zip(&judged.projection) {
+            line!(out, "  then column {} {} = {expr}", field.name(), field.data_type());
+        }
+        if let Some(filter) = &judged.filter {
+            line!(out, "  then where {filter}");
+        }
     }
     if view.fill_missing_windows > 0 {
         line!(
@@ -229,6 +267,27 @@ fn explain_detector(out: &mut String, pipeline: &Pipeline, detector: &DetectorSp
     if !detector.columns.is_empty() {
         line!(out, "  for policies {}", columns(&detector.columns));
     }
+}
+
+fn explain_sink(out: &mut String, pipeline: &Pipeline, sink: &SinkSpec) {
+    let what = match sink.input {
+        SinkInput::View(view) => format!("view {}", pipeline.views[view].name),
+        SinkInput::Detector(detector) => format!("detector {}", pipeline.detectors[detector].name),
+        SinkInput::Late(view) => format!("late rows of view {}", pipeline.views[view].name),
+        SinkInput::DeadLetters(source) => format!("dead letters of source {}", pipeline.sources[source].name),
+    };
+    line!(out, "\nsink {} of {what}", sink.name);
+    let format = match sink.format {
+        SinkFormat::Json => "JSON",
+        SinkFormat::CloudEvents => "CloudEvents",
+        SinkFormat::OtlpMetrics => "OTLP metrics",
+    };
+    let keys: Vec<&str> = sink.keys.iter().map(|(name, _)| name.as_str()).collect();
+    let keys = match keys.is_empty() {
+        true => String::new(),
+        false => format!(", keyed by {}", keys.join(", ")),
+    };
+    line!(out, "  to topic {} as {format}{keys}", sink.topic);
 }
 
 fn columns(columns: &[(String, usize)]) -> String {

@@ -4,7 +4,10 @@
 //! those of its own view, and a window has a row where each view would have had one. So it is as exact as its parts, and
 //! keeps no state beside theirs.
 
-use std::{collections::BTreeSet, ops::ControlFlow, sync::Arc};
+mod judge;
+mod names;
+
+use std::{collections::BTreeSet, sync::Arc};
 
 use arrow::datatypes::{Field, Schema};
 use datafusion::{
@@ -15,26 +18,33 @@ use datafusion::{
     functions_aggregate::expr_fn,
     logical_expr::{Expr, ExprSchemable, lit, when},
     sql::sqlparser::ast::{
-        BinaryOperator, Expr as SqlExpr, GroupByExpr, Ident, JoinConstraint, JoinOperator, Select, SelectItem, Spanned,
-        TableFactor, VisitMut, VisitorMut,
+        BinaryOperator, Expr as SqlExpr, GroupByExpr, JoinConstraint, JoinOperator, Select, SelectItem, SetExpr,
+        Spanned, TableFactor,
     },
 };
 use engine::spec::WindowSpec;
 
 use crate::{
-    ast,
+    anomalies, ast,
     catalog::simplify,
     diagnostic::{Diagnostic, Span, did_you_mean},
-    select::{self, Context, DEPTH_MAX, Names, Place},
+    select::{self, Context},
     source::{Source, WINDOW_COLUMNS},
-    text::{Name, Parsed, find},
+    text::{Name, Parsed},
     view::{View, ViewAggregate, aggregate_name, bare, canonical, condition, planner_error, renamed},
 };
 
-/// Whether FROM begins with a view.
+use names::Resolver;
+
+/// Whether FROM, or the query in it, begins with a view.
 pub(crate) fn reads_views(ast: &ast::View, views: &[ast::View]) -> bool {
     let names = || views.iter().map(|view| view.name.text.as_str());
-    select::first_table(&ast.select).is_some_and(|table| table.find(names()).is_some())
+    let inner = || {
+        let (from, to) = select::inline_query(&ast.select)?;
+        select::first_table(&ast.select[from + 1..to])
+    };
+    let table = select::first_table(&ast.select).or_else(inner);
+    table.is_some_and(|table| table.find(names()).is_some())
 }
 
 /// Plans a view over views; what is wrong goes to `errors`.
@@ -89,8 +99,23 @@ fn read(
 ) -> Parsed<Option<View>> {
     check_clauses(ast)?;
     let whole = select::checked_span(ast)?;
-    let mut query = select::parse(&ast.select, context.lines)?;
+    let (tokens, calls) = anomalies::take(&ast.select, context.lines)?;
+    let mut query = select::parse(&tokens, context.lines)?;
     let before = errors.len();
+    let mut judged_filter = anomalies::merge(&mut query, context.lines, errors)?;
+    if calls.is_empty() && judged_filter.is_some() {
+        // Nothing is judged: one WHERE is as good as the other.
+        let SetExpr::Select(select) = query.body.as_mut() else {
+            return Ok(None);
+        };
+        let outer = judged_filter.take().into_iter();
+        let and = |left: SqlExpr, right: SqlExpr| SqlExpr::BinaryOp {
+            left: Box::new(SqlExpr::Nested(Box::new(left))),
+            op: BinaryOperator::And,
+            right: Box::new(SqlExpr::Nested(Box::new(right))),
+        };
+        select.selection = select.selection.take().into_iter().chain(outer).reduce(and);
+    }
     let select = select::check_shape(&mut query, context.lines, errors)?;
     let outputs = select::name_outputs(select, context.lines, errors);
     let spans = select::spans(select, context.lines, whole);
@@ -99,12 +124,29 @@ fn read(
         return Ok(None);
     };
     check_parts(&parts, sources)?;
+    let mut calls = calls;
+    judge::fields(select, &mut judged_filter, &calls, context, errors)?;
+    if errors.len() > before {
+        return Ok(None);
+    }
+    let columns: Vec<String> = calls
+        .iter()
+        .flat_map(|call| call.fields())
+        .map(|field| field.name().clone())
+        .collect();
     let mut resolver = Resolver {
         parts: &parts,
+        columns: &columns,
         context,
         errors,
     };
     let mut names = resolver.flat_names();
+    for call in &mut calls {
+        let exprs = [&mut call.value, &mut call.time, &mut call.order].into_iter();
+        for expr in exprs.chain(&mut call.partition) {
+            resolver.resolve(expr, &mut names);
+        }
+    }
     for part in &parts {
         if let Some(on) = &part.on {
             let mut on = on.clone();
@@ -118,7 +160,7 @@ fn read(
         SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => Some(expr),
         _ => None,
     });
-    for expr in exprs.chain(&mut select.selection) {
+    for expr in exprs.chain(&mut select.selection).chain(&mut judged_filter) {
         resolver.resolve(expr, &mut names);
     }
     if errors.len() > before {
@@ -135,7 +177,10 @@ fn read(
     };
     joined.view.name.clone_from(&ast.name.text);
     joined.view.window = window;
-    joined.project(select, &outputs, &spans, context)?;
+    match calls.is_empty() {
+        true => joined.project(select, &outputs, &spans, context)?,
+        false => joined.judge(select, &calls, judged_filter, &outputs, &spans, context)?,
+    }
     Ok(Some(joined.view))
 }
 
@@ -143,7 +188,8 @@ fn check_clauses(ast: &ast::View) -> Parsed<()> {
     let lateness = ast.lateness.as_ref().map(|at| (at.span, "ALLOW LATENESS"));
     let early = ast.early_every.as_ref().map(|at| (at.span, "EMIT EVERY"));
     let fill = (ast.fill_missing_windows > 0).then_some((ast.name.span, "FILL MISSING"));
-    match lateness.or(early).or(fill) {
+    let limit = ast.state_limit.map(|_| (ast.name.span, "ON STATE LIMIT"));
+    match lateness.or(early).or(fill).or(limit) {
         None => Ok(()),
         Some((span, clause)) => Err(Diagnostic::new(
             format!("a view over views takes no {clause}: its windows are those of what it reads"),
@@ -274,6 +320,10 @@ fn check_parts(parts: &[Part<'_>], sources: &[Source]) -> Parsed<()> {
             let message = format!("the windows of `{}` and `{}` are not equal", first.name, view.name);
             return refuse(message, "give both the same window and the same ALLOW LATENESS");
         }
+        if view.state_limit != first.state_limit {
+            let message = format!("`{}` and `{}` have different state limits", first.name, view.name);
+            return refuse(message, "give both the same ON STATE LIMIT");
+        }
         if keys(view) != keys(first) {
             let message = format!("`{}` and `{}` do not group by the same", first.name, view.name);
             return refuse(message, "give both the same GROUP BY");
@@ -365,130 +415,6 @@ fn column<'a, 'b>(flat: &str, parts: &'b [Part<'a>]) -> Option<(&'b Part<'a>, us
     })
 }
 
-/// Turns `a.column`, and a column that only one view has, into the one name it has among the columns of all views.
-struct Resolver<'a> {
-    parts: &'a [Part<'a>],
-    context: &'a Context<'a>,
-    errors: &'a mut Vec<Diagnostic>,
-}
-
-impl Resolver<'_> {
-    fn flat_names(&self) -> Vec<String> {
-        let parts = self.parts.iter();
-        parts
-            .flat_map(|part| part.columns().map(|field| part.flat(field.name())))
-            .collect()
-    }
-
-    fn resolve(&mut self, expr: &mut SqlExpr, names: &mut Vec<String>) {
-        let mut flatten = Flatten {
-            parts: self.parts,
-            context: self.context,
-            depth: 0,
-            errors: self.errors,
-        };
-        let before = flatten.errors.len();
-        let _ = expr.visit(&mut flatten);
-        if flatten.errors.len() > before {
-            return;
-        }
-        let mut resolved = Names {
-            columns: std::mem::take(names),
-            table: self.parts[0].alias.clone(),
-            event_time: WINDOW_COLUMNS[1].to_owned(),
-            aliases: Vec::new(),
-            place: Place::Condition,
-            functions: self.context.functions,
-            lines: self.context.lines,
-            depth: 0,
-            errors: self.errors,
-        };
-        resolved.resolve(expr, Place::Condition);
-        *names = resolved.columns;
-    }
-}
-
-struct Flatten<'a> {
-    parts: &'a [Part<'a>],
-    context: &'a Context<'a>,
-    depth: usize,
-    errors: &'a mut Vec<Diagnostic>,
-}
-
-impl Flatten<'_> {
-    /// The flat name of a column of one of `parts`.
-    fn found(&mut self, ident: &Ident, parts: &[&Part<'_>]) -> Option<Ident> {
-        let quoted = ident.quote_style.is_some();
-        let span = self.context.lines.span(ident.span);
-        let mut found = parts.iter().filter_map(|part| {
-            let names: Vec<&str> = part.columns().map(|field| field.name().as_str()).collect();
-            let index = find(&ident.value, quoted, names.iter().copied())?;
-            Some((part.alias.clone(), part.flat(names[index])))
-        });
-        let Some((first, flat)) = found.next() else {
-            let message = format!("unknown column `{}`", ident.value);
-            let names = parts
-                .iter()
-                .flat_map(|part| part.columns().map(|field| field.name().as_str()));
-            let near = did_you_mean(&ident.value, names);
-            self.errors.push(Diagnostic::new(message, span).help_opt(near));
-            return None;
-        };
-        if let Some((second, _)) = found.next() {
-            let message = format!("`{}` is a column of `{first}` and of `{second}`", ident.value);
-            let help = format!("write {first}.{}", ident.value);
-            self.errors.push(Diagnostic::new(message, span).help(help));
-            return None;
-        }
-        Some(Ident::with_quote_and_span('"', ident.span, flat))
-    }
-
-    fn qualified(&mut self, table: &Ident, column: &Ident) -> Option<Ident> {
-        let aliases = self.parts.iter().map(|part| part.alias.as_str());
-        let Some(index) = find(&table.value, table.quote_style.is_some(), aliases) else {
-            let message = format!("`{}` is no view of this FROM", table.value);
-            let aliases = self.parts.iter().map(|part| part.alias.as_str());
-            let near = did_you_mean(&table.value, aliases);
-            let span = self.context.lines.span(table.span);
-            self.errors.push(Diagnostic::new(message, span).help_opt(near));
-            return None;
-        };
-        self.found(column, &[&self.parts[index]])
-    }
-}
-
-impl VisitorMut for Flatten<'_> {
-    type Break = ();
-
-    fn pre_visit_expr(&mut self, expr: &mut SqlExpr) -> ControlFlow<()> {
-        self.depth += 1;
-        if self.depth > DEPTH_MAX {
-            // Whoever resolves the functions says so.
-            return ControlFlow::Break(());
-        }
-        let flat = match expr {
-            SqlExpr::Identifier(ident) => {
-                let parts: Vec<&Part<'_>> = self.parts.iter().collect();
-                self.found(&ident.clone(), &parts)
-            }
-            SqlExpr::CompoundIdentifier(idents) => match idents.clone().as_slice() {
-                [table, column] => self.qualified(table, column),
-                _ => None,
-            },
-            _ => None,
-        };
-        if let Some(flat) = flat {
-            *expr = SqlExpr::Identifier(flat);
-        }
-        ControlFlow::Continue(())
-    }
-
-    fn post_visit_expr(&mut self, _expr: &mut SqlExpr) -> ControlFlow<()> {
-        self.depth -= 1;
-        ControlFlow::Continue(())
-    }
-}
-
 /// The joined view while it is put together.
 struct Joined<'a> {
     parts: &'a [Part<'a>],
@@ -522,6 +448,7 @@ impl<'a> Joined<'a> {
                 having: None,
                 output: Arc::new(Schema::empty()),
                 fill_missing_windows: 0,
+                judged: None,
                 ..parts[0].view.clone()
             },
         };

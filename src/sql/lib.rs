@@ -12,6 +12,7 @@
 //!
 //! **Fails** with [`Diagnostics`]: all of them at once, none of them a consequence of another.
 
+mod anomalies;
 mod ast;
 mod catalog;
 mod compile;
@@ -22,6 +23,7 @@ mod explain;
 mod fingerprint;
 mod functions;
 mod join;
+mod lookup;
 mod oracle;
 mod pane_set;
 mod parse;
@@ -32,6 +34,7 @@ mod source;
 #[cfg(test)]
 mod tests;
 mod text;
+mod union;
 mod view;
 
 use datafusion::sql::sqlparser::tokenizer::Token as Tok;
@@ -42,10 +45,15 @@ pub use explain::explain;
 pub use functions::aggregates as oracle_aggregates;
 pub use oracle::view_oracle_sql;
 
-/// Knows the algorithms that detectors may use.
+/// Knows the algorithms that detectors may use, and the files beside the text.
 pub trait DetectorCatalog: Sync {
     /// Whether `using` exists, takes these options, and so many features.
     fn check(&self, using: &str, options: &[(String, OptionValue)], features: usize) -> Result<(), CatalogError>;
+
+    /// The content of a file that a table names, relative to the text's own place.
+    fn file(&self, path: &str) -> Result<Vec<u8>, String> {
+        Err(format!("{path} is beside no file: this text has no place of its own"))
+    }
 }
 
 /// Why a detector cannot be.

@@ -6,10 +6,11 @@ use crate::{
     catalog::Functions,
     compile::parsed,
     diagnostic::{Diagnostic, Diagnostics, Span},
-    on_large_stack,
+    lookup, on_large_stack,
     select::{self, Flat, flatten},
     source::{self, Source},
     text::LineMap,
+    union,
 };
 
 /// Name of the derived table; no source is called so.
@@ -29,10 +30,12 @@ pub fn view_oracle_sql(text: &str, view: &str) -> Result<String, Diagnostics> {
 }
 
 fn oracle(text: &str, view: &str, errors: &mut Vec<Diagnostic>) -> Option<String> {
-    let statements = parsed(text, errors);
+    let mut statements = parsed(text, errors);
+    union::take_inline(&mut statements);
     let mut sources: Vec<Source> = statements
         .sources
         .iter()
+        .filter(|ast| !lookup::is_file(ast))
         .filter_map(|ast| source::resolve(ast, errors))
         .collect();
     let Some(ast) = statements.views.iter().find(|ast| ast.name.text == view) else {
@@ -46,7 +49,11 @@ fn oracle(text: &str, view: &str, errors: &mut Vec<Diagnostic>) -> Option<String
         lines: &lines,
         failed: &[],
         views: &statements.views,
+        tables: &[],
     };
+    for ast in &statements.rows {
+        sources.extend(union::resolve(ast, &mut sources.clone(), &context, errors));
+    }
     let flat = flatten(ast, &mut sources, &context, errors)?;
     if flat.window.gap_ms.is_some() {
         let message = "sessions depend on the rows beside them: there is no batch query of that form";
@@ -81,7 +88,13 @@ fn windowed(flat: &Flat, source: &Source) -> String {
     } = flat.window;
     let quote = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
     let time = quote(&source.event_time);
-    let table = quote(&source.name);
+    let table = match source.parts.as_slice() {
+        [] => quote(&source.name),
+        parts => {
+            let parts: Vec<&str> = parts.iter().map(|part| part.sql.as_str()).collect();
+            format!("({}) AS {}", parts.join(" UNION ALL "), quote(&source.name))
+        }
+    };
     let ms_type = r#"'Timestamp(Millisecond, Some("UTC"))'"#;
     let ms = format!("CAST(arrow_cast({time}, {ms_type}) AS BIGINT)");
     // Rounding down to the slide, also before 1970.

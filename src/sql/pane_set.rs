@@ -17,12 +17,15 @@ use datafusion::{
         create_physical_expr,
     },
 };
-use engine::spec::{AggregateKind, AggregateSpec, PairStatistic, PaneSetSpec, SourceSpec, ViewSpec, WindowSpec};
+use engine::spec::{
+    AggregateKind, AggregateSpec, DetectorInput, DetectorSpec, JudgedSpec, PairStatistic, PaneSetSpec, SourceSpec,
+    StateLimit, ViewSpec, WindowSpec,
+};
 
 use crate::{
     fingerprint::Fingerprint,
     source::Source,
-    view::{Key, View, ViewAggregate, bare, canonical, quantile_share},
+    view::{Judged, Key, View, ViewAggregate, bare, canonical, quantile_share},
 };
 
 /// Recovery re-reads what the open panes need; wider ones would make it longer.
@@ -43,6 +46,7 @@ pub(crate) struct PaneSet {
     pub aggregates: Vec<ViewAggregate>,
     pub width_ms: i64,
     pub windows: Vec<WindowSpec>,
+    pub state_limit: Option<StateLimit>,
 }
 
 /// Largest divisor, not above the cap, of the gcd of everything that windows are cut by.
@@ -89,6 +93,7 @@ pub(crate) fn share(views: &[View], sets: &mut Vec<PaneSet>) -> Vec<(usize, Vec<
                     aggregates: Vec::new(),
                     width_ms: 0,
                     windows: Vec::new(),
+                    state_limit: view.state_limit,
                 });
                 sets.len() - 1
             });
@@ -113,6 +118,7 @@ pub(crate) fn share(views: &[View], sets: &mut Vec<PaneSet>) -> Vec<(usize, Vec<
 
 fn shares(set: &PaneSet, view: &View) -> bool {
     let equal = set.source == view.source
+        && set.state_limit == view.state_limit
         && set.filter.as_ref().map(canonical) == view.filter.as_ref().map(canonical)
         && set.keys.len() == view.keys.len()
         && set
@@ -166,6 +172,7 @@ pub(crate) fn physical(set: &PaneSet, source: usize, declared: &Source, spec: &S
         aggregates,
         width_ms: set.width_ms,
         windows: set.windows.clone(),
+        state_limit: set.state_limit,
     })
 }
 
@@ -188,16 +195,24 @@ fn fingerprint(set: &PaneSet, source: &Source) -> u64 {
             .part(&aggregate.output.data_type().to_string());
     }
     text.part(&set.width_ms.to_string());
+    if let Some(limit) = set.state_limit {
+        text.part(&format!("{limit:?}"));
+    }
     text.finish()
 }
 
-/// A view over its pane set.
-pub(crate) fn physical_view(view: &View, pane_set: usize, aggregates: Vec<usize>) -> PlanResult<ViewSpec> {
+/// A view over its pane sets; `index` is its own in the pipeline.
+pub(crate) fn physical_view(
+    index: usize,
+    view: &View,
+    pane_sets: Vec<usize>,
+    aggregates: Vec<usize>,
+) -> PlanResult<ViewSpec> {
     let input = Arc::new(view.input());
     let planner = Planner::new(&input)?;
     Ok(ViewSpec {
         name: view.name.clone(),
-        pane_set,
+        pane_sets,
         window: view.window.clone(),
         aggregates,
         projection: view
@@ -205,10 +220,32 @@ pub(crate) fn physical_view(view: &View, pane_set: usize, aggregates: Vec<usize>
             .iter()
             .map(|expr| planner.expr(expr))
             .collect::<PlanResult<Vec<_>>>()?,
-        output: Arc::clone(&view.output),
+        output: Arc::clone(view.judged.as_ref().map_or(&view.output, |judged| &judged.rows)),
         having: view.having.as_ref().map(|having| planner.expr(having)).transpose()?,
         fill_missing_windows: view.fill_missing_windows,
+        judged: view
+            .judged
+            .as_ref()
+            .map(|judged| physical_judged(index, view, judged))
+            .transpose()?,
         input,
+    })
+}
+
+fn physical_judged(index: usize, view: &View, judged: &Judged) -> PlanResult<JudgedSpec> {
+    let planner = Planner::new(&judged.input)?;
+    let detectors = judged.detectors.iter().map(|detector| DetectorSpec {
+        input: DetectorInput::View(index),
+        ..detector.clone()
+    });
+    let projection = judged.projection.iter().map(|expr| planner.expr(expr));
+    Ok(JudgedSpec {
+        detectors: detectors.collect(),
+        times: judged.times.clone(),
+        input: Arc::clone(&judged.input),
+        filter: judged.filter.as_ref().map(|filter| planner.expr(filter)).transpose()?,
+        projection: projection.collect::<PlanResult<_>>()?,
+        output: Arc::clone(&view.output),
     })
 }
 
@@ -377,6 +414,7 @@ pub(crate) fn silence(source: usize, declared: &Source, filter: Option<Expr>, ke
         }],
         width_ms: SILENCE_WIDTH_MS,
         windows: Vec::new(),
+        state_limit: None,
     })
 }
 

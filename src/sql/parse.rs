@@ -4,15 +4,15 @@ mod policy;
 mod source;
 
 use datafusion::sql::sqlparser::tokenizer::Token as Tok;
-use engine::spec::OptionValue;
+use engine::spec::{Beyond, OptionValue, StateLimit};
 
 use crate::{
-    ast::{Detector, Setting, Sink, Statement, View},
+    ast::{Detector, Rows, Setting, Sink, SinkWhat, Statement, View},
     diagnostic::{Diagnostic, did_you_mean, one_of},
     text::{At, Cursor, Name, Parsed, Token},
 };
 
-const STATEMENTS: [&str; 6] = ["SOURCE", "TABLE", "FEATURE VIEW", "DETECTOR", "POLICY", "SINK"];
+const STATEMENTS: [&str; 7] = ["SOURCE", "TABLE", "VIEW", "FEATURE VIEW", "DETECTOR", "POLICY", "SINK"];
 
 /// One statement, all of its tokens.
 pub(crate) fn statement(tokens: &[Token]) -> Parsed<Statement> {
@@ -28,6 +28,8 @@ pub(crate) fn statement(tokens: &[Token]) -> Parsed<Statement> {
     }
     let mut statement = if cursor.eat("SOURCE") || cursor.eat("TABLE") {
         Statement::Source(source::source(&mut cursor)?)
+    } else if cursor.eat("VIEW") {
+        Statement::Rows(rows(&mut cursor)?)
     } else if cursor.eat("FEATURE") {
         cursor.expect("VIEW")?;
         Statement::View(view(&mut cursor)?)
@@ -38,8 +40,11 @@ pub(crate) fn statement(tokens: &[Token]) -> Parsed<Statement> {
     } else if cursor.eat("SINK") {
         Statement::Sink(sink(&mut cursor)?)
     } else {
-        let mut error = cursor.expected("SOURCE, TABLE, FEATURE VIEW, DETECTOR, POLICY or SINK", &STATEMENTS);
-        if cursor.is("VIEW") || cursor.is("MATERIALIZED") {
+        let mut error = cursor.expected(
+            "SOURCE, TABLE, VIEW, FEATURE VIEW, DETECTOR, POLICY or SINK",
+            &STATEMENTS,
+        );
+        if cursor.is("MATERIALIZED") {
             error = error.help("write CREATE FEATURE VIEW");
         } else if cursor.is("STREAM") {
             error = error.help("write CREATE SOURCE");
@@ -49,6 +54,7 @@ pub(crate) fn statement(tokens: &[Token]) -> Parsed<Statement> {
     let whole = start.to(cursor.last());
     match &mut statement {
         Statement::Source(source) => source.span = whole,
+        Statement::Rows(rows) => rows.span = whole,
         Statement::View(view) => view.span = whole,
         Statement::Detector(detector) => detector.span = whole,
         Statement::Policy(policy) => policy.span = whole,
@@ -75,7 +81,25 @@ fn balanced(tokens: &[Token]) -> Parsed<()> {
     }
 }
 
-const VIEW_CLAUSES: [&str; 4] = ["ALLOW LATENESS", "LATE DATA TO", "FILL MISSING", "AS"];
+/// `name AS SELECT …`: rows, without a window.
+fn rows(cursor: &mut Cursor<'_>) -> Parsed<Rows> {
+    let name = cursor.name("a name for the view")?;
+    cursor.expect("AS")?;
+    let select = cursor.until(&["EMIT"]).to_vec();
+    if cursor.peek().is_some() {
+        return Err(Diagnostic::new("a view of rows closes no window", cursor.here())
+            .help("write CREATE FEATURE VIEW for windows over rows"));
+    }
+    Ok(Rows {
+        name,
+        select,
+        span: cursor.last(),
+    })
+}
+
+const VIEW_CLAUSES: [&str; 5] = ["ALLOW LATENESS", "LATE DATA TO", "FILL MISSING", "ON STATE LIMIT", "AS"];
+/// As many keys as fit into some 100 MB.
+const STATE_LIMIT_KEYS: u32 = 1_000_000;
 
 fn view(cursor: &mut Cursor<'_>) -> Parsed<View> {
     let mut view = View {
@@ -83,6 +107,7 @@ fn view(cursor: &mut Cursor<'_>) -> Parsed<View> {
         lateness: None,
         late_topic: None,
         fill_missing_windows: 0,
+        state_limit: None,
         early_every: None,
         select: Vec::new(),
         span: cursor.here(),
@@ -103,6 +128,9 @@ fn view(cursor: &mut Cursor<'_>) -> Parsed<View> {
             seen.first("FILL MISSING", clause)?;
             view.fill_missing_windows = cursor.count("a number of windows")?.value;
             expect_windows(cursor)?;
+        } else if cursor.eat("ON") {
+            seen.first("ON STATE LIMIT", clause)?;
+            view.state_limit = Some(state_limit(cursor)?);
         } else {
             break;
         }
@@ -119,6 +147,30 @@ fn view(cursor: &mut Cursor<'_>) -> Parsed<View> {
     }
     cursor.expect_end(&[])?;
     Ok(view)
+}
+
+/// `STATE LIMIT REJECT | FAIL [AT n KEYS]`
+fn state_limit(cursor: &mut Cursor<'_>) -> Parsed<StateLimit> {
+    cursor.expect("STATE LIMIT")?;
+    let beyond = if cursor.eat("REJECT") {
+        Beyond::Reject
+    } else if cursor.eat("FAIL") {
+        Beyond::Fail
+    } else if cursor.is("EVICT") {
+        return Err(Diagnostic::new(
+            "EVICT is not there: which key was seen last would not be the same after a restart",
+            cursor.here(),
+        )
+        .help("use REJECT, which makes rows of further keys dead letters, or FAIL"));
+    } else {
+        return Err(cursor.expected("REJECT or FAIL", &["REJECT", "FAIL"]));
+    };
+    let mut keys_max = STATE_LIMIT_KEYS;
+    if cursor.eat("AT") {
+        keys_max = cursor.count("a number of keys")?.value;
+        cursor.expect("KEYS")?;
+    }
+    Ok(StateLimit { keys_max, beyond })
 }
 
 /// `EMIT ON WINDOW CLOSE`, `EMIT EVERY interval`, or both.
@@ -190,13 +242,27 @@ fn detector(cursor: &mut Cursor<'_>) -> Parsed<Detector> {
 fn sink(cursor: &mut Cursor<'_>) -> Parsed<Sink> {
     let name = cursor.name("a name for the sink")?;
     cursor.expect("FROM")?;
-    let from = cursor.name("the view or detector that it writes")?;
+    let what = if cursor.is("LATE") && cursor.is_at(1, "ROWS") {
+        cursor.expect("LATE ROWS OF")?;
+        SinkWhat::Late
+    } else if cursor.is("DEAD") && cursor.is_at(1, "LETTERS") {
+        cursor.expect("DEAD LETTERS OF")?;
+        SinkWhat::DeadLetters
+    } else {
+        SinkWhat::Rows
+    };
+    let from = cursor.name(match what {
+        SinkWhat::Rows => "the view or detector that it writes",
+        SinkWhat::Late => "the view whose late rows it writes",
+        SinkWhat::DeadLetters => "the source whose dead letters it writes",
+    })?;
     cursor.expect("WITH")?;
     let options = settings(cursor, Values::Option)?;
     cursor.expect_end(&[])?;
     Ok(Sink {
         name,
         from,
+        what,
         options,
         span: cursor.last(),
     })
@@ -258,7 +324,7 @@ fn key(cursor: &mut Cursor<'_>) -> Parsed<At<String>> {
 }
 
 /// A number, a string or a truth value: nothing computed, nothing from a row.
-fn literal(cursor: &mut Cursor<'_>, values: Values) -> Parsed<At<OptionValue>> {
+pub(crate) fn literal(cursor: &mut Cursor<'_>, values: Values) -> Parsed<At<OptionValue>> {
     let start = cursor.here();
     let negative = cursor.eat_punct(Tok::Minus);
     let Some(token) = cursor.peek() else {

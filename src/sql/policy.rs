@@ -164,6 +164,7 @@ impl Conditions<'_> {
             columns: self.input.fields().iter().map(|field| field.name().clone()).collect(),
             table: self.detector.spec.name.clone(),
             event_time: "window_end".into(),
+            temporal: false,
             aliases: Vec::new(),
             place: Place::Condition,
             functions: self.functions,

@@ -12,15 +12,19 @@ use datafusion::sql::sqlparser::{
     tokenizer::{Location, Token as Tok, Word},
 };
 
-pub(crate) use window::{Window, first_table};
+pub(crate) use window::{Window, first_table, inline_query};
+
+use engine::spec::Format;
 
 use crate::{
     ast,
     catalog::Functions,
     diagnostic::{Diagnostic, Span, did_you_mean},
+    lookup::Table,
     source::{self, Source, WINDOW_COLUMNS},
     text::{Cursor, LineMap, Name, Parsed, Token, lower_first},
 };
+use names::TEMPORAL_COLUMNS;
 pub(crate) use names::{Names, Place};
 
 /// Beyond this a query is refused rather than planned: planning recurses.
@@ -56,6 +60,8 @@ pub(crate) struct Context<'a> {
     pub failed: &'a [String],
     /// Every view of the text, to tell a view from an unknown source.
     pub views: &'a [ast::View],
+    /// Tables of files.
+    pub tables: &'a [Table],
 }
 
 /// `None` when something is wrong; what, is in `errors`, except when only its source is.
@@ -99,6 +105,11 @@ fn read(
             ),
         );
     };
+    let as_of = |pair: &[Token]| pair[0].is_word("FOR") && pair[1].is_word("SYSTEM_TIME");
+    if let Some(at) = tokens.windows(2).position(as_of) {
+        let error = Diagnostic::new("a table is joined to rows, not to windows", tokens[at].span);
+        return Err(error.help("join it in CREATE VIEW, or inside of the window: TUMBLE(TABLE (SELECT … JOIN …), …)"));
+    }
     let (tokens, grouped) = window::take_group_by(tokens)?;
     let (window, window_span) = window::only(from.window, grouped, &from.source, &sources[index])?;
     let tokens = map_entries(tokens, &mut sources[index]);
@@ -137,7 +148,7 @@ pub(crate) fn checked_span(view: &ast::View) -> Parsed<Span> {
     }
 }
 
-fn tokens_span(tokens: &[Token]) -> Span {
+pub(crate) fn tokens_span(tokens: &[Token]) -> Span {
     match (tokens.first(), tokens.last()) {
         (Some(first), Some(last)) => first.span.to(last.span),
         _ => Span::default(),
@@ -145,7 +156,7 @@ fn tokens_span(tokens: &[Token]) -> Span {
 }
 
 /// `attributes['http.route']` becomes a column of that name, which the decoder delivers as such.
-fn map_entries(tokens: Vec<Token>, source: &mut Source) -> Vec<Token> {
+pub(crate) fn map_entries(tokens: Vec<Token>, source: &mut Source) -> Vec<Token> {
     let mut out: Vec<Token> = Vec::with_capacity(tokens.len());
     let mut at = 0;
     while at < tokens.len() {
@@ -314,20 +325,22 @@ pub(crate) fn check_shape<'q>(
         "remove what follows it",
     );
     let SetExpr::Select(select) = query.body.as_mut() else {
-        return Err(Diagnostic::new("a view is one SELECT", body)
-            .help("write one view per source; UNION and VALUES are not supported"));
+        return Err(Diagnostic::new("a view is one SELECT", body).help(
+            "UNION ALL puts rows together inside FROM: TUMBLE(TABLE (SELECT … UNION ALL SELECT …), DESCRIPTOR(ts), …)",
+        ));
     };
     check_select(select, lines, &mut refuse);
     Ok(select)
 }
 
-fn one_source(select: &Select, lines: &LineMap<'_>) -> Parsed<()> {
+pub(crate) fn one_source(select: &Select, lines: &LineMap<'_>) -> Parsed<()> {
     if select.from.len() == 1 && select.from.iter().all(|from| from.joins.is_empty()) {
         return Ok(());
     }
     let from = select.from.iter().map(|from| lines.span(from.span()));
     let span = from.reduce(Span::to).unwrap_or_default();
-    Err(Diagnostic::new("a view reads one source", span).help("write one view per source, and join the views"))
+    Err(Diagnostic::new("a view reads one source", span)
+        .help("write one view per source, and join the views; a table of a file is joined in CREATE VIEW"))
 }
 
 fn check_select(select: &Select, lines: &LineMap<'_>, refuse: &mut impl FnMut(bool, Span, &str, &str)) {
@@ -360,7 +373,7 @@ fn check_select(select: &Select, lines: &LineMap<'_>, refuse: &mut impl FnMut(bo
 }
 
 /// The table is called as its source, whatever the case it was written in.
-fn rename_table(select: &mut Select, table: &str) {
+pub(crate) fn rename_table(select: &mut Select, table: &str) {
     if let Some(TableFactor::Table { name, .. }) = select.from.first_mut().map(|from| &mut from.relation)
         && let Some(ObjectNamePart::Identifier(ident)) = name.0.last_mut()
     {
@@ -410,7 +423,14 @@ pub(crate) fn name_outputs(
     outputs
 }
 
-fn resolve_names(select: &mut Select, source: &Source, context: &Context<'_>, errors: &mut Vec<Diagnostic>) {
+/// Resolves names of a SELECT over one source, among these columns.
+pub(crate) fn names<'a>(
+    select: &Select,
+    source: &Source,
+    columns: Vec<String>,
+    context: &Context<'a>,
+    errors: &'a mut Vec<Diagnostic>,
+) -> Names<'a> {
     let alias = match select.from.first().map(|from| &from.relation) {
         Some(TableFactor::Table { alias: Some(alias), .. }) => Some(alias.name.value.clone()),
         _ => None,
@@ -419,18 +439,24 @@ fn resolve_names(select: &mut Select, source: &Source, context: &Context<'_>, er
         SelectItem::ExprWithAlias { alias, .. } => Some(alias.value.clone()),
         _ => None,
     });
-    let aliases = given.collect();
-    let mut names = Names {
-        columns: source.column_names().chain(WINDOW_COLUMNS).map(str::to_owned).collect(),
+    Names {
+        columns,
         table: alias.unwrap_or_else(|| source.name.clone()),
         event_time: source.event_time.clone(),
-        aliases,
+        temporal: matches!(source.format, Format::OtlpMetrics { .. })
+            && TEMPORAL_COLUMNS.iter().all(|name| source.column(name).is_some()),
+        aliases: given.collect(),
         place: Place::Select,
         functions: context.functions,
         lines: context.lines,
         depth: 0,
         errors,
-    };
+    }
+}
+
+fn resolve_names(select: &mut Select, source: &Source, context: &Context<'_>, errors: &mut Vec<Diagnostic>) {
+    let columns = source.column_names().chain(WINDOW_COLUMNS).map(str::to_owned).collect();
+    let mut names = names(select, source, columns, context, errors);
     for item in &mut select.projection {
         if let SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } = item {
             names.resolve(expr, Place::Select);

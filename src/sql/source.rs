@@ -11,6 +11,7 @@ use crate::{
     duration,
     fingerprint::Fingerprint,
     text::{At, Name},
+    union::Part,
 };
 
 /// Used where the clause is absent.
@@ -75,6 +76,8 @@ pub(crate) struct Source {
     pub idle_timeout_ms: Option<i64>,
     pub max_future_skew_ms: i64,
     pub max_drift_ms: i64,
+    /// Of a view of rows, what it is made of; it has no topic of its own.
+    pub parts: Vec<Part>,
 }
 
 impl Source {
@@ -173,6 +176,10 @@ fn fingerprint(source: &Source) -> u64 {
 /// Resolves one declaration; what is wrong goes to `errors`.
 pub(crate) fn resolve(ast: &ast::Source, errors: &mut Vec<Diagnostic>) -> Option<Source> {
     let before = errors.len();
+    if let Some(name) = ast.primary_key.first() {
+        let error = Diagnostic::new("a topic has no key to look rows up by", name.span);
+        errors.push(error.help("PRIMARY KEY is for tables in files: WITH (connector = 'file', …)"));
+    }
     let options = Options::read(ast, errors);
     let format = options.format?;
     let mut columns = known_columns(format);
@@ -214,6 +221,7 @@ pub(crate) fn resolve(ast: &ast::Source, errors: &mut Vec<Diagnostic>) -> Option
             .and_then(|watermark| watermark.max_future_skew_ms)
             .unwrap_or(MAX_FUTURE_SKEW_MS),
         max_drift_ms: options.max_drift_ms,
+        parts: Vec::new(),
     };
     source.fingerprint = fingerprint(&source);
     Some(source)
@@ -293,7 +301,10 @@ pub(crate) fn connector(setting: &Setting) -> Result<(), Diagnostic> {
     if connector.value.eq_ignore_ascii_case("kafka") {
         return Ok(());
     }
-    Err(Diagnostic::new(format!("unknown connector `{}`", connector.value), connector.span).help("use 'kafka'"))
+    Err(
+        Diagnostic::new(format!("unknown connector `{}`", connector.value), connector.span)
+            .help("use 'kafka', or 'file' for a table that is joined"),
+    )
 }
 
 pub(crate) fn topic(setting: &Setting) -> Result<String, Diagnostic> {

@@ -57,6 +57,10 @@ impl DetectorCatalog for Algorithms {
         }
         Ok(())
     }
+
+    fn file(&self, path: &str) -> Result<Vec<u8>, String> {
+        fs::read(testdata().join(path)).map_err(|_| "no such file".to_owned())
+    }
 }
 
 fn testdata() -> PathBuf {

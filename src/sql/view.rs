@@ -19,7 +19,7 @@ use datafusion::{
         tokenizer,
     },
 };
-use engine::spec::WindowSpec;
+use engine::spec::{DetectorSpec, StateLimit, WindowSpec};
 
 use crate::{
     ast,
@@ -41,12 +41,30 @@ pub(crate) struct View {
     /// Sorted by canonical text, so that views that group by the same share panes.
     pub keys: Vec<Key>,
     pub window: WindowSpec,
+    pub state_limit: Option<StateLimit>,
     pub aggregates: Vec<ViewAggregate>,
     /// SELECT list over keys by name, window columns, and aggregates as `agg_0`, `agg_1`, ….
     pub projection: Vec<Expr>,
     pub having: Option<Expr>,
     pub output: Arc<Schema>,
     pub fill_missing_windows: u32,
+    /// Rows are judged before they are the view's.
+    pub judged: Option<Judged>,
+}
+
+/// ML_DETECT_ANOMALIES: what follows the projection.
+#[derive(Clone, Debug)]
+pub(crate) struct Judged {
+    /// What the projection gives: the columns of the views that are read, and a value for each detector.
+    pub rows: Arc<Schema>,
+    /// `rows`, then the fields of each detector's result.
+    pub input: Arc<Schema>,
+    /// For each detector, the index in `rows` of the time that its result repeats.
+    pub times: Vec<usize>,
+    pub detectors: Vec<DetectorSpec>,
+    /// SELECT list over `input`.
+    pub projection: Vec<Expr>,
+    pub filter: Option<Expr>,
 }
 
 #[derive(Clone, Debug)]
@@ -66,6 +84,17 @@ pub(crate) struct ViewAggregate {
 impl View {
     /// Index of the key that an output column is, if it is one.
     pub fn key_of_output(&self, output: usize) -> Option<usize> {
+        let Some(judged) = &self.judged else {
+            return self.key_of_row(output);
+        };
+        match bare(judged.projection.get(output)?) {
+            Expr::Column(column) => self.key_of_row(judged.rows.index_of(&column.name).ok()?),
+            _ => None,
+        }
+    }
+
+    /// Index of the key that a column of the projection is.
+    pub fn key_of_row(&self, output: usize) -> Option<usize> {
         match bare(self.projection.get(output)?) {
             Expr::Column(column) => self.keys.iter().position(|key| *key.field.name() == column.name),
             _ => None,
@@ -93,7 +122,7 @@ pub(crate) fn aggregate_name(index: usize) -> String {
     format!("agg_{index}")
 }
 
-fn window_type() -> DataType {
+pub(crate) fn window_type() -> DataType {
     DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into()))
 }
 
@@ -287,11 +316,13 @@ impl Builder<'_> {
             filter,
             keys: keys.iter().map(|(_, key)| key.clone()).collect(),
             window,
+            state_limit: ast.state_limit,
             aggregates,
             projection: Vec::new(),
             having: None,
             output: Arc::new(Schema::empty()),
             fill_missing_windows: ast.fill_missing_windows,
+            judged: None,
         };
         view.keys.sort_by(|a, b| a.field.name().cmp(b.field.name()));
         self.project(&mut view, &keys, &parts)?;
@@ -709,6 +740,12 @@ pub(crate) fn planner_error(error: &DataFusionError, fallback: Span, lines: &Lin
     }
     let message = error.find_root().message().into_owned();
     let first = message.lines().next().unwrap_or_default();
+    if let Some(reason) = first
+        .split_once("coercion failed with: Error during planning: ")
+        .and_then(|(_, rest)| rest.split_once(". No function matches"))
+    {
+        return Diagnostic::new(reason.0, fallback).help("CAST(x AS DOUBLE) and CAST(x AS VARCHAR) change a type");
+    }
     if let Some((function, given)) = wrong_argument(first) {
         return Diagnostic::new(format!("`{function}` does not take a {given}"), fallback)
             .help("CAST(x AS DOUBLE) makes a number of text");

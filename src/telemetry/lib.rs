@@ -1,5 +1,5 @@
 //! Bytes of Kafka records to Arrow columns: OTLP metrics, logs and spans, JSON with declared columns, heartbeats, and what
-//! Prometheus, Telegraf and Alertmanager write.
+//! Prometheus, Telegraf and Alertmanager write. And, the other way, gauges as OTLP ([`write_gauges`]).
 //!
 //! **Owns** the formats: which columns each has ([`schema`]), and how they are read ([`Decoder`]). Only the columns asked
 //! for are built; a single entry of an attribute map can be asked for as a column ([`map_entry`]), so that the map is not.
@@ -22,6 +22,7 @@ mod column;
 mod decoder;
 mod error;
 mod flatten;
+mod gauge;
 mod heartbeat;
 mod interner;
 mod json;
@@ -37,5 +38,6 @@ mod wire;
 
 pub use decoder::{Decoder, Rows};
 pub use error::{Error, Reject};
+pub use gauge::{Gauge, GaugeValue, write_gauges};
 pub use record::{Headers, RecordMeta};
 pub use schema::{Format, dictionary, map_entry, metadata_column, schema, string_map, timestamp_ms};

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     error::Error,
     panes::{PaneStore, Sealed, Span, Unusual},
-    spec::SourceSpec,
+    spec::{Beyond, SourceSpec},
 };
 
 /// Year 1 to year 9999: what can be written as a time, and far from where arithmetic overflows.
@@ -120,7 +120,10 @@ impl Lane {
                 (None, None) => FirstPane::Pending,
             };
             sets.push(Set {
-                store: PaneStore::new(spec.clone(), keys_max)?,
+                store: PaneStore::new(
+                    spec.clone(),
+                    spec.state_limit.map_or(keys_max, |limit| limit.keys_max as usize),
+                )?,
                 first_pane,
                 sealed: Vec::new(),
             });
@@ -352,6 +355,12 @@ impl Lane {
                 floor_ms: floor_ms.unwrap_or(i64::MIN),
             }));
             let keys_max = set.store.keys_max();
+            let limit = set.store.spec().state_limit;
+            if !unusual.over_limit.is_empty() && limit.is_some_and(|limit| limit.beyond == Beyond::Fail) {
+                let views = set.store.spec().windows.iter().map(|window| window.view.as_str());
+                let view = views.collect::<Vec<_>>().join(", ");
+                return Err(Error::StateLimit { view, keys_max });
+            }
             remarks
                 .unusable
                 .extend(unusual.over_limit.drain(..).map(|row| Unusable {

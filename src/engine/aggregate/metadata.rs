@@ -68,6 +68,11 @@ pub fn encode(standings: &[Standing]) -> String {
     text
 }
 
+/// Metadata of a reader that comes later than the first record: of rows before its offset nothing is known.
+pub fn nothing_known() -> String {
+    encode(&[])
+}
+
 pub fn decode(text: &str) -> Result<Vec<Standing>, Error> {
     let mut sections = text.split(';');
     if sections.next() != Some(VERSION) {

@@ -1,11 +1,140 @@
-//! Records beside the panes: dead letters and late rows.
+//! Records beside the panes: dead letters and late rows, and what sinks write of them.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use arrow::array::RecordBatch;
-use protocol::{CloudEvent, Output, Record, Topics, cloudevent, id, time};
+use protocol::{CloudEvent, Output, Outputs, Record, Topics, cloudevent, id, time};
+use serde_json::{Map, Value};
 
-use crate::{json, spec::WindowSpec};
+use crate::{
+    json,
+    spec::{Pipeline, SinkFormat, SinkInput, WindowSpec},
+};
+
+/// A topic that takes late rows or dead letters, too.
+#[derive(Clone, Debug)]
+pub struct SideSink {
+    topic: Arc<str>,
+    format: SinkFormat,
+}
+
+impl SideSink {
+    pub fn new(topic: &str, format: SinkFormat) -> Self {
+        Self {
+            topic: topic.into(),
+            format,
+        }
+    }
+
+    /// The event as this sink writes it.
+    pub fn output(&self, event: &CloudEvent, key: Option<&[u8]>, data: &Value) -> Output {
+        let key = key.map(<[u8]>::to_vec);
+        let data = data.to_string().into_bytes();
+        match self.format {
+            SinkFormat::CloudEvents => event.structured(Arc::clone(&self.topic), key, &data),
+            // The language has no metrics of these.
+            SinkFormat::Json | SinkFormat::OtlpMetrics => Output {
+                topic: Arc::clone(&self.topic),
+                partition: None,
+                key,
+                value: Some(data),
+                headers: Vec::new(),
+            },
+        }
+    }
+}
+
+/// The sinks of all pipelines for what is beside the panes.
+#[derive(Debug, Default)]
+pub struct SideSinks {
+    /// By view, as windows name it.
+    late: BTreeMap<String, Vec<SideSink>>,
+    /// By fingerprint of the source.
+    dead_letters: BTreeMap<u64, Vec<SideSink>>,
+}
+
+impl SideSinks {
+    pub fn new(pipelines: &[Pipeline]) -> Self {
+        let mut sinks = Self::default();
+        for (pipeline, spec) in pipelines.iter().flat_map(|p| p.sinks.iter().map(move |spec| (p, spec))) {
+            let sink = SideSink::new(&spec.topic, spec.format);
+            match spec.input {
+                SinkInput::Late(view) => {
+                    let view = pipeline.views[view].window.view.clone();
+                    sinks.late.entry(view).or_default().push(sink);
+                }
+                SinkInput::DeadLetters(source) => {
+                    let source = pipeline.sources[source].fingerprint;
+                    sinks.dead_letters.entry(source).or_default().push(sink);
+                }
+                SinkInput::View(_) | SinkInput::Detector(_) => {}
+            }
+        }
+        sinks
+    }
+
+    pub fn late(&self, view: &str) -> &[SideSink] {
+        self.late.get(view).map_or(&[], Vec::as_slice)
+    }
+
+    /// A dead letter to the sinks of its source.
+    pub fn dead_letter(&self, topics: &Topics, source: u64, letter: &Output, out: &mut Outputs) {
+        let Some(sinks) = self.dead_letters.get(&source) else {
+            return;
+        };
+        let data = letter_data(letter);
+        let text = |name: &str| data[name].as_str().unwrap_or_default().to_owned();
+        let parts = [
+            "source",
+            "source_topic",
+            "source_partition",
+            "source_offset",
+            "pane",
+            "key",
+            "reason",
+        ]
+        .map(text);
+        let event_id = id::derived("dead_letter", &parts.each_ref().map(String::as_str));
+        let mut event = CloudEvent::new(
+            event_id,
+            topics.tenant(),
+            &format!(
+                "/homeostat/{}/{}",
+                topics.tenant(),
+                text("source").split('.').next().unwrap_or_default()
+            ),
+            cloudevent::DEAD_LETTER,
+            &text("source"),
+            text("timestamp").parse().unwrap_or(0),
+        );
+        event.tenant = topics.tenant().to_owned();
+        let outputs = sinks
+            .iter()
+            .map(|sink| sink.output(&event, letter.key.as_deref(), &data));
+        out.records.extend(outputs);
+    }
+}
+
+/// A dead letter as one document: its headers, its key, and its value as text or, where it is none, in hexadecimal.
+fn letter_data(letter: &Output) -> Value {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let headers = letter
+        .headers
+        .iter()
+        .map(|(name, value)| (name.clone(), Value::from(text(value))));
+    let mut data: Map<String, Value> = headers.collect();
+    if let Some(key) = &letter.key {
+        data.insert("key".into(), text(key).into());
+    }
+    if let Some(value) = &letter.value {
+        let (name, value) = match std::str::from_utf8(value) {
+            Ok(text) => ("payload", text.to_owned()),
+            Err(_) => ("payload_hex", value.iter().map(|byte| format!("{byte:02x}")).collect()),
+        };
+        data.insert(name.into(), value.into());
+    }
+    data.into()
+}
 
 /// Why a record, or a row of it, could not be used; a metric label, so the set is fixed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -65,8 +194,8 @@ pub struct LateRow<'a> {
     pub floor_ms: i64,
 }
 
-/// A row that came when every window of this view over it had closed.
-pub fn late_row(topics: &Topics, window: &WindowSpec, late: &LateRow<'_>) -> Output {
+/// A row that came when every window of this view over it had closed, to the topic of late rows and to sinks.
+pub fn late_row(topics: &Topics, window: &WindowSpec, sinks: &[SideSink], late: &LateRow<'_>, out: &mut Outputs) {
     let place = late.record.partition;
     let offset = late.record.offset;
     let event_id = id::derived(
@@ -106,5 +235,7 @@ pub fn late_row(topics: &Topics, window: &WindowSpec, late: &LateRow<'_>) -> Out
     };
     let mut output = event.output(topic, &data);
     output.key = late.record.key.map(<[u8]>::to_vec);
-    output
+    out.push(output);
+    let outputs = sinks.iter().map(|sink| sink.output(&event, late.record.key, &data));
+    out.records.extend(outputs);
 }

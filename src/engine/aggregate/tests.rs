@@ -20,7 +20,7 @@ use super::Options;
 use crate::{
     assemble::{Assembler, ClosedWindow},
     panes::read_panes,
-    spec::{Format, PaneSetSpec, Pipeline},
+    spec::{Beyond, Format, PaneSetSpec, Pipeline, StateLimit},
 };
 use harness::*;
 
@@ -232,8 +232,8 @@ proptest! {
         let order = order.enumerate().map(|(turn, writer)| if turn % 4 == 3 { turn / 4 } else { writer });
         let closed = assemble(&pipeline, &instances, order);
         for (index, view) in pipeline.views.iter().enumerate() {
-            let found = closed_windows(&closed, index, sets[view.pane_set].keys.len());
-            let expected = expected(&log, &sets[view.pane_set], &view.window);
+            let found = closed_windows(&closed, index, sets[view.pane_sets[0]].keys.len());
+            let expected = expected(&log, &sets[view.pane_sets[0]], &view.window);
             assert_windows(&found, &expected.windows, &view.name);
         }
     }
@@ -494,6 +494,29 @@ fn keys_beyond_the_limit_are_dead_letters() {
     });
     assert_eq!(counted["dead_letters_total test.metrics key_limit"], 6.0);
     assert_eq!(counted["rows_total "], 11.0);
+}
+
+#[test]
+fn a_view_says_itself_how_many_keys_it_takes_and_whether_more_stop_it() {
+    let log: Vec<Entry> = (0..10)
+        .map(|at| entry(vec![row(10_000 + at, &format!("s{at}"), 1.0)]))
+        .collect();
+    let limited = |beyond| {
+        let mut set = by_service();
+        set.state_limit = Some(StateLimit { keys_max: 3, beyond });
+        set
+    };
+    let mut harness = Harness::new(vec![pipeline(vec![limited(Beyond::Reject)])], vec![log.clone()]);
+    finish(&mut harness);
+    assert_eq!(harness.on("t.dead_letters").len(), 7);
+    let mut harness = Harness::new(vec![pipeline(vec![limited(Beyond::Fail)])], vec![log]);
+    let stopped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| finish(&mut harness))).unwrap_err();
+    let said = stopped.downcast_ref::<String>().cloned().unwrap_or_default();
+    assert!(
+        said.contains("3 keys") && said.contains("ON STATE LIMIT FAIL"),
+        "{said}"
+    );
+    assert!(harness.on("t.dead_letters").is_empty());
 }
 
 #[test]

@@ -69,10 +69,11 @@ fn pipeline(window: WindowSpec, fill: u32) -> Pipeline {
             ],
             width_ms: 1_000,
             windows: vec![window.clone()],
+            state_limit: None,
         }],
         views: vec![ViewSpec {
             name: "v".into(),
-            pane_set: 0,
+            pane_sets: vec![0],
             window,
             aggregates: vec![0, 1],
             projection: (0..5).map(|at| column(input.field(at).name(), at)).collect(),
@@ -80,6 +81,7 @@ fn pipeline(window: WindowSpec, fill: u32) -> Pipeline {
             input,
             having: None,
             fill_missing_windows: fill,
+            judged: None,
         }],
         detectors: vec![],
         policies: vec![],
@@ -245,6 +247,61 @@ fn silent_keys_are_filled_in_for_as_many_windows_as_asked() {
         .map(|window| (window.end_ms, window.rows.column(4).null_count()))
         .collect();
     assert_eq!(filled, [(1_000, 0), (2_000, 1), (3_000, 1)]);
+}
+
+/// `pipeline` with a second source of another set, whose panes join those of the first.
+fn union(window: WindowSpec) -> Pipeline {
+    let mut pipeline = pipeline(window, 0);
+    let mut source = pipeline.sources[0].clone();
+    source.fingerprint = SOURCE + 1;
+    pipeline.sources.push(source);
+    let mut set = pipeline.pane_sets[0].clone();
+    (set.fingerprint, set.source) = (SET + 1, 1);
+    pipeline.pane_sets.push(set);
+    pipeline.views[0].pane_sets = vec![0, 1];
+    pipeline
+}
+
+#[test]
+fn a_union_closes_when_every_living_source_has_passed_and_never_before_all_have_spoken() {
+    let pipeline = union(window(1_000, 1_000, 0));
+    let other = |mut progress: SourceProgress| {
+        progress.source = SOURCE + 1;
+        progress
+    };
+    let feed = |assembler: &mut Assembler, log: i64, at: i64, second: bool, value: f64| {
+        let mut header = header(0, i64::MIN, log);
+        if second {
+            (header.set, header.source) = (SET + 1, SOURCE + 1);
+        }
+        let rows = panes(&pipeline, at, log, &[("a".into(), vec![value])].into());
+        assembler.panes(log, &header, &rows).unwrap();
+    };
+    let mut assembler = Assembler::new(std::slice::from_ref(&pipeline)).unwrap();
+    feed(&mut assembler, 0, 0, false, 1.0);
+    let told = progress(1, 0, 5_000, false, 1);
+    assert!(
+        assembler.progress(&told).unwrap().closed.is_empty(),
+        "the second source was never heard of"
+    );
+    feed(&mut assembler, 2, 0, true, 10.0);
+    feed(&mut assembler, 3, 1_000, true, 20.0);
+    let closed = assembler
+        .progress(&other(progress(1, 0, 1_500, false, 4)))
+        .unwrap()
+        .closed;
+    assert_eq!(results(&closed), [((1_000, "a".to_owned()), (2, 11.0))].into());
+    // Restored at this point, it closes no window twice and none too few; idle, the second source holds nothing.
+    let table = serde_json::from_str(&serde_json::to_string(assembler.table()).unwrap()).unwrap();
+    let mut restored = Assembler::new(std::slice::from_ref(&pipeline)).unwrap();
+    restored.restore(table);
+    feed(&mut restored, 4, 1_000, true, 20.0);
+    for assembler in [&mut assembler, &mut restored] {
+        let idle = other(progress(1, 0, 1_500, true, 5));
+        let closed = assembler.progress(&idle).unwrap().closed;
+        assert_eq!(results(&closed), [((2_000, "a".to_owned()), (1, 20.0))].into());
+        assert_eq!(assembler.needed_since(), None);
+    }
 }
 
 proptest! {

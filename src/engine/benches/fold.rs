@@ -84,6 +84,7 @@ fn set(kinds: &[AggregateKind], filtered: bool) -> PaneSetSpec {
     });
     let large = || binary(column("value"), Operator::Gt, lit(500.0), &schema).expect("comparable");
     PaneSetSpec {
+        state_limit: None,
         fingerprint: 1,
         source: 0,
         filter: filtered.then(large),

@@ -121,6 +121,7 @@ fn schema() -> SchemaRef {
 
 fn spec() -> PaneSetSpec {
     PaneSetSpec {
+        state_limit: None,
         fingerprint: 1,
         source: 0,
         filter: None,

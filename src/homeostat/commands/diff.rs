@@ -154,7 +154,10 @@ fn compared<T>(
 }
 
 fn view(old: &Pipeline, a: &ViewSpec, new: &Pipeline, b: &ViewSpec) -> (Fate, String) {
-    let panes = |pipeline: &Pipeline, view: &ViewSpec| pipeline.pane_sets[view.pane_set].fingerprint;
+    let panes = |pipeline: &Pipeline, view: &ViewSpec| -> Vec<u64> {
+        let sets = view.pane_sets.iter();
+        sets.map(|set| pipeline.pane_sets[*set].fingerprint).collect()
+    };
     if panes(old, a) != panes(new, b) {
         let detail = "source, WHERE, GROUP BY, aggregates or the width of its panes changed: windows start anew";
         return (Fate::Rebuilds, detail.into());
@@ -165,7 +168,10 @@ fn view(old: &Pipeline, a: &ViewSpec, new: &Pipeline, b: &ViewSpec) -> (Fate, St
     let shown = |view: &ViewSpec| {
         let having = view.having.as_ref().map(ToString::to_string);
         let select: Vec<String> = view.projection.iter().map(ToString::to_string).collect();
-        format!("{select:?} {having:?} {} {:?}", view.fill_missing_windows, view.output)
+        format!(
+            "{select:?} {having:?} {} {:?} {:?}",
+            view.fill_missing_windows, view.output, view.judged
+        )
     };
     if shown(a) != shown(b) {
         return (Fate::Keeps, "SELECT or HAVING changed; panes and windows stay".into());

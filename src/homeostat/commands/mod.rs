@@ -9,6 +9,7 @@ pub mod diff;
 pub mod explain_decision;
 pub mod keys;
 pub mod model;
+pub mod preview;
 pub mod recording;
 pub mod replay;
 pub mod run;

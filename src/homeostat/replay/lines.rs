@@ -60,34 +60,32 @@ impl Replayed {
 /// Collects what the stages show.
 pub struct Lines {
     replayed: Replayed,
-    /// Source of each view.
-    sources: Vec<usize>,
+    /// Sources of each view.
+    sources: Vec<Vec<usize>>,
     /// By source, once all of it has been read: time of its last row.
     last_ms: Vec<Option<i64>>,
-    /// The source that is coming to its end.
-    ending: Option<usize>,
-    /// By detector, its source.
-    detector_sources: Vec<usize>,
+    /// By detector, its sources.
+    detector_sources: Vec<Vec<usize>>,
 }
 
 impl Lines {
     pub fn new(pipeline: &Pipeline) -> Self {
         let views: Vec<Rows> = pipeline.views.iter().map(|view| rows(&view.name, "")).collect();
-        let source = |set: usize| pipeline.pane_sets[set].source;
         let detectors = pipeline.detectors.iter().map(|detector| {
             let twin = views.iter().any(|view| view.name == detector.name);
             rows(&detector.name, if twin { ".detector" } else { "" })
         });
         Self {
-            sources: pipeline.views.iter().map(|view| source(view.pane_set)).collect(),
+            sources: (0..pipeline.views.len())
+                .map(|view| super::sources_of(pipeline, view))
+                .collect(),
             last_ms: vec![None; pipeline.sources.len()],
-            ending: None,
             detector_sources: pipeline
                 .detectors
                 .iter()
                 .map(|detector| match detector.input {
-                    engine::spec::DetectorInput::View(view) => source(pipeline.views[view].pane_set),
-                    engine::spec::DetectorInput::PaneSet(set) => source(set),
+                    engine::spec::DetectorInput::View(view) => super::sources_of(pipeline, view),
+                    engine::spec::DetectorInput::PaneSet(set) => vec![pipeline.pane_sets[set].source],
                 })
                 .collect(),
             replayed: Replayed {
@@ -100,7 +98,6 @@ impl Lines {
     /// A source has been read to its end: only windows that hold one of its rows still count.
     pub fn end(&mut self, source: usize, last_ms: i64) {
         self.last_ms[source] = Some(last_ms);
-        self.ending = Some(source);
     }
 
     /// What has come of a view or detector so far.
@@ -108,6 +105,8 @@ impl Lines {
         match input {
             SinkInput::View(view) => &self.replayed.views[view].lines,
             SinkInput::Detector(detector) => &self.replayed.detectors[detector].lines,
+            // In a replay no row is late; what is no row is named.
+            SinkInput::Late(_) | SinkInput::DeadLetters(_) => &[],
         }
     }
 
@@ -119,8 +118,10 @@ impl Lines {
         std::mem::replace(&mut self.replayed, nothing)
     }
 
-    fn is_over(&self, source: usize, start_ms: i64) -> bool {
-        self.last_ms[source].is_some_and(|last_ms| start_ms > last_ms)
+    /// Whether this time is beyond the last row of all of these sources.
+    fn is_over(&self, sources: &[usize], time_ms: i64) -> bool {
+        let last_ms: Option<Vec<i64>> = sources.iter().map(|source| self.last_ms[*source]).collect();
+        last_ms.is_some_and(|last_ms| last_ms.iter().all(|last_ms| time_ms > *last_ms))
     }
 
     fn score(&mut self, score: &Anomaly, silent: bool) {
@@ -128,12 +129,9 @@ impl Lines {
         let Some(at) = detectors.position(|rows| rows.name == score.detector) else {
             return;
         };
-        let source = self.detector_sources[at];
-        let over = match silent {
-            true => self.last_ms[source].is_some(),
-            false => self.is_over(source, score.window_start),
-        };
-        if over {
+        // Nothing is told silent after the last row.
+        let time_ms = if silent { score.window_end } else { score.window_start };
+        if self.is_over(&self.detector_sources[at], time_ms) {
             return;
         }
         let lines = &mut self.replayed.detectors[at].lines;
@@ -168,8 +166,7 @@ pub struct Shared(pub Arc<Mutex<Lines>>);
 impl Tap for Shared {
     fn closed(&mut self, window: &ClosedWindow) {
         let mut lines = super::lock(&self.0);
-        let source = lines.sources[window.view];
-        let begun = !lines.is_over(source, window.early_ms.unwrap_or(window.start_ms));
+        let begun = !lines.is_over(&lines.sources[window.view], window.early_ms.unwrap_or(window.start_ms));
         if window.rows.num_rows() > 0 && begun {
             write_rows(&window.rows, &mut lines.replayed.views[window.view].lines);
         }

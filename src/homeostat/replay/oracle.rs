@@ -126,9 +126,11 @@ enum Extra {
     Shared,
     /// Early rows come, too.
     Early,
+    /// The rows are those of two sources.
+    Union,
 }
 
-const EXTRAS: [Extra; 12] = [
+const EXTRAS: [Extra; 13] = [
     Extra::Plain,
     Extra::Where,
     Extra::Filter,
@@ -141,6 +143,7 @@ const EXTRAS: [Extra; 12] = [
     Extra::Fill,
     Extra::Shared,
     Extra::Early,
+    Extra::Union,
 ];
 
 const FILLED_WINDOWS: i64 = 3;
@@ -148,6 +151,14 @@ const AGGREGATES_PER_CASE: usize = 21;
 
 const SOURCE: &str = "CREATE SOURCE m (ts TIMESTAMP(3), k STRING, s STRING, x DOUBLE, i BIGINT, b BOOLEAN,
   WATERMARK FOR ts AS ts - INTERVAL '2' SECOND) WITH (topic = 'm', format = 'json');";
+
+/// `m` as a view of two sources, one of which names its columns otherwise.
+const UNION: &str = "CREATE SOURCE ma (ts TIMESTAMP(3), k STRING, s STRING, x DOUBLE, i BIGINT, b BOOLEAN,
+  WATERMARK FOR ts AS ts - INTERVAL '2' SECOND) WITH (topic = 'ma', format = 'json');
+CREATE SOURCE mb (at TIMESTAMP(3) FROM 'ts', key STRING FROM 'k', s STRING, x DOUBLE, i BIGINT, b BOOLEAN,
+  WATERMARK FOR at AS at - INTERVAL '2' SECOND) WITH (topic = 'mb', format = 'json');
+CREATE VIEW m AS SELECT ts, k, s, x, i, b FROM ma WHERE i IS NULL OR i <> 7
+  UNION ALL SELECT at, coalesce(key, 'none'), upper(s), -x, i + 1, NOT b FROM mb;";
 
 /// SplitMix64.
 struct Random(u64);
@@ -224,15 +235,15 @@ fn json_lines(rows: &[Row], random: &mut Random) -> Vec<u8> {
     out
 }
 
-fn batch(rows: &[Row]) -> RecordBatch {
+fn batch(rows: &[Row], otherwise: bool) -> RecordBatch {
     let text = |value: fn(&Row) -> Option<String>| -> ArrayRef {
         let array: StringArray = rows.iter().map(value).collect();
         cast(&array, &telemetry::dictionary()).unwrap()
     };
     let times = TimestampMillisecondArray::from_iter_values(rows.iter().map(|row| row.ts)).with_timezone("UTC");
     let columns: Vec<(&str, ArrayRef)> = vec![
-        ("ts", Arc::new(times)),
-        ("k", text(|row| row.k.clone())),
+        (if otherwise { "at" } else { "ts" }, Arc::new(times)),
+        (if otherwise { "key" } else { "k" }, text(|row| row.k.clone())),
         ("s", text(|row| row.s.clone())),
         ("x", Arc::new(rows.iter().map(|row| row.x).collect::<Float64Array>())),
         ("i", Arc::new(rows.iter().map(|row| row.i).collect::<Int64Array>())),
@@ -296,7 +307,8 @@ impl Case {
         let group = group.join(", ");
         let all = self.aggregates.len();
         let mut text = format!(
-            "{SOURCE}\nCREATE FEATURE VIEW v {clauses} AS SELECT {} FROM {from} {filter} GROUP BY {group} {having} {};",
+            "{}\nCREATE FEATURE VIEW v {clauses} AS SELECT {} FROM {from} {filter} GROUP BY {group} {having} {};",
+            if extra == Extra::Union { UNION } else { SOURCE },
             select(all),
             if extra == Extra::Early {
                 "EMIT EVERY INTERVAL '2 s'"
@@ -318,12 +330,23 @@ impl Case {
         let rows = table(&mut random);
         let text = self.sql();
         let pipeline = sql::compile("p", &text, &Detectors).map_err(|found| found.render("p", &text, false))?;
-        let lines = json_lines(&rows, &mut random);
+        let tables = match EXTRAS[self.extra] {
+            Extra::Union => {
+                let (ma, mb) = rows.iter().cloned().partition(|_| random.chance(60));
+                vec![("ma", ma), ("mb", mb)]
+            }
+            _ => vec![("m", rows)],
+        };
+        let lines: Vec<Vec<u8>> = tables.iter().map(|(_, rows)| json_lines(rows, &mut random)).collect();
         let run = |partitions: i32| {
-            let input =
-                Input::from_lines(&pipeline.sources[0], Path::new("m.jsonl"), &lines).map_err(|e| e.to_string())?;
-            let (replayed, refusals) =
-                replay(&pipeline, vec![Some(input)], partitions).map_err(|error| format!("{error:#}"))?;
+            let inputs = pipeline.sources.iter().zip(&lines).map(|(source, lines)| {
+                let path = Path::new("m.jsonl");
+                Input::from_lines(source, path, lines)
+                    .map(Some)
+                    .map_err(|error| error.to_string())
+            });
+            let inputs = inputs.collect::<Result<_, _>>()?;
+            let (replayed, refusals) = replay(&pipeline, inputs, partitions).map_err(|error| format!("{error:#}"))?;
             if refusals.count > 0 {
                 return Err(refusals.reasons.join("\n"));
             }
@@ -338,7 +361,7 @@ impl Case {
             return Err(format!("other bytes when spread:\n{}", pair.unwrap_or_default()));
         }
         for view in &alone.views {
-            let oracle = oracle(&text, &view.name, &rows)?;
+            let oracle = oracle(&text, &view.name, &tables)?;
             self.compare(&keyed(&view.lines), &keyed(&oracle))
                 .map_err(|problem| format!("view {}: {problem}", view.name))?;
         }
@@ -395,15 +418,18 @@ fn close(expected: &Value, found: &Value, tolerance: f64) -> bool {
     }
 }
 
-fn oracle(text: &str, view: &str, rows: &[Row]) -> Result<Vec<u8>, String> {
+fn oracle(text: &str, view: &str, tables: &[(&str, Vec<Row>)]) -> Result<Vec<u8>, String> {
     let sql = sql::view_oracle_sql(text, view).map_err(|found| found.render("p", text, false))?;
     let context = SessionContext::new();
     for aggregate in sql::oracle_aggregates() {
         context.register_udaf(aggregate);
     }
-    context
-        .register_batch("m", batch(rows))
-        .map_err(|error| error.to_string())?;
+    for (name, rows) in tables {
+        let batch = batch(rows, *name == "mb");
+        context
+            .register_batch(*name, batch)
+            .map_err(|error| error.to_string())?;
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let batches = runtime
         .block_on(async { context.sql(&sql).await?.collect().await })

@@ -510,3 +510,149 @@ fn joined_views_have_the_rows_that_their_views_have_together() {
     assert_eq!(rows("few").keys().collect::<Vec<_>>(), few);
     assert_eq!(run(&pipeline, &[path], 7).0, replayed);
 }
+
+#[test]
+fn anomalies_of_confluent_s_function_are_those_of_the_detector_that_it_becomes() {
+    let folder = tempfile::tempdir().unwrap();
+    let view = "CREATE FEATURE VIEW v AS SELECT service, window_start, window_end, avg(ms) AS a
+      FROM TUMBLE(TABLE app, DESCRIPTOR(ts), INTERVAL '10' SECOND) GROUP BY service, window_start, window_end;";
+    let call =
+        "ML_DETECT_ANOMALIES(a, window_end, JSON_OBJECT('minTrainingSize' VALUE 20, 'confidencePercentage' VALUE 99.9))
+      OVER (PARTITION BY service ORDER BY window_end RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)";
+    let pipeline = compile(&format!(
+        "{APP} {view}
+        CREATE FEATURE VIEW whole AS SELECT service, window_start, {call} AS found FROM v;
+        CREATE FEATURE VIEW parts AS SELECT service, window_end, ({call}).is_anomaly AS is_anomaly, ({call})['upper_bound'] - a AS room FROM v;
+        CREATE FEATURE VIEW alarms AS SELECT service, r.found[2] AS a, found.forecast_value FROM
+          (SELECT service, {call} AS found FROM v WHERE a < 1e9) AS r WHERE found.is_anomaly;
+        CREATE DETECTOR d ON v KEY (service) FEATURES (a) USING holt_winters WITH (warmup = 20, threshold = 3.290530);"
+    ));
+    let mut text = String::new();
+    for row in 0..200 {
+        let ms = 10.0 + f64::from(row % 7) + if row == 150 { 500.0 } else { 0.0 };
+        let ts = 1_767_225_600_000 + i64::from(row) * 10_000;
+        text += &format!("{{\"ts\":{ts},\"service\":\"a\",\"ms\":{ms}}}\n{{\"ts\":{ts},\"service\":\"b\",\"ms\":1}}\n");
+    }
+    let path = write(folder.path(), "app.jsonl", &text);
+    let (replayed, _) = run(&pipeline, std::slice::from_ref(&path), 1);
+    let rows = |name: &str| -> Vec<serde_json::Value> {
+        let mut files = replayed.views.iter().chain(&replayed.detectors);
+        let file = files.find(|file| file.name == name).unwrap();
+        shown(file)
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    };
+    assert_eq!(replayed.detectors.len(), 1);
+    let scores = rows("d");
+    let scored: Vec<&serde_json::Value> = scores.iter().filter(|row| row["is_anomaly"] == true).collect();
+    assert!(
+        scored.iter().any(|row| row["features"]["a"] == 10.0 + 3.0 + 500.0),
+        "{scored:?}"
+    );
+    let whole = rows("whole");
+    assert_eq!((whole.len(), scores.len()), (400, 400));
+    for (row, score) in whole.iter().zip(&scores) {
+        let found = &row["found"];
+        assert_eq!(found["timestamp"], score["window_end"]);
+        assert_eq!(found["actual_value"], score["features"]["a"]);
+        match found["forecast_value"].is_null() {
+            true => assert!(found["is_anomaly"].is_null() && score["is_anomaly"] == false),
+            false => {
+                assert_eq!(found["is_anomaly"], score["is_anomaly"]);
+                let number = |name: &str| found[name].as_f64().unwrap();
+                let inside = (number("lower_bound")..=number("upper_bound")).contains(&number("actual_value"));
+                assert!(found["is_anomaly"] == !inside, "{row}");
+            }
+        }
+    }
+    let parts = rows("parts");
+    assert!(
+        parts
+            .iter()
+            .any(|row| row["is_anomaly"] == true && row["room"].as_f64().unwrap() < -400.0)
+    );
+    assert_eq!(parts[399]["is_anomaly"], whole[399]["found"]["is_anomaly"]);
+    let alarms = rows("alarms");
+    assert_eq!(alarms.len(), scored.len());
+    assert!(
+        alarms
+            .iter()
+            .any(|row| row["a"] == 513.0 && row["forecast_value"].as_f64().unwrap() < 100.0)
+    );
+}
+
+#[test]
+fn counters_of_both_temporalities_say_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipeline = compile(
+        "CREATE SOURCE m WITH (topic = 'm', format = 'otlp_metrics_json');
+        CREATE FEATURE VIEW v AS SELECT attributes['name'] AS name, window_start, increase(value) AS i, rate(value) AS r,
+          delta(value) AS d, increase(value) FILTER (WHERE value < 6) AS few
+        FROM TUMBLE(m, event_time, INTERVAL '1' MINUTE) WHERE metric_name = 'requests' GROUP BY name, window_start HAVING increase(value) > 0;",
+    );
+    // A counter at 0, 10, 20 and 30 s that restarts before 30 s: as totals, and as the changes since the point before.
+    let origin = 1_767_225_600_u64;
+    let point = |name: &str, from: u64, at: u64, value: u64| {
+        format!(
+            "{{\"attributes\":[{{\"key\":\"name\",\"value\":{{\"stringValue\":\"{name}\"}}}}],\"startTimeUnixNano\":\"{}000000000\",\"timeUnixNano\":\"{}000000000\",\"asInt\":\"{value}\"}}",
+            origin + from,
+            origin + at
+        )
+    };
+    let sum = |temporality: u8, points: Vec<String>| {
+        format!(
+            "{{\"resourceMetrics\":[{{\"scopeMetrics\":[{{\"metrics\":[{{\"name\":\"requests\",\"sum\":{{\"aggregationTemporality\":{temporality},\"isMonotonic\":true,\"dataPoints\":[{}]}}}}]}}]}}]}}\n",
+            points.join(",")
+        )
+    };
+    let totals = [(0, 100), (10, 105), (20, 112), (30, 4)].map(|(at, value)| point("totals", 0, at, value));
+    let changes = [(0, 10, 5), (10, 20, 7), (20, 30, 4)].map(|(from, at, value)| point("changes", from, at, value));
+    let once = vec![point("once", 20, 40, 8)];
+    let text = [sum(2, totals.to_vec()), sum(1, changes.to_vec()), sum(1, once)].concat();
+    let path = write(folder.path(), "m.jsonl", &text);
+    let (replayed, _) = run(&pipeline, std::slice::from_ref(&path), 1);
+    let expected = r#"{"name":"changes","window_start":"2026-01-01T00:00:00.000Z","i":16.0,"r":0.5333333333333333,"d":16.0,"few":9.0}
+{"name":"once","window_start":"2026-01-01T00:00:00.000Z","i":8.0,"r":0.4,"d":8.0,"few":null}
+{"name":"totals","window_start":"2026-01-01T00:00:00.000Z","i":16.0,"r":0.5333333333333333,"d":-96.0,"few":null}
+"#;
+    assert_eq!(shown(&replayed.views[0]), expected);
+    assert_eq!(run(&pipeline, std::slice::from_ref(&path), 5).0, replayed);
+}
+
+#[test]
+fn rows_are_joined_with_a_table_of_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), "owners.csv", "service,team\na,one\nb,two\n");
+    let text = format!(
+        "{APP}
+        CREATE TABLE owners (service STRING, team STRING, PRIMARY KEY (service)) WITH (connector = 'file', path = 'owners.csv', format = 'csv');
+        CREATE FEATURE VIEW inner_rows AS SELECT team, window_end, count(*) AS n, max(ms) AS m FROM TUMBLE(
+          TABLE (SELECT ts, o.team, ms FROM app JOIN owners FOR SYSTEM_TIME AS OF app.ts AS o ON app.service = o.service),
+          DESCRIPTOR(ts), INTERVAL '10' SECOND) GROUP BY team, window_end;
+        CREATE FEATURE VIEW all_rows AS SELECT team, window_end, count(*) AS n FROM TUMBLE(
+          TABLE (SELECT ts, team FROM app LEFT JOIN owners FOR SYSTEM_TIME AS OF ts ON app.service = owners.service),
+          DESCRIPTOR(ts), INTERVAL '10' SECOND) GROUP BY team, window_end;"
+    );
+    let read = || crate::pipelines::read(&write(folder.path(), "pipeline.sql", &text)).unwrap();
+    let file = read();
+    let pipeline = crate::pipelines::compile(&file).unwrap_or_else(|found| panic!("{}", file.render(&found, false)));
+    let rows = [("a", 1), ("b", 2), ("a", 3), ("c", 4)]
+        .map(|(service, ms)| format!("{{\"ts\":176722560000{ms},\"service\":\"{service}\",\"ms\":{ms}}}"));
+    let rows = format!("{}\n{{\"ts\":1767225600009,\"ms\":9}}\n", rows.join("\n"));
+    let path = write(folder.path(), "app.jsonl", &rows);
+    let (replayed, _) = run(&pipeline, std::slice::from_ref(&path), 1);
+    let end = "\"window_end\":\"2026-01-01T00:00:10.000Z\"";
+    let expected =
+        format!("{{\"team\":\"one\",{end},\"n\":2,\"m\":3.0}}\n{{\"team\":\"two\",{end},\"n\":1,\"m\":2.0}}\n");
+    assert_eq!(shown(&replayed.views[0]), expected);
+    let expected = format!(
+        "{{\"team\":null,{end},\"n\":2}}\n{{\"team\":\"one\",{end},\"n\":2}}\n{{\"team\":\"two\",{end},\"n\":1}}\n"
+    );
+    assert_eq!(shown(&replayed.views[1]), expected);
+    assert_eq!(run(&pipeline, std::slice::from_ref(&path), 5).0, replayed);
+    // Another file is another view: panes of one are not merged with panes of the other.
+    write(folder.path(), "owners.csv", "service,team\na,three\n");
+    let edited = crate::pipelines::compile(&read()).unwrap();
+    assert_ne!(edited.pane_sets[0].fingerprint, pipeline.pane_sets[0].fingerprint);
+}

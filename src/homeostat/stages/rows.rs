@@ -6,9 +6,12 @@
 use std::{io::Write, sync::Arc};
 
 use arrow::{
-    array::{Array, ArrayRef, AsArray, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray, UInt64Array},
+    array::{
+        Array, ArrayRef, AsArray, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray, StructArray,
+        UInt64Array,
+    },
     compute::cast,
-    datatypes::{DataType, Int64Type, TimeUnit},
+    datatypes::{DataType, Fields, Int64Type, TimeUnit},
     util::display::{ArrayFormatter, FormatOptions},
 };
 
@@ -20,6 +23,7 @@ enum Column<'a> {
     Float(Float64Array),
     Text(StringArray),
     Time(Int64Array, TimeUnit),
+    Object(&'a StructArray, Vec<(Vec<u8>, Column<'a>)>),
     Shown(ArrayRef, ArrayFormatter<'a>),
 }
 
@@ -47,6 +51,9 @@ impl<'a> Column<'a> {
             {
                 to(&DataType::Utf8).and_then(text)
             }
+            DataType::Struct(fields) => array
+                .as_struct_opt()
+                .map(|object| Self::Object(object, members(fields, object.columns()))),
             DataType::Null => Some(Self::Text(StringArray::new_null(array.len()))),
             _ => None,
         };
@@ -65,6 +72,7 @@ impl<'a> Column<'a> {
             Self::Unsigned(array) => array.is_null(row),
             Self::Float(array) => array.is_null(row),
             Self::Text(array) => array.is_null(row),
+            Self::Object(array, _) => array.is_null(row),
             Self::Shown(array, _) => array.is_null(row),
         };
         if null {
@@ -78,6 +86,7 @@ impl<'a> Column<'a> {
             Self::Float(array) => float(out, array.value(row)),
             Self::Text(array) => put(out, array.value(row)),
             Self::Time(array, unit) => time(out, array.value(row), *unit),
+            Self::Object(_, members) => object(members, row, out),
             Self::Shown(_, shown) => put(out, &shown.value(row).to_string()),
         }
     }
@@ -118,24 +127,32 @@ pub struct RowWriter<'a>(Vec<(Vec<u8>, Column<'a>)>);
 
 impl<'a> RowWriter<'a> {
     pub fn new(rows: &'a RecordBatch) -> Self {
-        let schema = rows.schema();
-        let fields = schema.fields().iter().zip(rows.columns()).enumerate();
-        let columns = fields.map(|(index, (field, array))| {
-            let mut name = vec![if index == 0 { b'{' } else { b',' }];
-            put(&mut name, field.name());
-            name.push(b':');
-            (name, Column::new(array))
-        });
-        Self(columns.collect())
+        Self(members(rows.schema_ref().fields(), rows.columns()))
     }
 
     pub fn write(&self, row: usize, out: &mut Vec<u8>) {
-        for (name, column) in &self.0 {
-            out.extend_from_slice(name);
-            column.write(row, out);
-        }
-        out.extend_from_slice(if self.0.is_empty() { b"{}" } else { b"}" });
+        object(&self.0, row, out);
     }
+}
+
+/// Columns with what stands before their values.
+fn members<'a>(fields: &Fields, columns: &'a [ArrayRef]) -> Vec<(Vec<u8>, Column<'a>)> {
+    let fields = fields.iter().zip(columns).enumerate();
+    let columns = fields.map(|(index, (field, array))| {
+        let mut name = vec![if index == 0 { b'{' } else { b',' }];
+        put(&mut name, field.name());
+        name.push(b':');
+        (name, Column::new(array))
+    });
+    columns.collect()
+}
+
+fn object(members: &[(Vec<u8>, Column<'_>)], row: usize, out: &mut Vec<u8>) {
+    for (name, column) in members {
+        out.extend_from_slice(name);
+        column.write(row, out);
+    }
+    out.extend_from_slice(if members.is_empty() { b"{}" } else { b"}" });
 }
 
 /// One line per row.

@@ -6,15 +6,16 @@ use super::{Once, Values, not_negative, settings, word_help};
 use crate::{
     ast::{Column, ColumnFrom, ColumnType, IdleTimeout, Source, Watermark},
     diagnostic::Diagnostic,
-    text::{At, Cursor, Parsed, Token},
+    text::{At, Cursor, Name, Parsed, Token},
 };
 
 pub fn source(cursor: &mut Cursor<'_>) -> Parsed<Source> {
     let name = cursor.name("a name for the source")?;
     let mut watermark = None;
     let mut columns = None;
+    let mut primary_key = Vec::new();
     if cursor.is_punct(&Tok::LParen) {
-        columns = Some(column_list(cursor, &mut watermark)?);
+        columns = Some(column_list(cursor, &mut watermark, &mut primary_key)?);
     }
     if cursor.is("WATERMARK") {
         watermark_once(cursor, &mut watermark)?;
@@ -29,15 +30,28 @@ pub fn source(cursor: &mut Cursor<'_>) -> Parsed<Source> {
         name,
         columns,
         watermark,
+        primary_key,
         options,
         span: cursor.last(),
     })
 }
 
-fn column_list(cursor: &mut Cursor<'_>, watermark: &mut Option<Watermark>) -> Parsed<Vec<Column>> {
+fn column_list(
+    cursor: &mut Cursor<'_>,
+    watermark: &mut Option<Watermark>,
+    primary_key: &mut Vec<Name>,
+) -> Parsed<Vec<Column>> {
     let items = cursor.list(|cursor| {
         if cursor.is("WATERMARK") && cursor.is_at(1, "FOR") {
             watermark_once(cursor, watermark)?;
+            return Ok(None);
+        }
+        if cursor.is("PRIMARY") && cursor.is_at(1, "KEY") {
+            cursor.expect("PRIMARY KEY")?;
+            *primary_key = cursor.list(|cursor| cursor.name("a column"))?;
+            if cursor.eat("NOT") {
+                cursor.expect("ENFORCED")?;
+            }
             return Ok(None);
         }
         column(cursor).map(Some)

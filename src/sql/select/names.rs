@@ -2,9 +2,13 @@
 
 use std::ops::ControlFlow;
 
-use datafusion::sql::sqlparser::ast::{
-    BinaryOperator, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Ident, ObjectNamePart, Spanned,
-    Value, VisitMut, VisitorMut,
+use datafusion::sql::sqlparser::{
+    ast::{
+        BinaryOperator, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Ident, ObjectNamePart,
+        Spanned, Value, VisitMut, VisitorMut,
+    },
+    dialect::GenericDialect,
+    parser::Parser,
 };
 
 use super::DEPTH_MAX;
@@ -16,11 +20,16 @@ use crate::{
     text::{LineMap, find},
 };
 
+/// Of OTLP points: whether they are totals or changes, and since when.
+pub(crate) const TEMPORAL_COLUMNS: [&str; 2] = ["temporality", "start_time"];
+
 /// Where an expression stands, which decides what it may name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     Select,
     Where,
+    /// SELECT of a view of rows.
+    Row,
     GroupBy,
     Having,
     /// WHEN of a policy.
@@ -33,6 +42,8 @@ pub(crate) struct Names<'a> {
     /// What a qualified column may be qualified with.
     pub table: String,
     pub event_time: String,
+    /// Rows say whether they are totals or changes, as those of OTLP metrics do.
+    pub temporal: bool,
     /// Names of output columns, which GROUP BY and HAVING may use.
     pub aliases: Vec<String>,
     pub place: Place,
@@ -62,7 +73,7 @@ impl Names<'_> {
         let alias = find(&ident.value, exact, self.aliases.iter().map(String::as_str));
         match (alias, self.place) {
             (Some(index), Place::GroupBy | Place::Having) => *ident = quoted(ident, self.aliases[index].clone()),
-            (Some(_), Place::Select | Place::Where) => {
+            (Some(_), Place::Select | Place::Where | Place::Row) => {
                 let message = format!(
                     "`{}` is a name that this SELECT gives, not a column of its source",
                     ident.value
@@ -123,12 +134,15 @@ impl Names<'_> {
 
     fn function(&mut self, function: &mut Function) {
         let span = self.lines.span(function.name.span());
-        let name = function.name.to_string();
+        let name = match function.name.0.as_slice() {
+            [ObjectNamePart::Identifier(ident)] => ident.value.clone(),
+            _ => function.name.to_string(),
+        };
         let mut refuse = |message: String, help: String| {
             self.errors.push(Diagnostic::new(message, span).help(help));
         };
         if function.over.is_some() {
-            let help = "a view has one row per group and window; compare windows in a detector";
+            let help = "a view has one row per group and window; compare windows in a detector, or by ML_DETECT_ANOMALIES(…) OVER (…) in a view over views";
             return refuse("OVER is not supported".into(), help.into());
         }
         let lower = name.to_ascii_lowercase();
@@ -147,10 +161,11 @@ impl Names<'_> {
                 let message = format!("`{name}` gives another answer at every run, so a replay would differ");
                 refuse(message, help)
             }
-            Some(Found::Aggregate) if matches!(self.place, Place::Where | Place::GroupBy | Place::Condition) => {
+            Some(Found::Aggregate) if !matches!(self.place, Place::Select | Place::Having) => {
                 let help = match self.place {
                     Place::Where => "filter aggregates with HAVING, rows inside one with FILTER (WHERE …)",
                     Place::GroupBy => "group by a value of the row",
+                    Place::Row => "a view of rows aggregates nothing: write CREATE FEATURE VIEW with a window over it",
                     _ => "compute it in the view and name its column here",
                 };
                 refuse(
@@ -258,10 +273,68 @@ impl VisitorMut for Names<'_> {
         ControlFlow::Continue(())
     }
 
-    fn post_visit_expr(&mut self, _expr: &mut Expr) -> ControlFlow<()> {
+    /// After the arguments, so that what is wrong in them is said once.
+    fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
         self.depth -= 1;
+        if self.temporal
+            && let Expr::Function(function) = expr
+            && let Some(text) = both_temporalities(function, &self.event_time)
+        {
+            match Parser::new(&GenericDialect {})
+                .try_with_sql(&text)
+                .and_then(|mut parser| parser.parse_expr())
+            {
+                Ok(both) => *expr = both,
+                Err(error) => {
+                    let span = self.lines.span(function.name.span());
+                    self.errors.push(Diagnostic::new(error.to_string(), span));
+                }
+            }
+        }
         ControlFlow::Continue(())
     }
+}
+
+/// `rate`, `increase` and `delta` of OTLP points of both temporalities. A point of delta temporality is itself the change since
+/// its start: changes add up, and a rate is over the time from the first start to the last point. In the text of SQL, so
+/// that a batch query says the same.
+fn both_temporalities(function: &Function, event_time: &str) -> Option<String> {
+    let name = function.name.to_string().to_ascii_lowercase();
+    if !matches!(name.as_str(), "rate" | "increase" | "delta") {
+        return None;
+    }
+    let FunctionArguments::List(list) = &function.args else {
+        return None;
+    };
+    let [
+        value,
+        FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Identifier(time))),
+    ] = list.args.as_slice()
+    else {
+        return None;
+    };
+    if time.value != event_time {
+        return None;
+    }
+    let [delta, start] = TEMPORAL_COLUMNS.map(|name| format!("\"{name}\""));
+    let own = function
+        .filter
+        .as_ref()
+        .map_or_else(String::new, |filter| format!("({filter}) AND "));
+    let changes = format!("FILTER (WHERE {own}{delta} = 'delta')");
+    let totals = format!("{name}({value}, {time}) FILTER (WHERE {own}({delta} IS NULL OR {delta} <> 'delta'))");
+    let sum = format!("CAST(sum({value}) {changes} AS DOUBLE)");
+    let of_changes = match name.as_str() {
+        "rate" => {
+            let ms =
+                |time: String| format!("CAST(arrow_cast({time}, 'Timestamp(Millisecond, Some(\"UTC\"))') AS BIGINT)");
+            let last = ms(format!("max({time}) {changes}"));
+            let first = ms(format!("coalesce(min({start}) {changes}, min({time}) {changes})"));
+            format!("{sum} * 1000.0 / nullif({last} - {first}, 0)")
+        }
+        _ => sum,
+    };
+    Some(format!("coalesce({totals} + {of_changes}, {totals}, {of_changes})"))
 }
 
 /// Collects what names a window's column.

@@ -71,6 +71,36 @@ pub(crate) fn first_table(tokens: &[Token]) -> Option<Name> {
     found.then(|| cursor.name("a source or a view").ok()).flatten()
 }
 
+/// Where the query in parentheses stands that FROM, or the window in it, begins with.
+pub(crate) fn inline_query(tokens: &[Token]) -> Option<(usize, usize)> {
+    let mut cursor = Cursor::new(tokens);
+    if !eat_from(&mut cursor, tokens) {
+        return None;
+    }
+    let is_query = |cursor: &Cursor<'_>| cursor.is_punct(&Tok::LParen) && cursor.is_at(1, "SELECT");
+    if is_call(&cursor, &["TABLE"]) {
+        cursor.skip(2);
+    }
+    if is_call(&cursor, &WINDOWS) {
+        cursor.skip(2);
+        cursor.eat("TABLE");
+    }
+    if !is_query(&cursor) {
+        return None;
+    }
+    let from = cursor.position();
+    let mut depth = 0;
+    let length = cursor.rest().iter().position(|token| {
+        match token.kind {
+            Tok::LParen => depth += 1,
+            Tok::RParen => depth -= 1,
+            _ => {}
+        }
+        depth == 0
+    })?;
+    Some((from, from + length))
+}
+
 /// The tokens with the window in FROM replaced by its table.
 pub(crate) fn take_from(tokens: &[Token]) -> Parsed<(Vec<Token>, From)> {
     let mut cursor = Cursor::new(tokens);

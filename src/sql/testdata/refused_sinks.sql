@@ -7,3 +7,8 @@ CREATE SINK strange FROM v WITH (topic = 'x', format = 'xml', partitions = 3);
 CREATE SINK bad FROM v WITH (topic = 'no topic', connector = 'file');
 CREATE SINK bare FROM v;
 CREATE SINK again FROM v WITH (topic = 'y');
+CREATE SINK close FROM v WITH (topic = 'z', format = 'cloudevent');
+CREATE SINK no_late FROM LATE ROWS OF w WITH (topic = 'z');
+CREATE SINK no_source FROM DEAD LETTERS OF v WITH (topic = 'z');
+CREATE SINK late_metrics FROM LATE ROWS OF v WITH (topic = 'z', format = 'otlp_metrics');
+CREATE SINK no_of FROM LATE ROWS v WITH (topic = 'z');

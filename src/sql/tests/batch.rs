@@ -249,7 +249,7 @@ fn comparable(batch: &RecordBatch) -> Vec<(String, Vec<f64>)> {
 
 fn engine_rows(pipeline: &Pipeline, rows: &[Row]) -> RecordBatch {
     let view = &pipeline.views[0];
-    let set = &pipeline.pane_sets[view.pane_set];
+    let set = &pipeline.pane_sets[view.pane_sets[0]];
     let source = &pipeline.sources[set.source];
     let panes = fold(set, source.event_time, &batch(rows, &source.schema));
     concat_batches(&view.output, &windows(set, view, &panes)).unwrap()

@@ -96,6 +96,7 @@ pub fn by_service() -> PaneSetSpec {
         ],
         width_ms: 1_000,
         windows: vec![window("hop", 3_000, 1_000, 0), window("patient", 4_000, 2_000, 3_000)],
+        state_limit: None,
     }
 }
 
@@ -113,6 +114,7 @@ pub fn large() -> PaneSetSpec {
         ],
         width_ms: 500,
         windows: vec![window("large", 1_000, 500, 0)],
+        state_limit: None,
     }
 }
 
@@ -131,7 +133,7 @@ fn views(sets: &[PaneSetSpec]) -> Vec<ViewSpec> {
             let projection = input.fields().iter().map(|field| col(field.name(), &input).unwrap());
             views.push(ViewSpec {
                 name: window.view.clone(),
-                pane_set,
+                pane_sets: vec![pane_set],
                 window: window.clone(),
                 aggregates: vec![0, 1],
                 projection: projection.collect(),
@@ -139,6 +141,7 @@ fn views(sets: &[PaneSetSpec]) -> Vec<ViewSpec> {
                 input,
                 having: None,
                 fill_missing_windows: 0,
+                judged: None,
             });
         }
     }

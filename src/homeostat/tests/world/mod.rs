@@ -32,6 +32,7 @@ use serde_json::Value;
 
 const SERVICES: usize = 8;
 const PARTITIONS: i32 = 4;
+const JOB_PARTITIONS: i32 = 2;
 const WINDOW_MS: i64 = 5_000;
 const HEARTBEAT_INTERVAL_MS: i64 = 500;
 const ROW_INTERVAL_MS: i64 = 250;
@@ -54,6 +55,20 @@ CREATE FEATURE VIEW load AS
 SELECT service, window_start, window_end, count(*) AS n, sum(ms) AS total
 FROM TUMBLE(TABLE app, DESCRIPTOR(ts), INTERVAL '5' SECOND)
 GROUP BY service, window_start, window_end;
+
+CREATE SOURCE jobs (job STRING, took_s DOUBLE, at TIMESTAMP(3),
+  WATERMARK FOR at AS at - INTERVAL '1' SECOND IDLE TIMEOUT INTERVAL '1' HOUR)
+WITH (connector = 'kafka', topic = 'jobs', format = 'json', 'scan.startup.mode' = 'earliest');
+
+CREATE FEATURE VIEW work AS
+SELECT service, window_start, window_end, count(*) AS n, sum(ms) AS total
+FROM TUMBLE(TABLE (SELECT ts, service, ms FROM app UNION ALL SELECT at, job, took_s * 1000 FROM jobs),
+  DESCRIPTOR(ts), INTERVAL '5' SECOND)
+GROUP BY service, window_start, window_end;
+
+CREATE SINK work_rows FROM work WITH (topic = 'work_rows', format = 'json');
+
+CREATE DETECTOR everywhere ON work KEY (service) FEATURES (n, total) USING static_threshold WITH (upper = -1);
 
 CREATE DETECTOR every ON load KEY (service) FEATURES (n, total) USING static_threshold WITH (upper = -1);
 
@@ -140,6 +155,7 @@ pub struct World {
     pub telemetry: bool,
     seed: u64,
     rows: Vec<(usize, i64, f64)>,
+    jobs: Vec<(usize, i64, f64)>,
     executor: Executor,
 }
 
@@ -161,7 +177,11 @@ impl World {
         let mut heartbeats = TopicConfig::new("heartbeats", 2);
         heartbeats.log_append_time = true;
         memory
-            .ensure_topics(&[TopicConfig::new("app", PARTITIONS), heartbeats])
+            .ensure_topics(&[
+                TopicConfig::new("app", PARTITIONS),
+                TopicConfig::new("jobs", JOB_PARTITIONS),
+                heartbeats,
+            ])
             .unwrap();
         let pipeline = sql::compile("sim", PIPELINE, &Detectors)
             .unwrap_or_else(|refused| panic!("{}", refused.render("sim", PIPELINE, false)));
@@ -201,6 +221,7 @@ impl World {
             telemetry: true,
             seed: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
             rows: Vec::new(),
+            jobs: Vec::new(),
             executor,
         };
         for name in StageName::ALL {
@@ -442,6 +463,13 @@ impl World {
                         .append(&partition, now_ms, None, Some(row.as_bytes()), &[])
                         .unwrap();
                     self.rows.push((at, ts, ms));
+                    let (job, at_ms, took_s) = (&service.name, ts - 100, ms + 1.0);
+                    let row = format!("{{\"job\":\"{job}\",\"took_s\":{took_s},\"at\":{at_ms}}}");
+                    let partition = TopicPartition::new("jobs", (draw >> 3) as i32 & 1);
+                    self.memory
+                        .append(&partition, now_ms, None, Some(row.as_bytes()), &[])
+                        .unwrap();
+                    self.jobs.push((at, at_ms, took_s * 1_000.0));
                 }
             }
         }
@@ -550,8 +578,17 @@ impl World {
                 .append(&partition, self.now_ms(), None, Some(row.as_bytes()), &[])
                 .unwrap();
         }
+        for partition in partitions_of("jobs", JOB_PARTITIONS) {
+            let row = format!("{{\"job\":\"end\",\"took_s\":0,\"at\":{end_ms}}}");
+            self.memory
+                .append(&partition, self.now_ms(), None, Some(row.as_bytes()), &[])
+                .unwrap();
+        }
         self.run_for(5_000);
-        self.windows_are_exact(end_ms)?;
+        let both = [self.rows.as_slice(), &self.jobs].concat();
+        are_exact("every", self.scored("every")?, &self.rows, end_ms)?;
+        are_exact("everywhere", self.scored("everywhere")?, &both, end_ms)?;
+        are_exact("the sink", self.sunk()?, &both, end_ms)?;
         self.ids_are_unique()?;
         self.records_fit_their_schemas()?;
         let touched = self.restarts();
@@ -570,39 +607,28 @@ impl World {
         }
     }
 
-    fn windows_are_exact(&self, end_ms: i64) -> Result<(), String> {
-        let mut expected: BTreeMap<(String, i64), (u64, f64)> = BTreeMap::new();
-        for (service, ts, ms) in &self.rows {
-            let start = ts - ts.rem_euclid(WINDOW_MS);
-            let window = expected.entry((format!("s{service}"), start)).or_default();
-            *window = (window.0 + 1, window.1 + ms);
-        }
-        expected.retain(|(_, start), _| start + WINDOW_MS <= end_ms - 1_000);
-        let mut found = BTreeMap::new();
+    /// Windows as a detector that alarms about each of them has published them.
+    fn scored(&self, detector: &str) -> Result<Windows, String> {
+        let mut found = Windows::new();
         for data in self.events(&self.processor.topics().anomalies(), cloudevent::ANOMALY) {
-            if data["detector"] != "every" {
-                continue;
-            }
-            let start = protocol::time::from_rfc3339(data["window_start"].as_str().unwrap()).unwrap();
-            let service = data["target"]["service"].as_str().unwrap().to_owned();
-            let number = |name: &str| data["features"][name].as_f64().unwrap();
-            if found
-                .insert((service.clone(), start), (number("n") as u64, number("total")))
-                .is_some()
-            {
-                return Err(format!("window {start} of {service} was published twice"));
+            if data["detector"] == detector {
+                let number = |name: &str| data["features"][name].as_f64().unwrap();
+                let counted = (number("n") as u64, number("total"));
+                insert(&mut found, &data["target"]["service"], &data["window_start"], counted)?;
             }
         }
-        for (key, (n, total)) in &expected {
-            match found.remove(key) {
-                Some((count, sum)) if count == *n && (sum - total).abs() < 1e-6 => {}
-                other => return Err(format!("window {key:?} is {other:?}, not {:?}", (n, total))),
-            }
+        Ok(found)
+    }
+
+    /// Windows as a sink has written them.
+    fn sunk(&self) -> Result<Windows, String> {
+        let mut found = Windows::new();
+        for record in self.memory.read_committed("work_rows") {
+            let row: Value = serde_json::from_slice(record.value.as_deref().unwrap()).unwrap();
+            let counted = (row["n"].as_u64().unwrap(), row["total"].as_f64().unwrap());
+            insert(&mut found, &row["service"], &row["window_start"], counted)?;
         }
-        match found.first_key_value() {
-            Some((key, _)) => Err(format!("window {key:?} has no rows")),
-            None => Ok(()),
-        }
+        Ok(found)
     }
 
     fn ids_are_unique(&self) -> Result<(), String> {
@@ -646,6 +672,38 @@ impl World {
             }
         }
         Ok(())
+    }
+}
+
+/// By service and start: rows, and their sum.
+type Windows = BTreeMap<(String, i64), (u64, f64)>;
+
+fn insert(windows: &mut Windows, service: &Value, start: &Value, counted: (u64, f64)) -> Result<(), String> {
+    let start = protocol::time::from_rfc3339(start.as_str().unwrap()).unwrap();
+    let service = service.as_str().unwrap().to_owned();
+    match windows.insert((service.clone(), start), counted) {
+        None => Ok(()),
+        Some(_) => Err(format!("window {start} of {service} was published twice")),
+    }
+}
+
+fn are_exact(whose: &str, mut found: Windows, rows: &[(usize, i64, f64)], end_ms: i64) -> Result<(), String> {
+    let mut expected = Windows::new();
+    for (service, ts, ms) in rows {
+        let start = ts - ts.rem_euclid(WINDOW_MS);
+        let window = expected.entry((format!("s{service}"), start)).or_default();
+        *window = (window.0 + 1, window.1 + ms);
+    }
+    expected.retain(|(_, start), _| start + WINDOW_MS <= end_ms - 1_000);
+    for (key, (n, total)) in &expected {
+        match found.remove(key) {
+            Some((count, sum)) if count == *n && (sum - total).abs() < 1e-6 * total.abs().max(1.0) => {}
+            other => return Err(format!("{whose}: window {key:?} is {other:?}, not {:?}", (n, total))),
+        }
+    }
+    match found.first_key_value() {
+        Some((key, _)) => Err(format!("{whose}: window {key:?} has no rows")),
+        None => Ok(()),
     }
 }
 

@@ -1,0 +1,257 @@
+//! One `panes` partition: its windows, its entities, and from where a replay would have to begin.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use detector::State;
+use engine::assemble::{Assembler, ProgressTable};
+use protocol::log::Note;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{Options, watch::Watch};
+
+/// Whether an entity is alarming, for the detector and for each policy.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Alarm {
+    pub(super) alarming: bool,
+    /// By policy: windows in a row that met CLEAR WHEN.
+    pub(super) active: BTreeMap<String, u32>,
+    /// Silence: windows of one timeout each that were already said.
+    #[serde(default)]
+    pub(super) silent_windows: u64,
+}
+
+/// What one detector knows of one entity.
+pub(super) struct Entity {
+    pub(super) state: Box<dyn State>,
+    pub(super) meta: Meta,
+    /// Offset of `panes` whose effects the written state includes.
+    pub(super) includes: i64,
+    /// The last offset at which the written state still was the state.
+    pub(super) unwritten_since: Option<i64>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Meta {
+    pub(super) target: BTreeMap<String, Value>,
+    pub(super) alarm: Alarm,
+    /// Event time of the last row.
+    pub(super) last_ms: i64,
+    /// Silence: the last event time by source partition.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) seen: BTreeMap<i32, i64>,
+    #[serde(default)]
+    pub(super) source: u64,
+}
+
+/// A written entity: this in JSON, a newline, the detector's snapshot.
+#[derive(Serialize, Deserialize)]
+pub(super) struct EntityRecord {
+    pub(super) includes: i64,
+    pub(super) meta: Meta,
+}
+
+/// The progress table as it stood at low-water, with the open incidents.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct ProgressRecord {
+    pub(super) low_water: i64,
+    pub(super) table: ProgressTable,
+    pub(super) open: BTreeMap<String, uuid::Uuid>,
+    pub(super) clock_ms: i64,
+}
+
+pub(super) struct Snapshot {
+    pub(super) offset: i64,
+    pub(super) needed_since: i64,
+    pub(super) record: ProgressRecord,
+}
+
+/// One `panes` partition.
+pub(super) struct Part {
+    pub(super) assembler: Assembler,
+    /// By watch, then by the entity's key: JSON of its KEY values.
+    pub(super) entities: Vec<BTreeMap<String, Entity>>,
+    pub(super) open: BTreeMap<String, uuid::Uuid>,
+    /// Outputs of records below this were published by an earlier life.
+    pub(super) committed: i64,
+    /// Windows closed at or before this offset are scored in every state there is.
+    pub(super) score_from: i64,
+    pub(super) low_water: i64,
+    pub(super) written_low_water: Option<i64>,
+    pub(super) next_offset: i64,
+    pub(super) clock_ms: i64,
+    pub(super) forwarded_ms: i64,
+    pub(super) forwarded_watermark_ms: Option<i64>,
+    pub(super) flushed_slot: Option<i64>,
+    pub(super) snapshots: VecDeque<Snapshot>,
+    pub(super) restored: Option<ProgressRecord>,
+}
+
+impl Entity {
+    pub(super) fn dirty(&mut self, offset: i64) {
+        self.unwritten_since.get_or_insert(offset - 1);
+    }
+}
+
+impl Part {
+    pub(super) fn new(assembler: Assembler, watches: usize) -> Self {
+        Self {
+            assembler,
+            entities: (0..watches).map(|_| BTreeMap::new()).collect(),
+            open: BTreeMap::new(),
+            committed: 0,
+            score_from: -1,
+            low_water: 0,
+            written_low_water: None,
+            next_offset: 0,
+            clock_ms: 0,
+            forwarded_ms: 0,
+            forwarded_watermark_ms: None,
+            flushed_slot: None,
+            snapshots: VecDeque::new(),
+            restored: None,
+        }
+    }
+
+    pub(super) fn note(&mut self, note: Note) {
+        match note {
+            Note::IncidentOpened { target, incident } => {
+                self.open.insert(tenantless(&target), incident);
+            }
+            Note::IncidentClosed { target, .. } => {
+                self.open.remove(&tenantless(&target));
+            }
+            Note::PartitionRetired { .. } => {}
+        }
+    }
+
+    /// Remembers where a replay could start, about once a second of the log's clock.
+    pub(super) fn remember(&mut self) {
+        let due = self
+            .snapshots
+            .back()
+            .is_none_or(|last| self.clock_ms >= last.record.clock_ms + 1_000);
+        let offset = self.next_offset - 1;
+        if !due || self.snapshots.back().is_some_and(|last| last.offset >= offset) {
+            return;
+        }
+        let record = ProgressRecord {
+            low_water: self.next_offset,
+            table: self.assembler.table().clone(),
+            open: self.open.clone(),
+            clock_ms: self.clock_ms,
+        };
+        let needed_since = self.assembler.needed_since().unwrap_or(self.next_offset);
+        self.snapshots.push_back(Snapshot {
+            offset,
+            needed_since,
+            record,
+        });
+    }
+
+    /// Moves low-water as far as the oldest unwritten state allows.
+    pub(super) fn advance_low_water(&mut self) {
+        let unwritten = self
+            .entities
+            .iter()
+            .flat_map(BTreeMap::values)
+            .filter_map(|entity| entity.unwritten_since)
+            .min();
+        let oldest = unwritten.unwrap_or(self.next_offset - 1);
+        let usable = |snapshot: &&Snapshot| snapshot.offset <= oldest && snapshot.offset >= self.score_from;
+        let Some(scored) = self.snapshots.iter().rev().find(usable) else {
+            return;
+        };
+        let needed = scored.needed_since.min(scored.offset + 1);
+        let Some(start) = self.snapshots.iter().rposition(|snapshot| snapshot.offset < needed) else {
+            return;
+        };
+        let low_water = self.snapshots[start].offset + 1;
+        if low_water <= self.low_water {
+            return;
+        }
+        self.score_from = scored.offset;
+        self.low_water = low_water;
+        self.snapshots.drain(..start);
+    }
+
+    /// State keys and values of the entities whose turn it is, and forgets those long gone.
+    pub(super) fn flush(&mut self, watches: &[Watch], options: &Options) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+        let slots = (options.state_interval_ms / 1_000).max(1);
+        let now = self.clock_ms / 1_000;
+        let from = self.flushed_slot.map_or(now, |last| last + 1).max(now - slots + 1);
+        if from > now {
+            return Vec::new();
+        }
+        self.flushed_slot = Some(now);
+        let turn: BTreeSet<i64> = (from..=now).map(|slot| slot.rem_euclid(slots)).collect();
+        let includes = self.next_offset - 1;
+        // In event time: who reads a backlog has seen nobody lately by the clock.
+        let watermark_ms = self.assembler.table().watermark_ms();
+        let mut written = Vec::new();
+        for (watch, entities) in watches.iter().zip(&mut self.entities) {
+            entities.retain(|key, entity| {
+                let name = format!("detector/{}/{key}", watch.id);
+                let forgotten = |now_ms: i64| {
+                    entity.meta.last_ms != i64::MIN && entity.meta.last_ms + options.entity_ttl_ms < now_ms
+                };
+                if watermark_ms.is_some_and(forgotten) {
+                    written.push((name.into_bytes(), None));
+                    return false;
+                }
+                let slot = (seed(&watch.id, key) % slots as u64) as i64;
+                if entity.unwritten_since.is_some() && turn.contains(&slot) {
+                    entity.unwritten_since = None;
+                    entity.includes = includes;
+                    written.push((name.into_bytes(), Some(entity.encode())));
+                }
+                true
+            });
+        }
+        written
+    }
+}
+
+impl Entity {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let record = EntityRecord {
+            includes: self.includes,
+            meta: self.meta.clone(),
+        };
+        let mut bytes = serde_json::to_vec(&record).expect("state has string keys and finite numbers");
+        bytes.push(b'\n');
+        self.state.snapshot(&mut bytes);
+        bytes
+    }
+}
+
+pub(super) fn tenantless(target: &str) -> String {
+    target
+        .find('|')
+        .map_or_else(|| target.to_owned(), |at| target[at..].to_owned())
+}
+
+/// FNV-1a: fixed for ever, since it seeds detectors and staggers writes.
+pub(super) fn seed(watch: &str, key: &str) -> u64 {
+    let bytes = watch.bytes().chain([0]).chain(key.bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+impl Part {
+    /// The first point a replay can start from: where this life began.
+    pub(super) fn begin(&mut self) {
+        let record = ProgressRecord {
+            low_water: self.low_water,
+            table: self.assembler.table().clone(),
+            open: self.open.clone(),
+            clock_ms: self.clock_ms,
+        };
+        self.snapshots.push_back(Snapshot {
+            offset: self.low_water - 1,
+            needed_since: self.low_water,
+            record,
+        });
+    }
+}

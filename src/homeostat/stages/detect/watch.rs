@@ -1,0 +1,310 @@
+//! One declared detector: its entities' scores, the policies that rest on them, and what is said of both.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use arrow::{
+    array::{Array, ArrayRef, AsArray, BooleanArray, Float64Array, RecordBatch},
+    compute::cast,
+    datatypes::{DataType, Float64Type},
+};
+use detector::{Detector, Row, Score};
+use engine::{
+    assemble::ClosedWindow,
+    json,
+    spec::{DetectorSpec, Pipeline, PolicySpec, SinkInput, SinkSpec},
+};
+use protocol::{CloudEvent, Target, Topics, cloudevent, id, message::Anomaly};
+use serde_json::Value;
+
+use super::part::{Alarm, Entity, Meta, Part, seed};
+
+/// A declared detector with its algorithm and the policies that rest on it.
+pub(super) struct Watch {
+    pub(super) pipeline: usize,
+    pub(super) pipeline_name: String,
+    pub(super) spec: DetectorSpec,
+    pub(super) policies: Vec<PolicySpec>,
+    pub(super) algorithm: Arc<dyn Detector>,
+    /// `<pipeline>.<detector>`: names it in state keys and metrics.
+    pub(super) id: String,
+    /// What takes every score.
+    pub(super) sinks: Vec<SinkSpec>,
+    /// Its scores are columns of a view, and nothing else.
+    pub(super) is_inner: bool,
+}
+
+impl Watch {
+    /// A detector of the pipeline.
+    pub(super) fn declared(index: usize, pipeline: &Pipeline, at: usize) -> Result<Self, detector::Error> {
+        let policies = pipeline.policies.iter().filter(|policy| policy.detector == at);
+        let sinks = pipeline
+            .sinks
+            .iter()
+            .filter(|sink| sink.input == SinkInput::Detector(at));
+        Ok(Self {
+            policies: policies.cloned().collect(),
+            sinks: sinks.cloned().collect(),
+            is_inner: false,
+            ..Self::inner(index, pipeline, &pipeline.detectors[at])?
+        })
+    }
+
+    /// A detector of ML_DETECT_ANOMALIES.
+    pub(super) fn inner(index: usize, pipeline: &Pipeline, spec: &DetectorSpec) -> Result<Self, detector::Error> {
+        let features: Vec<String> = spec.features.iter().map(|(name, _)| name.clone()).collect();
+        Ok(Self {
+            pipeline: index,
+            pipeline_name: pipeline.name.clone(),
+            policies: Vec::new(),
+            algorithm: detector::build(&spec.using, &crate::stages::values(&spec.options), &features)?,
+            id: format!("{}.{}", pipeline.name, spec.name),
+            sinks: Vec::new(),
+            spec: spec.clone(),
+            is_inner: true,
+        })
+    }
+
+    pub(super) fn keys(&self, columns: &[ArrayRef], row: usize) -> BTreeMap<String, Value> {
+        self.spec
+            .keys
+            .iter()
+            .map(|(name, at)| (name.clone(), json::value(&columns[*at], row)))
+            .collect()
+    }
+
+    pub(super) fn entity<'a>(&self, part: &'a mut Part, at: usize, target: &BTreeMap<String, Value>) -> &'a mut Entity {
+        let key = self.key(target);
+        part.entities[at].entry(key).or_insert_with_key(|key| Entity {
+            state: self.algorithm.fresh(seed(&self.id, key)),
+            meta: Meta {
+                target: target.clone(),
+                last_ms: i64::MIN,
+                ..Meta::default()
+            },
+            includes: -1,
+            unwritten_since: None,
+        })
+    }
+
+    pub(super) fn key(&self, target: &BTreeMap<String, Value>) -> String {
+        let values: Vec<&Value> = self.spec.keys.iter().map(|(name, _)| &target[name]).collect();
+        serde_json::to_string(&values).expect("JSON values serialise")
+    }
+
+    /// One score per row; `None` where the entity's state already includes this window.
+    pub(super) fn score(
+        &self,
+        part: &mut Part,
+        at: usize,
+        offset: i64,
+        window: &ClosedWindow,
+    ) -> Result<Vec<Option<(String, Score)>>, arrow::error::ArrowError> {
+        let columns: Vec<Float64Array> = self
+            .spec
+            .features
+            .iter()
+            .map(|(_, column)| {
+                Ok(cast(window.rows.column(*column), &DataType::Float64)?
+                    .as_primitive::<Float64Type>()
+                    .clone())
+            })
+            .collect::<Result<_, arrow::error::ArrowError>>()?;
+        let mut features = vec![f64::NAN; columns.len()];
+        let mut scores = Vec::with_capacity(window.rows.num_rows());
+        for row in 0..window.rows.num_rows() {
+            let target = self.keys(window.rows.columns(), row);
+            let learn = !part.open.contains_key(&target_of(self, &target).1);
+            let entity = self.entity(part, at, &target);
+            if offset <= entity.includes {
+                scores.push(None);
+                continue;
+            }
+            for (feature, column) in features.iter_mut().zip(&columns) {
+                *feature = if column.is_null(row) {
+                    f64::NAN
+                } else {
+                    column.value(row)
+                };
+            }
+            let mut score = Score::default();
+            entity.state.score(
+                Row {
+                    time_ms: window.end_ms,
+                    features: &features,
+                    learn,
+                },
+                &mut score,
+            );
+            entity.meta.last_ms = window.end_ms;
+            entity.dirty(offset);
+            scores.push(Some((self.key(&target), score)));
+        }
+        Ok(scores)
+    }
+
+    /// WHEN and CLEAR WHEN of every policy, for all rows at once.
+    pub(super) fn rulings(
+        &self,
+        rows: &RecordBatch,
+        scored: &[Option<(String, Score)>],
+    ) -> Result<Vec<Ruling>, arrow::error::ArrowError> {
+        let score = scored
+            .iter()
+            .map(|scored| scored.as_ref().map(|(_, score)| score.score));
+        let score: Float64Array = score.collect();
+        let alarm: BooleanArray = scored
+            .iter()
+            .map(|scored| scored.as_ref().map(|(_, score)| score.is_anomaly()))
+            .collect();
+        let mut rulings = Vec::new();
+        for policy in &self.policies {
+            let mut columns: Vec<ArrayRef> = vec![Arc::new(score.clone()), Arc::new(alarm.clone())];
+            columns.extend(rows.columns().iter().cloned());
+            let input = RecordBatch::try_new(Arc::clone(&policy.input), columns)?;
+            let met = |expression: &Option<Arc<dyn datafusion::physical_expr::PhysicalExpr>>| match expression {
+                None => Ok(None),
+                Some(expression) => {
+                    let value = expression
+                        .evaluate(&input)
+                        .and_then(|value| value.into_array(input.num_rows()));
+                    let value = value.map_err(|error| arrow::error::ArrowError::ExternalError(Box::new(error)))?;
+                    Ok::<_, arrow::error::ArrowError>(Some(value.as_boolean().clone()))
+                }
+            };
+            let when = met(&policy.when)?.unwrap_or_else(|| alarm.clone());
+            rulings.push(Ruling {
+                when,
+                clear: met(&policy.clear)?,
+            });
+        }
+        Ok(rulings)
+    }
+
+    /// Brings an entity's alarm up to date with one window. `None` when there is nothing to say of it.
+    pub(super) fn alarm(&self, alarm: &mut Alarm, is_anomaly: bool, rulings: &[Ruling], row: usize) -> Option<Change> {
+        let mut change = Change::default();
+        for (policy, ruling) in self.policies.iter().zip(rulings) {
+            let meets = ruling.when.is_valid(row) && ruling.when.value(row);
+            if meets {
+                alarm.active.insert(policy.name.clone(), 0);
+                change.meets.push(policy.name.clone());
+            } else if let Some(run) = alarm.active.get_mut(&policy.name) {
+                let clear = ruling
+                    .clear
+                    .as_ref()
+                    .is_none_or(|clear| clear.is_valid(row) && clear.value(row));
+                *run = if clear { *run + 1 } else { 0 };
+                if *run >= policy.clear_windows.max(1) {
+                    alarm.active.remove(&policy.name);
+                    change.clears.push(policy.name.clone());
+                }
+            }
+        }
+        let ended = alarm.alarming && !is_anomaly && alarm.active.is_empty();
+        alarm.alarming = is_anomaly || (alarm.alarming && !ended);
+        let speak = is_anomaly || ended || !change.meets.is_empty() || !change.clears.is_empty();
+        speak.then_some(change)
+    }
+
+    pub(super) fn anomaly(
+        &self,
+        rows: &RecordBatch,
+        row: usize,
+        window: &ClosedWindow,
+        score: &Score,
+        change: Change,
+    ) -> Anomaly {
+        let number = |column: usize| {
+            let value = cast(rows.column(column), &DataType::Float64).ok()?;
+            let value = value.as_primitive::<Float64Type>();
+            (value.is_valid(row) && value.value(row).is_finite()).then(|| value.value(row))
+        };
+        let features = self.spec.features.iter();
+        Anomaly {
+            target: self.keys(rows.columns(), row),
+            pipeline: self.pipeline_name.clone(),
+            detector: self.spec.name.clone(),
+            window_start: window.start_ms,
+            window_end: window.end_ms,
+            score: score.score,
+            is_anomaly: score.is_anomaly(),
+            features: features
+                .clone()
+                .map(|(name, column)| (name.clone(), number(*column)))
+                .collect(),
+            contributions: features
+                .zip(&score.contributions)
+                .map(|((name, _), part)| (name.clone(), *part))
+                .collect(),
+            columns: self
+                .spec
+                .columns
+                .iter()
+                .map(|(name, at)| (name.clone(), json::value(rows.column(*at), row)))
+                .collect(),
+            meets: change.meets,
+            clears: change.clears,
+            telemetry_healthy: true,
+        }
+    }
+
+    pub(super) fn event(
+        &self,
+        topics: &Topics,
+        target: &BTreeMap<String, Value>,
+        anomaly: &Anomaly,
+    ) -> protocol::Output {
+        let (_, key) = target_of(self, target);
+        let key = key.replacen('|', &format!("{}|", topics.tenant()), 1);
+        let name = if anomaly.is_anomaly { id::anomaly } else { id::clearing };
+        let mint = name(
+            &self.pipeline_name,
+            &self.spec.name,
+            &key,
+            anomaly.window_start,
+            anomaly.window_end,
+        );
+        let source = format!("/homeostat/{}/{}", topics.tenant(), self.pipeline_name);
+        let event = CloudEvent::new(
+            mint,
+            topics.tenant(),
+            &source,
+            cloudevent::ANOMALY,
+            &key,
+            anomaly.window_end,
+        );
+        event.output(topics.anomalies(), anomaly)
+    }
+}
+
+/// The target that an entity's anomalies are about: the service that the policies name, or the first key.
+pub(super) fn target_of(watch: &Watch, target: &BTreeMap<String, Value>) -> (Target, String) {
+    let named = watch.policies.first().map(|policy| policy.target.as_str());
+    let first = watch.spec.keys.first().map(|(name, _)| name.as_str());
+    let column = named.or(first).unwrap_or_default();
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let name = target.get(column).map(text).unwrap_or_default();
+    let rest: Vec<String> = target
+        .iter()
+        .filter(|(key, _)| *key != column)
+        .map(|(key, value)| format!("{key}={}", text(value)))
+        .collect();
+    let mut found = Target::service("", &name);
+    if !rest.is_empty() {
+        found.scope = "instance".to_owned();
+        found.id = rest.join(",");
+    }
+    let key = found.key();
+    (found, key)
+}
+
+pub(super) struct Ruling {
+    pub(super) when: BooleanArray,
+    pub(super) clear: Option<BooleanArray>,
+}
+
+#[derive(Clone, Default)]
+pub(super) struct Change {
+    pub(super) meets: Vec<String>,
+    pub(super) clears: Vec<String>,
+}

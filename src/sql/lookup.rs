@@ -1,0 +1,392 @@
+//! Tables in files, and their rows beside those of a source: `JOIN owners FOR SYSTEM_TIME AS OF ts` in a view of rows.
+//!
+//! A table is read when the pipeline is compiled, and is a function from then on: of its key, to each of its columns. So a joined row
+//! depends on the row alone, and whatever is exact without a join is exact with one. The name of the function has a hash of
+//! the file in it: with another file the view has other panes.
+
+mod join;
+
+use std::{collections::HashMap, io::Cursor as Bytes, sync::Arc};
+
+use arrow::{
+    array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, UInt32Array},
+    compute::{cast, concat_batches, take},
+    csv,
+    datatypes::{DataType, Field, Schema},
+    error::ArrowError,
+    json,
+    row::{RowConverter, SortField},
+};
+use datafusion::{
+    common::{Result as PlanResult, plan_err},
+    logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility},
+};
+
+use crate::{
+    DetectorCatalog,
+    ast::{self, ColumnType},
+    detector::type_name,
+    diagnostic::{Diagnostic, did_you_mean, one_of},
+    fingerprint::Fingerprint,
+    source,
+    text::{At, Parsed},
+};
+
+pub(crate) use join::{look_up, take_as_of};
+
+/// A table larger than this belongs into a topic.
+const FILE_BYTES_MAX: usize = 64 << 20;
+const OPTIONS: [&str; 3] = ["connector", "path", "format"];
+
+/// A table of a file.
+pub(crate) struct Table {
+    pub name: String,
+    pub columns: Vec<String>,
+    /// Names of the key columns.
+    pub key: Vec<String>,
+    /// By column, the function that finds it; the last one says whether there is a row.
+    functions: Vec<Arc<ScalarUDF>>,
+}
+
+impl Table {
+    pub fn functions(&self) -> impl Iterator<Item = &Arc<ScalarUDF>> {
+        self.functions.iter()
+    }
+
+    /// The name of the function that finds a column.
+    pub fn function_of(&self, column: usize) -> &str {
+        self.functions[column].name()
+    }
+
+    /// The name of the function that is true where there is a row, and NULL where there is none.
+    pub fn found(&self) -> &str {
+        self.functions[self.columns.len()].name()
+    }
+}
+
+/// Whether a declaration is of a file.
+pub(crate) fn is_file(ast: &ast::Source) -> bool {
+    ast.options.iter().any(|setting| {
+        let file = |value: &engine::spec::OptionValue| {
+            matches!(value, engine::spec::OptionValue::Text(text) if text.eq_ignore_ascii_case("file"))
+        };
+        setting.key.value.eq_ignore_ascii_case("connector") && file(&setting.value.value)
+    })
+}
+
+/// Reads one table; what is wrong goes to `errors`.
+pub(crate) fn resolve(ast: &ast::Source, catalog: &dyn DetectorCatalog, errors: &mut Vec<Diagnostic>) -> Option<Table> {
+    match read(ast, catalog) {
+        Ok(table) => Some(table),
+        Err(error) => {
+            errors.push(error);
+            None
+        }
+    }
+}
+
+fn read(ast: &ast::Source, catalog: &dyn DetectorCatalog) -> Parsed<Table> {
+    let (path, format) = options(ast)?;
+    let fields = fields(ast)?;
+    let unreadable = |reason: String| Diagnostic::new(format!("`{}`: {reason}", path.value), path.span);
+    let bytes = catalog.file(&path.value).map_err(unreadable)?;
+    if bytes.len() > FILE_BYTES_MAX {
+        return Err(unreadable(format!(
+            "{} bytes; at most {FILE_BYTES_MAX} are read",
+            bytes.len()
+        )));
+    }
+    let names: Vec<String> = fields.iter().map(|field| field.name().clone()).collect();
+    let rows = rows(&bytes, format, fields).map_err(|error| unreadable(error.to_string()))?;
+    let positions = ast.primary_key.iter().map(|name| {
+        name.find(names.iter().map(String::as_str)).ok_or_else(|| {
+            let near = did_you_mean(&name.text, names.iter().map(String::as_str));
+            Diagnostic::new(
+                format!("table `{}` has no column `{}`", ast.name.text, name.text),
+                name.span,
+            )
+            .help_opt(near)
+        })
+    });
+    let key = positions.collect::<Parsed<Vec<usize>>>()?;
+    if key.is_empty() {
+        return Err(Diagnostic::new(
+            format!("table `{}` has no key to find its rows by", ast.name.text),
+            ast.name.span,
+        )
+        .help(format!(
+            "add PRIMARY KEY ({})",
+            names.first().map_or("column", String::as_str)
+        )));
+    }
+    let index = Index::new(&rows, &key).map_err(|error| unreadable(error.to_string()))?;
+    let index = Arc::new(index.map_err(|row| unreadable(format!("row {row} has the key of an earlier row")))?);
+    let mut text = Fingerprint::new("table");
+    text.part(&names.join(",")).part(&String::from_utf8_lossy(&bytes));
+    let place = format!("{}@{:016x}", ast.name.text, text.finish()).to_ascii_lowercase();
+    let function = |name: &str, values: ArrayRef| {
+        let name = format!("{place}.{}", name.to_ascii_lowercase());
+        Arc::new(ScalarUDF::new_from_impl(Lookup::new(name, Arc::clone(&index), values)))
+    };
+    let mut functions = Vec::new();
+    for (name, column) in names.iter().zip(rows.columns()) {
+        let values = match column.data_type() {
+            DataType::Utf8 => cast(column, &telemetry::dictionary()).map_err(|error| unreadable(error.to_string()))?,
+            _ => Arc::clone(column),
+        };
+        functions.push(function(name, values));
+    }
+    functions.push(function("", Arc::new(BooleanArray::from(vec![true; rows.num_rows()]))));
+    Ok(Table {
+        name: ast.name.text.clone(),
+        key: key.iter().map(|at| names[*at].clone()).collect(),
+        columns: names,
+        functions,
+    })
+}
+
+#[derive(Clone, Copy)]
+enum FileFormat {
+    Csv,
+    Json,
+}
+
+fn options(ast: &ast::Source) -> Parsed<(At<String>, FileFormat)> {
+    let (mut path, mut format) = (None, None);
+    for setting in &ast.options {
+        match setting.key.value.to_ascii_lowercase().as_str() {
+            "connector" => {}
+            "path" => path = Some(source::text(setting)?),
+            "format" => {
+                let name = source::text(setting)?;
+                format = Some(match name.value.to_ascii_lowercase().as_str() {
+                    "csv" => FileFormat::Csv,
+                    "json" | "jsonl" => FileFormat::Json,
+                    other => {
+                        let message = format!("unknown format `{other}` of a file");
+                        return Err(Diagnostic::new(message, name.span).help("use 'csv' or 'json'"));
+                    }
+                });
+            }
+            key => {
+                let help = did_you_mean(key, OPTIONS).unwrap_or_else(|| format!("use {}", one_of(OPTIONS)));
+                return Err(Diagnostic::new(format!("unknown option `{key}`"), setting.key.span).help(help));
+            }
+        }
+    }
+    if let Some(watermark) = &ast.watermark {
+        return Err(Diagnostic::new("a table of a file has no event time", watermark.span).help("remove the watermark"));
+    }
+    match (path, format) {
+        (Some(path), Some(format)) => Ok((path, format)),
+        (path, _) => {
+            let missing = if path.is_none() { "path" } else { "format" };
+            let message = format!("table `{}` has no {missing}", ast.name.text);
+            Err(Diagnostic::new(message, ast.name.span)
+                .help("write WITH (connector = 'file', path = 'owners.csv', format = 'csv')"))
+        }
+    }
+}
+
+fn fields(ast: &ast::Source) -> Parsed<Vec<Field>> {
+    let columns = ast.columns.iter().flatten().map(|column| {
+        let data_type = match column.data_type.value {
+            ColumnType::Text => DataType::Utf8,
+            ColumnType::Float => DataType::Float64,
+            ColumnType::Integer => DataType::Int64,
+            ColumnType::Boolean => DataType::Boolean,
+            ColumnType::Timestamp(_) | ColumnType::Map => {
+                let message = "a column of a file is STRING, DOUBLE, BIGINT or BOOLEAN";
+                return Err(Diagnostic::new(message, column.data_type.span));
+            }
+        };
+        match &column.from {
+            None => Ok(Field::new(&column.name.text, data_type, true)),
+            Some(_) => Err(Diagnostic::new(
+                "a column of a file is called as in the file",
+                column.name.span,
+            )),
+        }
+    });
+    let fields = columns.collect::<Parsed<Vec<Field>>>()?;
+    match fields.is_empty() {
+        true => Err(Diagnostic::new("a table of a file declares its columns", ast.name.span)),
+        false => Ok(fields),
+    }
+}
+
+fn rows(bytes: &[u8], format: FileFormat, fields: Vec<Field>) -> Result<RecordBatch, ArrowError> {
+    let declared = Arc::new(Schema::new(fields));
+    let batches: Vec<RecordBatch> = match format {
+        FileFormat::Json => json::ReaderBuilder::new(Arc::clone(&declared))
+            .build(Bytes::new(bytes))?
+            .collect::<Result<_, _>>()?,
+        FileFormat::Csv => {
+            let (header, _) = csv::reader::Format::default()
+                .with_header(true)
+                .infer_schema(Bytes::new(bytes), Some(0))?;
+            let absent = declared
+                .fields()
+                .iter()
+                .find(|field| header.field_with_name(field.name()).is_err());
+            if let Some(absent) = absent {
+                return Err(ArrowError::CsvError(format!(
+                    "the header has no column {}",
+                    absent.name()
+                )));
+            }
+            let all = header
+                .fields()
+                .iter()
+                .map(|field| match declared.field_with_name(field.name()) {
+                    Ok(declared) => declared.clone(),
+                    Err(_) => Field::new(field.name(), DataType::Utf8, true),
+                });
+            let all = Arc::new(Schema::new(all.collect::<Vec<_>>()));
+            csv::ReaderBuilder::new(all)
+                .with_header(true)
+                .build(Bytes::new(bytes))?
+                .collect::<Result<_, _>>()?
+        }
+    };
+    let Some(first) = batches.first() else {
+        return Ok(RecordBatch::new_empty(declared));
+    };
+    let whole = concat_batches(&first.schema(), &batches)?;
+    let columns = declared.fields().iter().map(|field| {
+        let column = whole.column_by_name(field.name()).cloned();
+        column.ok_or_else(|| ArrowError::SchemaError(format!("no column {}", field.name())))
+    });
+    RecordBatch::try_new(Arc::clone(&declared), columns.collect::<Result<_, _>>()?)
+}
+
+/// The row of every key.
+#[derive(Debug)]
+struct Index {
+    types: Vec<DataType>,
+    rows: HashMap<Box<[u8]>, u32>,
+}
+
+impl Index {
+    /// The number of a row whose key there is already.
+    fn new(rows: &RecordBatch, key: &[usize]) -> Result<Result<Self, usize>, ArrowError> {
+        let columns: Vec<ArrayRef> = key.iter().map(|at| Arc::clone(rows.column(*at))).collect();
+        let mut index = Self {
+            types: columns.iter().map(|column| column.data_type().clone()).collect(),
+            rows: HashMap::new(),
+        };
+        for (row, key) in index.keys(&columns)?.into_iter().enumerate() {
+            let Some(key) = key else { continue };
+            if index.rows.insert(key, row as u32).is_some() {
+                return Ok(Err(row + 1));
+            }
+        }
+        Ok(Ok(index))
+    }
+
+    /// The bytes of every key; NULL equals nothing.
+    fn keys(&self, columns: &[ArrayRef]) -> Result<Vec<Option<Box<[u8]>>>, ArrowError> {
+        let columns: Vec<ArrayRef> = columns
+            .iter()
+            .zip(&self.types)
+            .map(|(column, data_type)| cast(column, data_type))
+            .collect::<Result<_, _>>()?;
+        let fields = self.types.iter().map(|data_type| SortField::new(data_type.clone()));
+        let rows = RowConverter::new(fields.collect())?.convert_columns(&columns)?;
+        let known = |row: usize| columns.iter().all(|column| column.is_valid(row));
+        let keys = rows.iter().enumerate();
+        Ok(keys.map(|(row, key)| known(row).then(|| key.as_ref().into())).collect())
+    }
+
+    fn find(&self, columns: &[ArrayRef]) -> Result<Vec<Option<u32>>, ArrowError> {
+        // Texts repeat: each is looked for once.
+        if let [column] = columns
+            && let Some(dictionary) = column.as_any_dictionary_opt()
+        {
+            if dictionary.values().is_empty() {
+                return Ok(vec![None; column.len()]);
+            }
+            let found = self.find(&[Arc::clone(dictionary.values())])?;
+            let codes = dictionary.normalized_keys().into_iter().enumerate();
+            return Ok(codes
+                .map(|(row, code)| found[code].filter(|_| column.is_valid(row)))
+                .collect());
+        }
+        let keys = self.keys(columns)?;
+        Ok(keys.into_iter().map(|key| self.rows.get(&key?).copied()).collect())
+    }
+}
+
+/// One column of a table, by its key.
+#[derive(Debug)]
+struct Lookup {
+    name: String,
+    signature: Signature,
+    index: Arc<Index>,
+    values: ArrayRef,
+}
+
+impl Lookup {
+    fn new(name: String, index: Arc<Index>, values: ArrayRef) -> Self {
+        Self {
+            name,
+            signature: Signature::user_defined(Volatility::Immutable),
+            index,
+            values,
+        }
+    }
+}
+
+// The name has the hash of the file in it.
+impl PartialEq for Lookup {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for Lookup {}
+
+impl std::hash::Hash for Lookup {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.name.hash(state);
+    }
+}
+
+impl ScalarUDFImpl for Lookup {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, _arg_types: &[DataType]) -> PlanResult<DataType> {
+        Ok(self.values.data_type().clone())
+    }
+
+    fn coerce_types(&self, arg_types: &[DataType]) -> PlanResult<Vec<DataType>> {
+        let compared = arg_types.iter().zip(&self.index.types);
+        for (given, key) in compared {
+            let alike = type_name(given) == type_name(key) || given.is_null();
+            if !alike {
+                return plan_err!(
+                    "a {} is compared with a {} of the table",
+                    type_name(given),
+                    type_name(key)
+                );
+            }
+        }
+        Ok(arg_types.to_vec())
+    }
+
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> PlanResult<ColumnarValue> {
+        let arrays = args
+            .args
+            .iter()
+            .map(|arg| arg.to_array(args.number_rows))
+            .collect::<PlanResult<Vec<ArrayRef>>>()?;
+        let found: UInt32Array = self.index.find(&arrays)?.into_iter().collect();
+        Ok(ColumnarValue::Array(take(&self.values, &found, None)?))
+    }
+}
