@@ -148,13 +148,14 @@ impl Watch {
         rows: &RecordBatch,
         scored: &[Option<(String, Score)>],
     ) -> Result<Vec<Ruling>, arrow::error::ArrowError> {
-        let score = scored
+        // Of a row that the entity's state includes already nobody asks: its ruling is passed over.
+        let score: Float64Array = scored
             .iter()
-            .map(|scored| scored.as_ref().map(|(_, score)| score.score));
-        let score: Float64Array = score.collect();
+            .map(|scored| Some(scored.as_ref().map_or(0.0, |(_, score)| score.score)))
+            .collect();
         let alarm: BooleanArray = scored
             .iter()
-            .map(|scored| scored.as_ref().map(|(_, score)| score.is_anomaly()))
+            .map(|scored| Some(scored.as_ref().is_some_and(|(_, score)| score.is_anomaly())))
             .collect();
         let mut rulings = Vec::new();
         for policy in &self.policies {
