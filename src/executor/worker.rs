@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::{
     Error,
-    adapter::{Adapter, Before, Reconciled},
+    adapter::{Adapter, Before, Failure, Reconciled},
     admission::{self, Limits, Refusal},
     allow::{self, AdapterKind, Allow, Denied, Unlisted},
     budget::Bounds,
@@ -193,7 +193,7 @@ impl Worker {
         match adapter.observe(command) {
             // Looking may have taken a while.
             Ok(before) => match self.start(command, &permitted.lane, before.clone())? {
-                Ok(()) => self.act(command, to, adapter, &before),
+                Ok(()) => self.act(command, to, adapter, &before, false),
                 Err(refusal) => self.finish(command, to, refusal.into()),
             },
             Err(failure) => self.finish(command, to, failure.into()),
@@ -225,7 +225,10 @@ impl Worker {
             Reconciled::Failed(failure) => return self.finish(command, to, failure.into()),
             Reconciled::Unknown(reason) => return self.finish(command, to, Statement::unknown(reason)),
             Reconciled::NotDone | Reconciled::Repeatable => match self.start(command, &lane, before.clone())? {
-                Ok(()) => return self.act(command, to, adapter, &before),
+                Ok(()) => {
+                    let begun = found == Reconciled::Repeatable;
+                    return self.act(command, to, adapter, &before, begun);
+                }
                 Err(refusal) => refusal,
             },
         };
@@ -260,13 +263,24 @@ impl Worker {
         Ok(started)
     }
 
-    fn act(&self, command: &Command, to: &Addressee, adapter: &dyn Adapter, before: &Before) -> Result<Outcome, Error> {
+    /// `begun` when an earlier run may have had the effect.
+    fn act(
+        &self,
+        command: &Command,
+        to: &Addressee,
+        adapter: &dyn Adapter,
+        before: &Before,
+        begun: bool,
+    ) -> Result<Outcome, Error> {
         self.announce(to, Statement::started());
         let wanted = || self.cancelled.reason(command.id()).is_none();
         let acted = adapter.act_while_wanted(command, before, &wanted);
         CrashPoint::AfterAct.reached();
         let statement = match acted {
             Ok(effect) => Statement::succeeded(effect),
+            Err(Failure::Stopped(reason)) if begun => Statement::unknown(format!(
+                "begun before the executor was restarted, then withdrawn {reason}"
+            )),
             Err(failure) => failure.into(),
         };
         self.finish(command, to, statement)

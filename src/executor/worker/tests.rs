@@ -8,7 +8,7 @@ use serde_json::{Map, json};
 
 use super::*;
 use crate::{
-    adapter::{Effect, Failure},
+    adapter::Effect,
     budget::{BreakerConfig, Rule},
     command::tests::{NOW_MS, action, command},
 };
@@ -399,6 +399,21 @@ fn an_unfinished_action_is_read_from_the_world() {
         *bench.world.reconciled.lock().unwrap() = Some(found.clone());
         assert_eq!(bench.carry_out(&command), expected, "{found:?}");
         assert_eq!(bench.acts(), acts, "{found:?}");
+    }
+}
+
+#[test]
+fn what_may_have_been_done_before_is_doubt_when_it_is_withdrawn() {
+    for (found, expected) in [
+        (Reconciled::NotDone, (Cancelled, 409)),
+        (Reconciled::Repeatable, (Unknown, 504)),
+    ] {
+        let bench = Bench::new();
+        let command = command(action("cart", 1), 1);
+        bench.intend(&command);
+        *bench.world.reconciled.lock().unwrap() = Some(found);
+        *bench.world.fails.lock().unwrap() = Some(Failure::Stopped("before it was begun".into()));
+        assert_eq!(bench.carry_out(&command), [(Started, 102), expected]);
     }
 }
 
