@@ -43,14 +43,17 @@ pub trait Adapter: Send + Sync {
     /// Brings the effect about. Never called when [`Adapter::reconcile`] says that it took place.
     fn act(&self, command: &Command, before: &Before) -> Result<Effect, Failure>;
 
-    /// As [`Adapter::act`], for an adapter that can stop on the way: it asks `wanted` while it waits and before what it
-    /// cannot take back, and answers [`Failure::Stopped`] once the action was withdrawn.
+    /// As [`Adapter::act`], unless the action was withdrawn before it is begun. An adapter that can stop on the way asks
+    /// `wanted` while it waits and before what it cannot take back as well. [`Failure::Stopped`] says that nothing was done.
     fn act_while_wanted(
         &self,
         command: &Command,
         before: &Before,
-        _wanted: &dyn Fn() -> bool,
+        wanted: &dyn Fn() -> bool,
     ) -> Result<Effect, Failure> {
+        if !wanted() {
+            return Err(Failure::Stopped("before it was begun".into()));
+        }
         self.act(command, before)
     }
 }

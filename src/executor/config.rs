@@ -21,6 +21,7 @@ use crate::{
     adapter::{alert, catalogue, docker, kubernetes, log, process, systemd, webhook},
     admission::Limits,
     allow::{AdapterKind, Allow, Unlisted},
+    budget::{Bounds, BreakerConfig, Rule, WINDOW_MS_MAX},
     trust,
 };
 
@@ -91,6 +92,13 @@ pub struct LimitsConfig {
     pub skew_margin_ms: i64,
     pub age_max_ms: i64,
     pub control_timeout_ms: u64,
+    /// Over all actions.
+    pub actions_max: u32,
+    pub window_ms: i64,
+    /// Over some, beside that.
+    #[serde(default)]
+    pub budget: Vec<Rule>,
+    pub breaker: BreakerConfig,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -173,6 +181,19 @@ impl Config {
         }
     }
 
+    pub fn bounds(&self) -> Bounds {
+        let over_all = Rule {
+            action: "*".into(),
+            target: "*".into(),
+            actions_max: self.limits.actions_max,
+            window_ms: self.limits.window_ms,
+        };
+        Bounds {
+            budget: [vec![over_all], self.limits.budget.clone()].concat(),
+            breaker: self.limits.breaker,
+        }
+    }
+
     pub fn retention_ms(&self) -> i64 {
         i64::from(self.ledger.retention_days) * DAY_MS
     }
@@ -212,6 +233,7 @@ impl Config {
         if self.limits.skew_margin_ms < 0 || self.limits.age_max_ms <= 0 {
             return wrong("limits.skew_margin_ms is at least 0 and limits.age_max_ms at least 1".into());
         }
+        self.check_bounds()?;
         self.check_services()?;
         self.kubernetes.check()?;
         self.catalogue.check()?;
@@ -219,6 +241,31 @@ impl Config {
         self.docker.check()?;
         self.systemd.check()?;
         self.check_allow()
+    }
+
+    fn check_bounds(&self) -> Result<(), Error> {
+        for (index, rule) in self.bounds().budget.iter().enumerate() {
+            let place = match index {
+                0 => "limits".to_owned(),
+                index => format!("[[limits.budget]] entry {index}"),
+            };
+            let wrong = |text: String| Err(Error::Config(format!("{place}: {text}")));
+            if rule.action.is_empty() || rule.target.is_empty() {
+                return wrong("action and target must not be empty; \"*\" means every one".into());
+            }
+            if !(1..=100_000).contains(&rule.actions_max) {
+                let given = rule.actions_max;
+                return wrong(format!("actions_max = {given} is out of range; it is 1 to 100000"));
+            }
+            check_span(&place, "window_ms", rule.window_ms)?;
+        }
+        let BreakerConfig { failures_max, open_ms } = self.limits.breaker;
+        if !(1..=1_000_000).contains(&failures_max) {
+            let place = "limits.breaker: failures_max";
+            let text = format!("{place} = {failures_max} is out of range; it is 1 to 1000000");
+            return Err(Error::Config(text));
+        }
+        check_span("limits.breaker", "open_ms", open_ms)
     }
 
     fn check_services(&self) -> Result<(), Error> {
@@ -312,6 +359,15 @@ impl Config {
             _ => None,
         }
     }
+}
+
+fn check_span(place: &str, key: &str, given_ms: i64) -> Result<(), Error> {
+    if (1..=WINDOW_MS_MAX).contains(&given_ms) {
+        return Ok(());
+    }
+    Err(Error::Config(format!(
+        "{place}: {key} = {given_ms} is out of range; it is 1 to {WINDOW_MS_MAX}, a day"
+    )))
 }
 
 /// The named parts of one adapter's configuration.

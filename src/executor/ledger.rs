@@ -6,12 +6,17 @@
 
 use std::path::{Path, PathBuf};
 
-use protocol::message::Outcome;
+use protocol::message::{Outcome, OutcomeStatus};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{Error, adapter::Before};
+use crate::{
+    Error,
+    adapter::Before,
+    admission::Refusal,
+    budget::{Bounds, Breaker, Ending, Start, WINDOW_MS_MAX},
+};
 
 /// Action id → JSON of [`Entry`].
 const ACTIONS: TableDefinition<u128, &[u8]> = TableDefinition::new("actions");
@@ -19,6 +24,10 @@ const ACTIONS: TableDefinition<u128, &[u8]> = TableDefinition::new("actions");
 const BY_TIME: TableDefinition<(i64, u128), ()> = TableDefinition::new("actions_by_time");
 /// Target key → (highest sequence seen, when).
 const SEQUENCES: TableDefinition<&str, (u64, i64)> = TableDefinition::new("sequences");
+/// (when, action id) → (action's type, service): what was started, for the budget.
+const STARTS: TableDefinition<(i64, u128), (&str, &str)> = TableDefinition::new("starts");
+/// Lane → JSON of [`Breaker`].
+const BREAKERS: TableDefinition<&str, &[u8]> = TableDefinition::new("breakers");
 
 /// What is known of one action.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -42,6 +51,9 @@ pub enum State {
     Intent {
         #[serde(default)]
         before: Before,
+        /// Whose breaker hears of the end.
+        #[serde(default)]
+        lane: String,
     },
     /// Finished with this report.
     Done { outcome: Box<Outcome> },
@@ -55,6 +67,16 @@ pub enum Claim {
     Fenced {
         highest: u64,
     },
+}
+
+/// An action that is about to start.
+pub struct Starting<'a> {
+    pub action: Uuid,
+    pub kind: &'a str,
+    pub service: &'a str,
+    /// The kind of action and the adapter: what shares a breaker.
+    pub lane: &'a str,
+    pub before: Before,
 }
 
 /// The ledger file of one executor.
@@ -90,6 +112,8 @@ impl Ledger {
             transaction.open_table(ACTIONS)?;
             transaction.open_table(BY_TIME)?;
             transaction.open_table(SEQUENCES)?;
+            transaction.open_table(STARTS)?;
+            transaction.open_table(BREAKERS)?;
             Ok(())
         })?;
         Ok(ledger)
@@ -127,20 +151,69 @@ impl Ledger {
         })
     }
 
-    /// Says, before anything is done, that it may have been done.
-    pub fn intend(&self, action: Uuid, mut entry: Entry, before: Before) -> Result<(), Error> {
-        entry.state = State::Intent { before };
-        self.write(|transaction| put(transaction, action, &entry))
+    /// Says, before anything is done, that it may have been done, if the executor's own bounds have room. Counted in the
+    /// same transaction: however many start at a time, none is over the budget.
+    pub fn start(
+        &self,
+        starting: Starting<'_>,
+        mut entry: Entry,
+        bounds: &Bounds,
+    ) -> Result<Result<(), Refusal>, Error> {
+        let (action, now_ms) = (starting.action, entry.changed_at_ms);
+        entry.state = State::Intent {
+            before: starting.before,
+            lane: starting.lane.to_owned(),
+        };
+        self.write(|transaction| {
+            let mut starts = transaction.open_table(STARTS)?;
+            let since = now_ms.saturating_sub(bounds.window_ms());
+            let until = now_ms.saturating_add(bounds.window_ms());
+            let (mut started, mut own) = (Vec::new(), None);
+            for row in starts.range((since, 0)..=(until, u128::MAX))? {
+                let (key, value) = row?;
+                let (at_ms, id) = key.value();
+                // Begun before a restart and begun again, it is one action still: the later time counts.
+                if id == action.as_u128() {
+                    own = Some(at_ms);
+                    continue;
+                }
+                let (kind, service) = value.value();
+                started.push(Start {
+                    at_ms,
+                    action: kind.to_owned(),
+                    service: service.to_owned(),
+                });
+            }
+            let mut breaker = breaker(transaction, starting.lane)?;
+            let admitted = bounds
+                .room(&started, starting.kind, starting.service, now_ms)
+                .and_then(|()| breaker.admit(bounds.breaker, starting.lane, action, now_ms));
+            if admitted.is_ok() {
+                if let Some(at_ms) = own {
+                    starts.remove((at_ms, action.as_u128()))?;
+                }
+                starts.insert((now_ms, action.as_u128()), (starting.kind, starting.service))?;
+                keep_breaker(transaction, starting.lane, &breaker)?;
+                put(transaction, action, &entry)?;
+            }
+            Ok(admitted)
+        })
     }
 
-    /// Keeps the final report: whoever asks again gets this one.
+    /// Keeps the final report: whoever asks again gets this one. Of an action that was started its breaker hears as well.
     pub fn finish(&self, action: Uuid, mut entry: Entry, outcome: &Outcome) -> Result<(), Error> {
         entry.state = State::Done {
             outcome: Box::new(outcome.clone()),
         };
         self.write(|transaction| {
             see(transaction, &entry)?;
-            put(transaction, action, &entry)
+            let before = put(transaction, action, &entry)?;
+            if let Some(State::Intent { lane, .. }) = before.map(|before| before.state) {
+                let mut breaker = breaker(transaction, &lane)?;
+                breaker.ended(action, ending(outcome), entry.changed_at_ms);
+                keep_breaker(transaction, &lane, &breaker)?;
+            }
+            Ok(())
         })
     }
 
@@ -167,6 +240,9 @@ impl Ledger {
             }
             let mut sequences = transaction.open_table(SEQUENCES)?;
             sequences.retain(|_, (_, seen_ms)| seen_ms >= before_ms)?;
+            // However short the retention, the budget's windows are looked back on.
+            let old = before_ms.saturating_sub(WINDOW_MS_MAX);
+            transaction.open_table(STARTS)?.retain(|(at_ms, _), _| at_ms >= old)?;
             Ok(pruned)
         })
     }
@@ -213,20 +289,44 @@ fn see(transaction: &WriteTransaction, entry: &Entry) -> Result<Option<u64>, red
     Ok(None)
 }
 
-fn put(transaction: &WriteTransaction, action: Uuid, entry: &Entry) -> Result<(), redb::Error> {
+/// Writes the entry and returns the one before it.
+fn put(transaction: &WriteTransaction, action: Uuid, entry: &Entry) -> Result<Option<Entry>, redb::Error> {
     let mut actions = transaction.open_table(ACTIONS)?;
     let mut by_time = transaction.open_table(BY_TIME)?;
     let bytes = serde_json::to_vec(entry).expect("entries have string keys and finite numbers");
-    let before = actions.insert(action.as_u128(), &*bytes)?.and_then(|old| {
-        serde_json::from_slice::<Entry>(old.value())
-            .ok()
-            .map(|old| old.changed_at_ms)
-    });
-    if let Some(before) = before {
-        by_time.remove((before, action.as_u128()))?;
+    let before = actions
+        .insert(action.as_u128(), &*bytes)?
+        .and_then(|old| serde_json::from_slice::<Entry>(old.value()).ok());
+    if let Some(before) = &before {
+        by_time.remove((before.changed_at_ms, action.as_u128()))?;
     }
     by_time.insert((entry.changed_at_ms, action.as_u128()), ())?;
+    Ok(before)
+}
+
+/// What this executor does not know, or cannot read, is a breaker that has never opened.
+fn breaker(transaction: &WriteTransaction, lane: &str) -> Result<Breaker, redb::Error> {
+    let breakers = transaction.open_table(BREAKERS)?;
+    let kept = breakers.get(lane)?;
+    Ok(kept
+        .and_then(|bytes| serde_json::from_slice(bytes.value()).ok())
+        .unwrap_or_default())
+}
+
+fn keep_breaker(transaction: &WriteTransaction, lane: &str, breaker: &Breaker) -> Result<(), redb::Error> {
+    let bytes = serde_json::to_vec(breaker).expect("a breaker is numbers and an id");
+    transaction.open_table(BREAKERS)?.insert(lane, &*bytes)?;
     Ok(())
+}
+
+/// 404 and 409 speak of the target, not of who acts on it.
+fn ending(outcome: &Outcome) -> Ending {
+    match (outcome.status, outcome.code) {
+        (OutcomeStatus::Succeeded, _) => Ending::Worked,
+        (OutcomeStatus::Failed, 404 | 409) => Ending::SaysNothing,
+        (OutcomeStatus::Failed | OutcomeStatus::Unknown, _) => Ending::Failed,
+        _ => Ending::SaysNothing,
+    }
 }
 
 #[cfg(test)]

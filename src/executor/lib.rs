@@ -7,12 +7,13 @@
 //! nothing committed that is not finished.
 //!
 //! The walk of one command: [`run`] polls it, [`command`] reads it, [`pool`] queues it under its target, [`worker`]
-//! carries it out: [`trust`], [`allow`], [`control`] and [`admission`] say whether, the [`ledger`] whether it was done before, an
+//! carries it out: [`trust`], [`allow`], [`control`], [`admission`] and [`budget`] say whether, the [`ledger`] whether it was done before, an
 //! [`adapter`] does it, [`report`] says so, and [`offsets`] tells what may be committed.
 
 pub mod adapter;
 pub mod admission;
 pub mod allow;
+pub mod budget;
 pub mod clock;
 pub mod command;
 pub mod config;

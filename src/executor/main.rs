@@ -141,6 +141,7 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
             topics: settings.topics.clone(),
         },
         limits: config.limits(),
+        bounds: config.bounds(),
         allow: config.allow.clone(),
         unlisted: config.unlisted,
         adapters,

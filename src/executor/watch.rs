@@ -47,6 +47,13 @@ impl Watch {
         self.metrics.count("executor_outcomes_total", &labels, 1.0);
     }
 
+    /// The executor's own budget or breaker held an action back; the reason begins with which.
+    pub fn bounded(&self, action: &str, reason: &str) {
+        let by = reason.split(':').next().unwrap_or_default();
+        let labels = [("action", action), ("by", by)];
+        self.metrics.count("executor_held_back_total", &labels, 1.0);
+    }
+
     /// An action came to its end.
     pub fn finished(&self, command: &Command, outcome: &Outcome, since_ms: i64) {
         let seconds = outcome.at.saturating_sub(since_ms).max(0) as f64 / 1_000.0;

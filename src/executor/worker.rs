@@ -15,13 +15,14 @@ use uuid::Uuid;
 
 use crate::{
     Error,
-    adapter::{Adapter, Before, Reconciled},
+    adapter::{Adapter, Before, Failure, Reconciled},
     admission::{self, Limits, Refusal},
     allow::{self, AdapterKind, Allow, Denied, Unlisted},
+    budget::Bounds,
     command::{Addressee, Command, Malformed},
     control::ControlView,
     crash::CrashPoint,
-    ledger::{Claim, Entry, Ledger, State},
+    ledger::{Claim, Entry, Ledger, Starting, State},
     report::{Identity, Reporter, Statement},
     watch::Watch,
 };
@@ -63,10 +64,17 @@ impl Cancellations {
     }
 }
 
+/// Who carries a command out, and under whose breaker.
+struct Permitted<'a> {
+    adapter: &'a dyn Adapter,
+    lane: String,
+}
+
 /// Carries commands out.
 pub struct Worker {
     pub identity: Identity,
     pub limits: Limits,
+    pub bounds: Bounds,
     pub allow: Vec<Allow>,
     pub unlisted: Unlisted,
     pub adapters: BTreeMap<AdapterKey, Box<dyn Adapter>>,
@@ -115,14 +123,14 @@ impl Worker {
                 ..
             }) => return self.repeat(&to, &outcome),
             Some(Entry {
-                state: State::Intent { before },
+                state: State::Intent { before, .. },
                 ..
             }) => self.resume(command, &to, permitted, before)?,
             Some(Entry {
                 state: State::Claimed, ..
             })
             | None => match permitted {
-                Ok(adapter) => self.begin(command, &to, adapter)?,
+                Ok(permitted) => self.begin(command, &to, permitted)?,
                 Err(refusal) => self.finish(command, &to, refusal.into())?,
             },
         };
@@ -141,7 +149,7 @@ impl Worker {
         }
     }
 
-    fn permit(&self, command: &Command) -> Result<&dyn Adapter, Refusal> {
+    fn permit(&self, command: &Command) -> Result<Permitted<'_>, Refusal> {
         let allow = allow::permit(&self.allow, command).map_err(|denied| match denied {
             Denied::Unlisted(reason) | Denied::OutOfBounds(reason) => Refusal::rejected(403, reason),
         })?;
@@ -150,10 +158,20 @@ impl Worker {
             .get(&(allow.adapter, allow.endpoint.clone()))
             .ok_or_else(|| Refusal::rejected(403, "the allow-list names an adapter that is not configured"))?;
         adapter.knows(command)?;
-        Ok(adapter.as_ref())
+        let endpoint = allow.endpoint.as_deref().map(|name| format!(" {name}"));
+        Ok(Permitted {
+            adapter: adapter.as_ref(),
+            lane: format!(
+                "{} by {}{}",
+                command.kind(),
+                allow.adapter.as_str(),
+                endpoint.unwrap_or_default()
+            ),
+        })
     }
 
-    fn begin(&self, command: &Command, to: &Addressee, adapter: &dyn Adapter) -> Result<Outcome, Error> {
+    fn begin(&self, command: &Command, to: &Addressee, permitted: Permitted<'_>) -> Result<Outcome, Error> {
+        let adapter = permitted.adapter;
         if let Err(refusal) = self.admit(command)? {
             return self.finish(command, to, refusal.into());
         }
@@ -174,8 +192,8 @@ impl Worker {
         }
         match adapter.observe(command) {
             // Looking may have taken a while.
-            Ok(before) => match self.admit(command)? {
-                Ok(()) => self.act(command, to, adapter, before),
+            Ok(before) => match self.start(command, &permitted.lane, before.clone())? {
+                Ok(()) => self.act(command, to, adapter, &before, false),
                 Err(refusal) => self.finish(command, to, refusal.into()),
             },
             Err(failure) => self.finish(command, to, failure.into()),
@@ -187,11 +205,11 @@ impl Worker {
         &self,
         command: &Command,
         to: &Addressee,
-        permitted: Result<&dyn Adapter, Refusal>,
+        permitted: Result<Permitted<'_>, Refusal>,
         before: Before,
     ) -> Result<Outcome, Error> {
-        let adapter = match permitted {
-            Ok(adapter) => adapter,
+        let Permitted { adapter, lane } = match permitted {
+            Ok(permitted) => permitted,
             Err(refusal) => {
                 let reason = format!(
                     "begun before the executor was restarted, and no longer allowed: {}",
@@ -206,8 +224,11 @@ impl Worker {
             Reconciled::Done(effect) => return self.finish(command, to, Statement::succeeded(effect)),
             Reconciled::Failed(failure) => return self.finish(command, to, failure.into()),
             Reconciled::Unknown(reason) => return self.finish(command, to, Statement::unknown(reason)),
-            Reconciled::NotDone | Reconciled::Repeatable => match self.admit(command)? {
-                Ok(()) => return self.act(command, to, adapter, before),
+            Reconciled::NotDone | Reconciled::Repeatable => match self.start(command, &lane, before.clone())? {
+                Ok(()) => {
+                    let begun = found == Reconciled::Repeatable;
+                    return self.act(command, to, adapter, &before, begun);
+                }
                 Err(refusal) => refusal,
             },
         };
@@ -221,15 +242,45 @@ impl Worker {
         self.finish(command, to, statement)
     }
 
-    fn act(&self, command: &Command, to: &Addressee, adapter: &dyn Adapter, before: Before) -> Result<Outcome, Error> {
-        self.ledger.intend(command.id(), self.entry(command), before.clone())?;
-        CrashPoint::AfterIntent.reached();
+    /// Whether the command may start now, by everybody's word and by the executor's own bounds. If so, that it does is
+    /// written down.
+    fn start(&self, command: &Command, lane: &str, before: Before) -> Result<Result<(), Refusal>, Error> {
+        if let Err(refusal) = self.admit(command)? {
+            return Ok(Err(refusal));
+        }
+        let starting = Starting {
+            action: command.id(),
+            kind: command.kind(),
+            service: command.service(),
+            lane,
+            before,
+        };
+        let started = self.ledger.start(starting, self.entry(command), &self.bounds)?;
+        match &started {
+            Ok(()) => CrashPoint::AfterIntent.reached(),
+            Err(refusal) => self.watch.bounded(command.kind(), &refusal.reason),
+        }
+        Ok(started)
+    }
+
+    /// `begun` when an earlier run may have had the effect.
+    fn act(
+        &self,
+        command: &Command,
+        to: &Addressee,
+        adapter: &dyn Adapter,
+        before: &Before,
+        begun: bool,
+    ) -> Result<Outcome, Error> {
         self.announce(to, Statement::started());
         let wanted = || self.cancelled.reason(command.id()).is_none();
-        let acted = adapter.act_while_wanted(command, &before, &wanted);
+        let acted = adapter.act_while_wanted(command, before, &wanted);
         CrashPoint::AfterAct.reached();
         let statement = match acted {
             Ok(effect) => Statement::succeeded(effect),
+            Err(Failure::Stopped(reason)) if begun => Statement::unknown(format!(
+                "begun before the executor was restarted, then withdrawn {reason}"
+            )),
             Err(failure) => failure.into(),
         };
         self.finish(command, to, statement)

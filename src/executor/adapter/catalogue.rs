@@ -5,7 +5,8 @@
 //! id, so that the program can tell a repetition. What it prints is kept up to a bound and goes into the outcome.
 //!
 //! The world keeps no marker of such a command. One that is declared `idempotent` is run again after a crash; any other
-//! that may have run is unknown. So is one that had to be ended at its time limit, or that a signal ended.
+//! that may have run is unknown. So is one that had to be ended at its time limit or because it was withdrawn, or that a
+//! signal ended.
 
 mod output;
 mod param;
@@ -192,8 +193,20 @@ impl Adapter for CatalogueAdapter {
         }
     }
 
-    fn act(&self, command: &Command, _before: &Before) -> Result<Effect, Failure> {
+    fn act(&self, command: &Command, before: &Before) -> Result<Effect, Failure> {
+        self.act_while_wanted(command, before, &|| true)
+    }
+
+    fn act_while_wanted(
+        &self,
+        command: &Command,
+        _before: &Before,
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<Effect, Failure> {
         let arguments = self.arguments(command)?;
+        if !wanted() {
+            return Err(Failure::Stopped("before the program was started".into()));
+        }
         let cannot =
             |error: io::Error| Failure::failed(format!("{} cannot be started: {error}", self.entry.program.display()));
         let (reader, writer) = io::pipe().map_err(cannot)?;
@@ -201,23 +214,20 @@ impl Adapter for CatalogueAdapter {
         let started = Instant::now();
         let mut child = self.start(command, &arguments, writer).map_err(cannot)?;
         let limit = Duration::from_millis(self.entry.timeout_ms).min(command.exec_timeout());
-        let ended = wait(&mut child, limit);
+        let ended = wait(&mut child, limit, wanted);
         let took = started.elapsed();
-        if !matches!(ended, Ok(Some(_))) {
+        if !matches!(ended, Ok(Waited::Ended(_))) {
             end(&mut child);
         }
         let said = output.end();
+        let name = &self.entry.name;
+        let doubt = |what: String| Err(Failure::Unknown(told(&format!("command {name:?} {what}"), &said)));
         match ended {
-            Ok(Some(status)) => self.judge(status, said, took),
-            Ok(None) => Err(Failure::Unknown(told(
-                &format!(
-                    "command {:?} did not end within {} ms and was ended",
-                    self.entry.name,
-                    limit.as_millis()
-                ),
-                &said,
-            ))),
-            Err(error) => Err(Failure::Unknown(format!("command {:?}: {error}", self.entry.name))),
+            Ok(Waited::Ended(status)) => self.judge(status, said, took),
+            Ok(Waited::TimeOver) => doubt(format!("did not end within {} ms and was ended", limit.as_millis())),
+            // What it has done by then nobody knows.
+            Ok(Waited::Withdrawn) => doubt("was withdrawn on the way and was ended".into()),
+            Err(error) => doubt(format!("cannot be waited for: {error}")),
         }
     }
 }
@@ -256,15 +266,26 @@ fn told(what: &str, said: &str) -> String {
     }
 }
 
-/// The program's end, or `None` when the time is over.
-fn wait(child: &mut Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
+/// Why a program is not waited for any longer.
+enum Waited {
+    Ended(ExitStatus),
+    TimeOver,
+    Withdrawn,
+}
+
+fn wait(child: &mut Child, limit: Duration, wanted: &dyn Fn() -> bool) -> io::Result<Waited> {
     let deadline = Instant::now() + limit;
     loop {
-        match child.try_wait()? {
-            Some(status) => return Ok(Some(status)),
-            None if Instant::now() >= deadline => return Ok(None),
-            None => thread::sleep(LOOK),
+        if let Some(status) = child.try_wait()? {
+            return Ok(Waited::Ended(status));
         }
+        if !wanted() {
+            return Ok(Waited::Withdrawn);
+        }
+        if Instant::now() >= deadline {
+            return Ok(Waited::TimeOver);
+        }
+        thread::sleep(LOOK);
     }
 }
 
@@ -275,7 +296,7 @@ fn end(child: &mut Child) {
     };
     // Nobody there to be told is what is wanted.
     let _ = kill_process_group(group, Signal::TERM);
-    let ended = matches!(wait(child, END_TIMEOUT), Ok(Some(_)));
+    let ended = matches!(wait(child, END_TIMEOUT, &|| true), Ok(Waited::Ended(_)));
     let _ = kill_process_group(group, Signal::KILL);
     if !ended {
         let _ = child.wait();

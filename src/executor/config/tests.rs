@@ -23,6 +23,20 @@ fn the_defaults_stand_alone_and_allow_nothing() {
 }
 
 #[test]
+fn budgets_stand_beside_the_one_over_all() {
+    let text = "[[limits.budget]]\naction = \"restart\"\ntarget = \"cart-*\"\nactions_max = 3\nwindow_ms = 900000";
+    let config = load(text).unwrap();
+    let bounds = config.bounds();
+    let budget: Vec<_> = bounds
+        .budget
+        .iter()
+        .map(|rule| (&*rule.action, rule.actions_max))
+        .collect();
+    assert_eq!(budget, [("*", 120), ("restart", 3)]);
+    assert_eq!(bounds.breaker.failures_max, 5);
+}
+
+#[test]
 fn the_example_is_valid() {
     let text = include_str!("../../../docs/examples/executor.toml");
     let config = load(text).unwrap();
@@ -75,6 +89,19 @@ fn contradictions_are_refused() {
         ("id = \"../x\"", "id ="),
         ("concurrency = 0", "concurrency = 0"),
         ("[topics]\nprefix = \"\"", "prefix"),
+        ("[limits]\nactions_max = 0", "limits: actions_max = 0 is out of range"),
+        ("[limits]\nwindow_ms = 86400001", "limits: window_ms = 86400001"),
+        (
+            "[[limits.budget]]\nactions_max = 1\nwindow_ms = 0",
+            "[[limits.budget]] entry 1: window_ms = 0",
+        ),
+        (
+            "[[limits.budget]]\ntarget = \"\"\nactions_max = 1\nwindow_ms = 1",
+            "must not be empty",
+        ),
+        ("[[limits.budget]]\nwindow_ms = 1", "actions_max"),
+        ("[limits.breaker]\nfailures_max = 0", "limits.breaker: failures_max = 0"),
+        ("[limits.breaker]\nopen_ms = 0", "limits.breaker: open_ms = 0"),
         (
             "[[allow]]\naction = \"a\"\ntarget = \"*\"\nadapter = \"webhook\"",
             "needs endpoint",

@@ -21,6 +21,7 @@ use executor::{
     },
     admission::{Limits, Refusal},
     allow::{AdapterKind, Allow, Unlisted},
+    budget::{Bounds, BreakerConfig},
     command::Command,
     ledger::Ledger,
     report::Identity,
@@ -238,6 +239,13 @@ fn start(fleet: &Fleet, id: &str, in_flight_max: usize, adapter: Box<dyn Adapter
         limits: Limits {
             skew_margin_ms: 0,
             age_ms_max: 600_000,
+        },
+        bounds: Bounds {
+            budget: Vec::new(),
+            breaker: BreakerConfig {
+                failures_max: u32::MAX,
+                open_ms: 1,
+            },
         },
         allow: vec![Allow {
             action: "restart".into(),

@@ -8,7 +8,8 @@ use serde_json::{Map, json};
 
 use super::*;
 use crate::{
-    adapter::{Effect, Failure},
+    adapter::Effect,
+    budget::{BreakerConfig, Rule},
     command::tests::{NOW_MS, action, command},
 };
 
@@ -118,6 +119,13 @@ impl Bench {
                 skew_margin_ms: 1_000,
                 age_ms_max: 600_000,
             },
+            bounds: Bounds {
+                budget: Vec::new(),
+                breaker: BreakerConfig {
+                    failures_max: 3,
+                    open_ms: 10_000,
+                },
+            },
             allow: vec![Allow {
                 action: "restart".into(),
                 target: "*".into(),
@@ -187,10 +195,22 @@ impl Bench {
         *self.controls.0.lock().unwrap() = Some(Arc::new(view));
     }
 
+    fn start(&self, command: &Command, entry: Entry, before: Before) {
+        let starting = Starting {
+            action: command.id(),
+            kind: command.kind(),
+            service: command.service(),
+            lane: "restart by process",
+            before,
+        };
+        let started = self.worker.ledger.start(starting, entry, &self.worker.bounds);
+        started.unwrap().unwrap();
+    }
+
     fn intend(&self, command: &Command) {
         let entry = self.worker.entry(command);
         self.worker.ledger.claim(command.id(), entry.clone()).unwrap();
-        self.worker.ledger.intend(command.id(), entry, Before::new()).unwrap();
+        self.start(command, entry, Before::new());
     }
 }
 
@@ -328,6 +348,16 @@ fn a_withdrawn_command_does_not_start() {
 }
 
 #[test]
+fn what_is_withdrawn_after_it_was_announced_is_not_begun() {
+    let world = World::default();
+    let adapter = FakeAdapter(Arc::new(world));
+    let command = command(action("cart", 1), 1);
+    let stopped = adapter.act_while_wanted(&command, &Before::new(), &|| false);
+    assert!(matches!(stopped, Err(Failure::Stopped(_))), "{stopped:?}");
+    assert_eq!(adapter.0.acts.load(Ordering::SeqCst), 0);
+}
+
+#[test]
 fn a_command_that_a_person_took_back_on_control_does_not_start() {
     let bench = Bench::new();
     let (taken_back, other) = (command(action("cart", 1), 1), command(action("cart", 2), 2));
@@ -373,6 +403,21 @@ fn an_unfinished_action_is_read_from_the_world() {
 }
 
 #[test]
+fn what_may_have_been_done_before_is_doubt_when_it_is_withdrawn() {
+    for (found, expected) in [
+        (Reconciled::NotDone, (Cancelled, 409)),
+        (Reconciled::Repeatable, (Unknown, 504)),
+    ] {
+        let bench = Bench::new();
+        let command = command(action("cart", 1), 1);
+        bench.intend(&command);
+        *bench.world.reconciled.lock().unwrap() = Some(found);
+        *bench.world.fails.lock().unwrap() = Some(Failure::Stopped("before it was begun".into()));
+        assert_eq!(bench.carry_out(&command), [(Started, 102), expected]);
+    }
+}
+
+#[test]
 fn an_unfinished_action_does_not_start_after_its_expiry() {
     for (found, expected) in [
         (Reconciled::NotDone, (Expired, 410)),
@@ -399,8 +444,7 @@ fn an_action_is_bound_to_the_world_that_was_seen_before_it() {
     // A predecessor looked, meant to act and died: what it saw counts, not what is there now.
     let second = command(action("cart", 2), 2);
     let entry = bench.worker.entry(&second);
-    let ledger = &bench.worker.ledger;
-    ledger.intend(second.id(), entry, seen(7).unwrap()).unwrap();
+    bench.start(&second, entry, seen(7).unwrap());
     bench.worker.carry_out(&second).unwrap();
     assert_eq!(bench.world.told.lock().unwrap()[2..], [seen(7), seen(7)]);
     assert_eq!(bench.world.looks.load(Ordering::SeqCst), 1);
@@ -444,4 +488,56 @@ fn a_malformed_command_is_answered_where_it_says_whom() {
     };
     bench.worker.answer_malformed(&nobody).unwrap();
     assert_eq!(bench.reported(), []);
+}
+
+#[test]
+fn what_is_over_the_budget_is_refused_and_stays_so() {
+    let mut bench = Bench::new();
+    bench.worker.bounds.budget = vec![Rule {
+        action: "restart".into(),
+        target: "cart".into(),
+        actions_max: 1,
+        window_ms: 5_000,
+    }];
+    let (first, second) = (command(action("cart", 1), 1), command(action("cart", 2), 2));
+    assert_eq!(bench.carry_out(&first), DONE);
+    assert_eq!(bench.carry_out(&second), [(Accepted, 102), (Rejected, 429)]);
+    bench.clock.fetch_add(5_000, Ordering::SeqCst);
+    assert_eq!(bench.carry_out(&second), [(Rejected, 429)]);
+    assert_eq!(bench.carry_out(&command(action("cart", 3), 3)), DONE);
+    assert_eq!(bench.acts(), 2);
+    let held_back = bench.worker.watch.metrics.snapshot().into_iter();
+    let held_back: Vec<_> = held_back
+        .filter(|series| series.name.ends_with("held_back_total"))
+        .collect();
+    assert_eq!(held_back.len(), 1);
+    assert!(
+        held_back[0].labels.contains(&("by", "budget".to_owned())),
+        "{held_back:?}"
+    );
+}
+
+#[test]
+fn after_failures_in_a_row_nothing_is_tried_for_a_while() {
+    let bench = Bench::new();
+    let ends = |number: u32, failure: Option<Failure>| {
+        *bench.world.fails.lock().unwrap() = failure;
+        bench
+            .carry_out(&command(action("cart", number), u64::from(number)))
+            .pop()
+            .unwrap()
+    };
+    let gone = || Some(Failure::coded(404, "gone"));
+    assert_eq!(ends(1, Some(Failure::failed("x"))), (Failed, 500));
+    assert_eq!(ends(2, Some(Failure::Unknown("x".into()))), (Unknown, 504));
+    assert_eq!(ends(3, gone()), (Failed, 404));
+    assert_eq!(ends(4, Some(Failure::retryable("x"))), (Failed, 500));
+    assert_eq!(ends(5, None), (Rejected, 429));
+    assert_eq!(bench.acts(), 4);
+    bench.clock.fetch_add(10_000, Ordering::SeqCst);
+    assert_eq!(ends(6, Some(Failure::failed("x"))), (Failed, 500));
+    assert_eq!(ends(7, None), (Rejected, 429));
+    bench.clock.fetch_add(10_000, Ordering::SeqCst);
+    assert_eq!(ends(8, None), (Succeeded, 200));
+    assert_eq!(ends(9, None), (Succeeded, 200));
 }

@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use serde_json::Value;
 
 use super::*;
@@ -88,15 +90,46 @@ fn a_program_that_takes_too_long_ends_with_all_it_has_started() {
         "{failure:?}"
     );
     assert!(started.elapsed() < Duration::from_secs(20));
+    gone(&pid, started);
+}
+
+/// Waits for the process to be gone that wrote its number there.
+fn gone(pid: &Path, since: Instant) {
     let child = fs::read_to_string(pid).unwrap();
     let gone = || {
         let stat = fs::read_to_string(format!("/proc/{}/stat", child.trim()));
         stat.is_err() || stat.is_ok_and(|stat| stat.contains(") Z"))
     };
     while !gone() {
-        assert!(started.elapsed() < Duration::from_secs(20), "{child} still runs");
+        assert!(since.elapsed() < Duration::from_secs(20), "{child} still runs");
         thread::sleep(LOOK);
     }
+}
+
+#[test]
+fn a_withdrawn_program_is_not_started_or_ends_with_all_it_has_started() {
+    let directory = tempfile::tempdir().unwrap();
+    let pid = directory.path().join("pid");
+    let script = format!("sleep 300 & echo $! > {}; echo begun; wait", pid.display());
+    let adapter = CatalogueAdapter::new(&entry(&script, json!({}))).unwrap();
+    let command = asked(json!({}));
+    let started = Instant::now();
+    let failure = adapter
+        .act_while_wanted(&command, &Before::new(), &|| false)
+        .unwrap_err();
+    assert!(matches!(failure, Failure::Stopped(_)), "{failure:?}");
+    assert!(!pid.exists());
+
+    let begun = || fs::read_to_string(&pid).is_ok_and(|text| text.ends_with('\n'));
+    let failure = adapter
+        .act_while_wanted(&command, &Before::new(), &|| !begun())
+        .unwrap_err();
+    assert!(
+        matches!(&failure, Failure::Unknown(reason) if reason.contains("withdrawn")),
+        "{failure:?}"
+    );
+    assert!(started.elapsed() < Duration::from_secs(20));
+    gone(&pid, started);
 }
 
 #[test]

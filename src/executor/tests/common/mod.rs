@@ -18,6 +18,7 @@ use executor::{
     },
     admission::Limits,
     allow::{AdapterKind, Allow, Unlisted},
+    budget::{Bounds, BreakerConfig},
     command::{Command, Reader},
     control::ControlView,
     crash::CrashPoint,
@@ -227,6 +228,13 @@ pub fn worker(directory: &Path, kind: AdapterKind, adapter: Box<dyn Adapter>, ac
         limits: Limits {
             skew_margin_ms: 0,
             age_ms_max: 600_000,
+        },
+        bounds: Bounds {
+            budget: Vec::new(),
+            breaker: BreakerConfig {
+                failures_max: u32::MAX,
+                open_ms: 1,
+            },
         },
         allow: vec![Allow {
             action: action.into(),
