@@ -98,7 +98,7 @@ class Table:
         return (N - SMALL) / max(seconds, 1e-3)
 
     def print(self):
-        print(f"\n{'system':<38}{'query':<6}{'records':>8}{'runs':>5}{'job s':>8}{'records/s':>12}{'CPU µs':>8}{'MB':>7}  output")
+        print(f"\n{'system':<42}{'query':<6}{'records':>8}{'runs':>5}{'job s':>8}{'records/s':>12}{'CPU µs':>8}{'MB':>7}  output")
         for system, query, source in self.rows:
             seconds = self.median("s", system, query, source)
             cpu_us = self.median("cpu_s", system, query, source) / RECORDS[source] * 1e6
@@ -106,7 +106,7 @@ class Table:
             outputs = sorted({run["output"] for run in self.rows[system, query, source]})
             mark = " (disturbed)" if runs[0]["disturbed"] else ""
             print(
-                f"{system:<38}{query:<6}{RECORDS[source] / 1e6:>6.1f} M{len(runs):>5}{seconds:>8.2f}{RECORDS[source] / seconds:>12,.0f}"
+                f"{system:<42}{query:<6}{RECORDS[source] / 1e6:>6.1f} M{len(runs):>5}{seconds:>8.2f}{RECORDS[source] / seconds:>12,.0f}"
                 f"{cpu_us:>8.2f}{max(run['mb'] for run in runs):>7.0f}  {', '.join(outputs)}{mark}"
             )
 

@@ -1,24 +1,25 @@
-//! Nanoseconds per row of filter, key look-up and fold, from decoded columns: `cargo bench -p engine --bench fold`.
+//! What the parts of the engine cost, from decoded columns: filter, key probe and pane update per row; sealing, writing and reading
+//! panes per row of a pane: `cargo bench --workspace --bench fold`.
 
-use std::{hint::black_box, sync::Arc, time::Instant};
+use std::{hint::black_box, sync::Arc};
 
 use arrow::{
     array::*,
     buffer::BooleanBuffer,
     datatypes::{DataType, Field, Schema, TimeUnit},
 };
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use datafusion::{
     logical_expr::Operator,
     physical_expr::expressions::{binary, col, lit},
 };
 use engine::{
-    panes::{PaneStore, Span, Unusual},
+    panes::{PaneStore, Span, Unusual, read_panes, write_panes},
     spec::*,
 };
 
 const ROWS: usize = 8_192;
 const BATCHES: usize = 64;
-const RUNS: usize = 7;
 
 fn schema() -> Arc<Schema> {
     let text = || DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
@@ -105,53 +106,97 @@ fn set(kinds: &[AggregateKind], filtered: bool) -> PaneSetSpec {
     }
 }
 
-fn measure(name: &str, services: usize, set: &PaneSetSpec) {
-    let batches = batches(services);
-    let offsets: Vec<i64> = (0..ROWS as i64).collect();
-    let watermarks = vec![i64::MIN; ROWS];
-    let usable = BooleanBuffer::new_set(ROWS);
-    let mut best = f64::MAX;
-    for _ in 0..RUNS {
-        let mut store = PaneStore::new(set.clone(), 1_000_000).expect("a plan that works");
-        let mut unusual = Unusual::default();
-        let started = Instant::now();
-        for (batch, times) in &batches {
-            store.prepare(batch, times, &usable).expect("expressions that evaluate");
-            let span = Span {
-                rows: 0..ROWS,
-                floor_ms: None,
-                first_pane_ms: None,
-                offsets: &offsets,
-                record_watermarks: &watermarks,
-            };
-            store.fold(&span, &mut unusual).expect("rows that fold");
-        }
-        best = best.min(started.elapsed().as_secs_f64() * 1e9 / (BATCHES * ROWS) as f64);
-        black_box(store.flush(None).expect("panes that seal"));
+/// Every batch, evaluated and folded into panes that are open.
+fn folded(set: &PaneSetSpec, batches: &[(RecordBatch, Vec<i64>)]) -> PaneStore {
+    let mut store = PaneStore::new(set.clone(), 1_000_000).expect("a plan that works");
+    for (batch, times) in batches {
+        prepare(&mut store, batch, times);
+        fold(&mut store);
     }
-    println!("{name:<60} {best:7.1} ns/row");
+    store
 }
 
-fn main() {
-    use AggregateKind::*;
-    for services in [100, 10_000] {
-        measure(
-            &format!("count, avg by service ({services}) and metric"),
-            services,
-            &set(&[Count, Avg], false),
-        );
-    }
-    measure(
-        "the same of half the rows, by value > 500",
-        100,
-        &set(&[Count, Avg], true),
-    );
-    measure(
-        "count, sum, avg, min, max",
-        100,
-        &set(&[Count, Sum, Avg, Min, Max], false),
-    );
-    measure("stddev", 100, &set(&[Stddev], false));
-    measure("quantile", 100, &set(&[Quantile { q: 0.99 }], false));
-    measure("rate", 100, &set(&[Rate], false));
+/// Filter, arguments, and the key's id of each row.
+fn prepare(store: &mut PaneStore, batch: &RecordBatch, times: &[i64]) {
+    let usable = BooleanBuffer::new_set(ROWS);
+    store.prepare(batch, times, &usable).expect("expressions that evaluate");
 }
+
+/// The rows last prepared into their panes.
+fn fold(store: &mut PaneStore) {
+    const OFFSETS: [i64; ROWS] = [0; ROWS];
+    const WATERMARKS: [i64; ROWS] = [i64::MIN; ROWS];
+    let span = Span {
+        rows: 0..ROWS,
+        floor_ms: None,
+        first_pane_ms: None,
+        offsets: &OFFSETS,
+        record_watermarks: &WATERMARKS,
+    };
+    store.fold(&span, &mut Unusual::default()).expect("rows that fold");
+}
+
+fn rows(criterion: &mut Criterion) {
+    use AggregateKind::*;
+    let mut group = criterion.benchmark_group("row");
+    group.throughput(Throughput::Elements(ROWS as u64));
+    let queries = [
+        ("count, avg by 500 keys", 100, vec![Count, Avg], false),
+        ("count, avg by 50,000 keys", 10_000, vec![Count, Avg], false),
+        ("count, avg of half the rows", 100, vec![Count, Avg], true),
+        ("count, sum, avg, min, max", 100, vec![Count, Sum, Avg, Min, Max], false),
+        ("stddev", 100, vec![Stddev], false),
+        ("quantile", 100, vec![Quantile { q: 0.99 }], false),
+        ("rate", 100, vec![Rate], false),
+    ];
+    for (name, services, kinds, filtered) in queries {
+        let (set, batches) = (set(&kinds, filtered), batches(services));
+        let (mut store, mut at) = (folded(&set, &batches), 0);
+        group.bench_function(format!("filter, key probe: {name}"), |bencher| {
+            bencher.iter(|| {
+                at = (at + 1) % BATCHES;
+                prepare(&mut store, &batches[at].0, &batches[at].1);
+            });
+        });
+        group.bench_function(format!("pane update: {name}"), |bencher| {
+            bencher.iter(|| fold(&mut store))
+        });
+    }
+    group.finish();
+}
+
+/// What a pane costs when it is sealed, written, read: by its keys.
+fn panes(criterion: &mut Criterion) {
+    use AggregateKind::*;
+    let mut group = criterion.benchmark_group("pane row");
+    let set = set(&[Count, Avg, Min, Max], false);
+    let batches = batches(10_000);
+    let rows_of = |mut store: PaneStore| {
+        let sealed = store.flush(None).expect("panes that seal").expect("panes");
+        sealed.rows_for(0, 1).expect("rows").expect("one partition takes all")
+    };
+    let rows = rows_of(folded(&set, &batches));
+    group.throughput(Throughput::Elements(rows.num_rows() as u64));
+    group.sample_size(20);
+    group.bench_function("seal", |bencher| {
+        bencher.iter_batched(|| folded(&set, &batches), rows_of, BatchSize::PerIteration);
+    });
+    let mut records = Vec::new();
+    let mut write = |records: &mut Vec<Vec<u8>>| {
+        records.clear();
+        write_panes(&rows, 1 << 20, records, &mut |_, _| {}).expect("rows that fit");
+    };
+    group.bench_function("write", |bencher| bencher.iter(|| write(&mut records)));
+    write(&mut records);
+    group.bench_function("read", |bencher| {
+        bencher.iter(|| {
+            for record in &records {
+                black_box(read_panes(record).expect("what was written"));
+            }
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, rows, panes);
+criterion_main!(benches);
