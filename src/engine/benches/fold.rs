@@ -124,8 +124,8 @@ fn prepare(store: &mut PaneStore, batch: &RecordBatch, times: &[i64]) {
 
 /// The rows last prepared into their panes.
 fn fold(store: &mut PaneStore) {
-    const OFFSETS: [i64; ROWS] = [0; ROWS];
-    const WATERMARKS: [i64; ROWS] = [i64::MIN; ROWS];
+    static OFFSETS: [i64; ROWS] = [0; ROWS];
+    static WATERMARKS: [i64; ROWS] = [i64::MIN; ROWS];
     let span = Span {
         rows: 0..ROWS,
         floor_ms: None,
@@ -182,7 +182,7 @@ fn panes(criterion: &mut Criterion) {
         bencher.iter_batched(|| folded(&set, &batches), rows_of, BatchSize::PerIteration);
     });
     let mut records = Vec::new();
-    let mut write = |records: &mut Vec<Vec<u8>>| {
+    let write = |records: &mut Vec<Vec<u8>>| {
         records.clear();
         write_panes(&rows, 1 << 20, records, &mut |_, _| {}).expect("rows that fit");
     };
