@@ -123,17 +123,8 @@ impl Preview {
     }
 
     fn align(&mut self) -> anyhow::Result<()> {
-        let wanted: BTreeSet<TopicPartition> = self.aggregate.paused().into_iter().collect();
-        let pause: Vec<TopicPartition> = wanted.difference(&self.paused).cloned().collect();
-        let resume: Vec<TopicPartition> = self.paused.difference(&wanted).cloned().collect();
-        if !pause.is_empty() {
-            self.consumer.pause(&pause)?;
-        }
-        if !resume.is_empty() {
-            self.consumer.resume(&resume)?;
-        }
-        self.paused = wanted;
-        Ok(())
+        let wanted = self.aggregate.paused().into_iter().collect();
+        Ok(kafka::pause_only(&mut *self.consumer, &mut self.paused, wanted)?)
     }
 
     /// Panes and progress to detect; whatever else the stages say stays unsaid.

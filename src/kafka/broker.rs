@@ -5,7 +5,7 @@
 //! rebalance is an answer of [`Consumer::poll`], and nothing changes until [`Consumer::acknowledge`], so that the loop can
 //! commit inside a revoke.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
 use protocol::{Batch, Committed, Output, Progress, TopicPartition, topic};
 
@@ -169,6 +169,24 @@ impl ProducerConfig {
             ..Self::new(client_id)
         }
     }
+}
+
+/// Leaves exactly these assigned partitions unread, where `paused` were until now.
+pub fn pause_only(
+    consumer: &mut dyn Consumer,
+    paused: &mut BTreeSet<TopicPartition>,
+    wanted: BTreeSet<TopicPartition>,
+) -> Result<(), Error> {
+    let pause: Vec<_> = wanted.difference(paused).cloned().collect();
+    let resume: Vec<_> = paused.difference(&wanted).cloned().collect();
+    if !pause.is_empty() {
+        consumer.pause(&pause)?;
+    }
+    if !resume.is_empty() {
+        consumer.resume(&resume)?;
+    }
+    *paused = wanted;
+    Ok(())
 }
 
 /// A log service: topics, consumers, producers.

@@ -211,6 +211,12 @@ impl World {
             .unwrap()
     }
 
+    fn reader_without_headers(&self) -> Box<dyn Consumer> {
+        let mut config = ConsumerConfig::new(self.name("reader"), None);
+        config.headers = false;
+        self.broker.consumer(&config).unwrap()
+    }
+
     /// A consumer that can read and commit offsets of a group.
     fn member(&self, group: &str) -> Box<dyn Consumer> {
         let group = self.name(group);
@@ -249,8 +255,11 @@ impl World {
 
     /// Everything that a read-committed consumer sees of a topic, once its positions have passed what is there now.
     fn read(&self, topic: &str, partitions: i32) -> Vec<Read> {
+        self.read_by(&mut *self.reader(), topic, partitions)
+    }
+
+    fn read_by(&self, reader: &mut dyn Consumer, topic: &str, partitions: i32) -> Vec<Read> {
         let partitions = partitions_of(topic, partitions);
-        let mut reader = self.reader();
         let ends: Vec<i64> = partitions.iter().map(|partition| self.high(partition)).collect();
         let positions: Vec<_> = partitions.iter().map(|partition| (partition.clone(), 0)).collect();
         reader.assign(&positions).unwrap();
@@ -263,7 +272,7 @@ impl World {
             .any(|(p, end)| reader.position(p).unwrap() < *end)
         {
             assert!(started.elapsed() < PATIENCE, "{topic} was not read to its end");
-            if poll(&mut *reader, &mut batch) == Polled::Records {
+            if poll(reader, &mut batch) == Polled::Records {
                 read.extend(copy(&batch));
             }
         }

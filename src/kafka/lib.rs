@@ -24,7 +24,7 @@ mod run;
 
 pub use broker::{
     Broker, Capabilities, Consumer, ConsumerConfig, GroupMetadata, Polled, Producer, ProducerConfig, TopicConfig,
-    partitions_of,
+    partitions_of, pause_only,
 };
 pub use clock::{Clock, SystemClock, VirtualClock};
 pub use config::{KafkaConfig, Mechanism, Sasl, Secret, Tls};

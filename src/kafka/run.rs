@@ -25,6 +25,7 @@ use tracing::{info, warn};
 use crate::{
     Broker, Class, Clock, Consumer, ConsumerConfig, Error, GroupMetadata, Observer, Polled, Producer, Shutdown,
     SystemClock,
+    broker::pause_only,
     crash::{CrashPoint, Point},
 };
 use restore::Restore;
@@ -159,6 +160,7 @@ pub struct StageLoop<'o> {
     /// Commit without waiting for the interval: a first start must become durable.
     commit_now: bool,
     last_commit_ms: i64,
+    /// How long the last commit took: it bounds how soon the next one may come.
     commit_took_ms: i64,
     next_tick_ms: i64,
     next_sample_ms: i64,
@@ -479,19 +481,7 @@ impl<'o> StageLoop<'o> {
             .into_iter()
             .filter(|partition| self.active.contains(partition))
             .collect();
-        if wanted == self.paused {
-            return Ok(());
-        }
-        let pause: Vec<_> = wanted.difference(&self.paused).cloned().collect();
-        let resume: Vec<_> = self.paused.difference(&wanted).cloned().collect();
-        if !pause.is_empty() {
-            self.consumer.pause(&pause)?;
-        }
-        if !resume.is_empty() {
-            self.consumer.resume(&resume)?;
-        }
-        self.paused = wanted;
-        Ok(())
+        pause_only(&mut *self.consumer, &mut self.paused, wanted)
     }
 
     fn sample(&mut self) {

@@ -12,7 +12,11 @@ pub(super) const CASES: &[Entry] = &[
     ("keys choose partitions by murmur2", None, keys),
     ("explicit partitions are honoured", None, explicit),
     ("tombstones are not empty values", None, tombstones),
-    ("headers keep order and repetition", None, headers),
+    (
+        "headers keep order and repetition, and stay away unasked",
+        None,
+        headers,
+    ),
     ("producers stamp where they may", None, producer_time),
     (
         "brokers stamp where they must",
@@ -99,6 +103,9 @@ fn headers(world: &World) {
     let read = world.read(&topic, 1);
     assert_eq!(read[0].headers, with.headers);
     assert!(read[1].headers.is_empty());
+    let without = world.read_by(&mut *world.reader_without_headers(), &topic, 1);
+    assert_eq!(values(&without), ["v", "none"]);
+    assert!(without.iter().all(|record| record.headers.is_empty()));
 }
 
 fn now_ms() -> i64 {

@@ -135,7 +135,7 @@ impl KafkaConsumer {
                 None => return Ok(()),
                 Some(Ok(message)) => {
                     // Fetched before the partition was attached.
-                    push(&message, batch);
+                    push(&message, self.queue.as_ref().is_some_and(|queue| queue.headers), batch);
                     continue;
                 }
                 Some(Err(error)) => error,
@@ -539,14 +539,14 @@ pub(super) fn progress_list(progress: &[Progress]) -> Result<TopicPartitionList,
     Ok(list)
 }
 
-fn push(message: &rdkafka::message::BorrowedMessage<'_>, batch: &mut Batch) {
+fn push(message: &rdkafka::message::BorrowedMessage<'_>, with_headers: bool, batch: &mut Batch) {
     let handle = batch.partition(message.topic(), message.partition());
     let timestamp = match message.timestamp() {
         Timestamp::LogAppendTime(ms) => (ms, TimestampKind::LogAppend),
         Timestamp::CreateTime(ms) => (ms, TimestampKind::Create),
         Timestamp::NotAvailable => (-1, TimestampKind::Create),
     };
-    let headers = message.headers();
+    let headers = message.headers().filter(|_| with_headers);
     let headers = headers
         .iter()
         .flat_map(|headers| headers.iter())

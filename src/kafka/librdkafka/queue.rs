@@ -37,14 +37,14 @@ pub(crate) enum PartitionEventKind {
 /// A queue that partitions of one consumer are forwarded to.
 pub(crate) struct Queue {
     queue: *mut sys::rd_kafka_queue_t,
-    headers: bool,
+    /// Records come with their headers.
+    pub headers: bool,
 }
 
 // SAFETY: librdkafka's queues are thread-safe; this handle is owned by one consumer and used by one thread at a time.
 unsafe impl Send for Queue {}
 
 impl Queue {
-    /// `headers`: whether records come with theirs.
     pub fn new<C: ConsumerContext>(consumer: &BaseConsumer<C>, headers: bool) -> Self {
         // SAFETY: the client outlives the call; the library allocates and never returns null.
         let queue = unsafe { sys::rd_kafka_queue_new(consumer.client().native_ptr()) };

@@ -135,8 +135,9 @@ impl MemoryConsumer {
                 return Ok(Polled::OutOfRange(partition));
             }
             let before = batch.len();
+            let seen = (self.config.read_committed, self.config.headers);
             let left = POLL_RECORDS_MAX.saturating_sub(before);
-            position.offset = log.read(&partition, position.offset, self.config.read_committed, left, batch);
+            position.offset = log.read(&partition, position.offset, seen, left, batch);
             let end = match self.config.read_committed {
                 true => log.stable_end(),
                 false => log.end(),

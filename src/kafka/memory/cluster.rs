@@ -136,7 +136,7 @@ impl Cluster {
         let mut batch = Batch::default();
         for (index, log) in known.logs.iter().enumerate() {
             let partition = TopicPartition::new(topic, index as i32);
-            log.read(&partition, log.start(), true, usize::MAX, &mut batch);
+            log.read(&partition, log.start(), (true, true), usize::MAX, &mut batch);
         }
         let stored = |record: protocol::Record<'_>| Stored {
             partition: record.partition.clone(),

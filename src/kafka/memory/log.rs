@@ -87,12 +87,13 @@ impl Log {
         Some(self.start + index as i64)
     }
 
-    /// Copies at most `count` records from `position` on; returns the next position, beyond what is skipped.
+    /// Copies at most `count` records from `position` on, with their headers or without; returns the next position, beyond what
+    /// is skipped.
     pub fn read(
         &self,
         partition: &TopicPartition,
         mut position: i64,
-        read_committed: bool,
+        (read_committed, with_headers): (bool, bool),
         count: usize,
         batch: &mut Batch,
     ) -> i64 {
@@ -109,7 +110,8 @@ impl Log {
                 .as_ref()
                 .filter(|_| !read_committed || self.is_kept(entry))
             {
-                let headers = content.headers.iter().map(|(n, v)| (n.as_str(), v.as_slice()));
+                let headers = content.headers.iter().filter(|_| with_headers);
+                let headers = headers.map(|(n, v)| (n.as_str(), v.as_slice()));
                 let (key, value) = (content.key.as_deref(), content.value.as_deref());
                 batch.push(handle, position, entry.timestamp, key, value, headers);
                 taken += 1;

@@ -87,6 +87,25 @@ fn a_record_without_key_or_headers() {
 }
 
 #[test]
+fn headers_are_read_only_where_a_column_is_made_of_them() {
+    for (property, reads) in [
+        ("headers", true),
+        ("header:trace", true),
+        ("key", false),
+        ("offset", false),
+    ] {
+        let data_type = match property {
+            "headers" => string_map(),
+            "offset" => DataType::Int64,
+            _ => DataType::Utf8,
+        };
+        let fields = vec![metadata_column(Field::new("c", data_type, true), property)];
+        let decoder = Decoder::new(Format::Json, Arc::new(Schema::new(fields)), &[]).unwrap();
+        assert_eq!(decoder.reads_headers(), reads, "{property}");
+    }
+}
+
+#[test]
 fn wrong_declarations_are_refused() {
     let unknown = metadata_column(Field::new("x", DataType::Utf8, true), "colour");
     let mistyped = metadata_column(Field::new("x", DataType::Boolean, true), "offset");
