@@ -113,6 +113,38 @@ impl From<Refusal> for Failure {
     }
 }
 
+/// What can be asked of a thing that runs or does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lifecycle {
+    Restart,
+    Stop,
+    Start,
+}
+
+impl Lifecycle {
+    /// What a command asks for; `adapter` names who cannot do anything else. There are no parameters but a reason for people: one
+    /// that changes nothing would be taken for one that does.
+    pub fn of(command: &Command, adapter: &str) -> Result<Self, Refusal> {
+        let lifecycle = match command.kind() {
+            "restart" => Self::Restart,
+            "stop" => Self::Stop,
+            "start" => Self::Start,
+            other => {
+                return Err(unknown_target(format!(
+                    "the {adapter} adapter knows no action {other:?}"
+                )));
+            }
+        };
+        match command.action.action.params.keys().find(|name| *name != "reason") {
+            Some(name) => Err(Refusal::rejected(
+                412,
+                format!("parameter {name:?} is none of this action's"),
+            )),
+            None => Ok(lifecycle),
+        }
+    }
+}
+
 /// For a client that is asynchronous: workers wait for it, one thread drives it.
 fn client_runtime(name: &str) -> io::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread()

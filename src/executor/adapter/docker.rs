@@ -22,7 +22,7 @@ use tokio::{runtime::Runtime, time::sleep};
 use self::container::{Engine, Found, Health, Trouble};
 use crate::{
     Error,
-    adapter::{Adapter, Before, Effect, Failure, Reconciled, client_runtime, unknown_target},
+    adapter::{Adapter, Before, Effect, Failure, Lifecycle, Reconciled, client_runtime, unknown_target},
     admission::Refusal,
     allow,
     command::Command,
@@ -142,17 +142,10 @@ fn is_name(text: &str) -> bool {
         && text.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Request {
-    Restart,
-    Stop,
-    Start,
-}
-
 /// A command that was understood.
 struct Job<'a> {
     target: &'a Target,
-    request: Request,
+    request: Lifecycle,
     service: &'a str,
     engine: Engine,
     deadline: Instant,
@@ -178,18 +171,7 @@ impl DockerAdapter {
     }
 
     fn job<'a>(&'a self, command: &'a Command) -> Result<Job<'a>, Refusal> {
-        let request = match command.kind() {
-            "restart" => Request::Restart,
-            "stop" => Request::Stop,
-            "start" => Request::Start,
-            other => return Err(unknown_target(format!("the docker adapter knows no action {other:?}"))),
-        };
-        if let Some(name) = command.action.action.params.keys().find(|name| *name != "reason") {
-            return Err(Refusal::rejected(
-                412,
-                format!("parameter {name:?} is none of this action's"),
-            ));
-        }
+        let request = Lifecycle::of(command, "docker")?;
         let service = command.service();
         let target = self
             .config
@@ -246,9 +228,9 @@ impl DockerAdapter {
         let mut after = Vec::new();
         for before in containers {
             let asked = match job.request {
-                Request::Restart => self.restart(job, before).await,
-                Request::Stop => self.ask(job, before, |found| !found.running).await,
-                Request::Start => self.ask(job, before, |found| found.running).await,
+                Lifecycle::Restart => self.restart(job, before).await,
+                Lifecycle::Stop => self.ask(job, before, |found| !found.running).await,
+                Lifecycle::Start => self.ask(job, before, |found| found.running).await,
             };
             asked.map_err(|trouble| named(before, trouble))?;
             after.push(self.settled(job, before).await?);
@@ -316,8 +298,8 @@ impl DockerAdapter {
         let mut running_since = None;
         loop {
             match job.engine.inspect(&before.id).await {
-                Ok(now) if job.request == Request::Stop && !now.running => return Ok(now),
-                Ok(now) if job.request != Request::Stop => {
+                Ok(now) if job.request == Lifecycle::Stop && !now.running => return Ok(now),
+                Ok(now) if job.request != Lifecycle::Stop => {
                     let since = *running_since.get_or_insert_with(Instant::now);
                     match (now.running, now.health) {
                         (true, Health::Good) => return Ok(now),
@@ -349,9 +331,9 @@ impl DockerAdapter {
         let mut after = Vec::new();
         for before in &containers {
             let there = match job.request {
-                Request::Restart => self.changed(job, before).await,
-                Request::Stop => job.engine.inspect(&before.id).await.map(|now| !now.running),
-                Request::Start => job.engine.inspect(&before.id).await.map(|now| now.running),
+                Lifecycle::Restart => self.changed(job, before).await,
+                Lifecycle::Stop => job.engine.inspect(&before.id).await.map(|now| !now.running),
+                Lifecycle::Start => job.engine.inspect(&before.id).await.map(|now| now.running),
             };
             match there {
                 Ok(true) => {}

@@ -16,7 +16,7 @@ use tokio::{runtime::Runtime, time::sleep};
 use self::manager::{Manager, Trouble, Unit};
 use crate::{
     Error,
-    adapter::{Adapter, Before, Effect, Failure, Reconciled, client_runtime, unknown_target},
+    adapter::{Adapter, Before, Effect, Failure, Lifecycle, Reconciled, client_runtime, unknown_target},
     admission::Refusal,
     allow,
     command::Command,
@@ -104,26 +104,18 @@ fn is_unit(text: &str) -> bool {
     text.len() < 256 && text.chars().all(plain) && matches!(suffix, Some((false, suffix)) if known.contains(&suffix))
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Request {
-    Restart,
-    Stop,
-    Start,
-}
-
-impl Request {
-    fn method(self) -> &'static str {
-        match self {
-            Self::Restart => "RestartUnit",
-            Self::Stop => "StopUnit",
-            Self::Start => "StartUnit",
-        }
+/// The manager's method that does it.
+fn method(request: Lifecycle) -> &'static str {
+    match request {
+        Lifecycle::Restart => "RestartUnit",
+        Lifecycle::Stop => "StopUnit",
+        Lifecycle::Start => "StartUnit",
     }
 }
 
 /// A command that was understood.
 struct Job {
-    request: Request,
+    request: Lifecycle,
     unit: String,
     deadline: Instant,
 }
@@ -146,18 +138,7 @@ impl SystemdAdapter {
     }
 
     fn job(&self, command: &Command) -> Result<Job, Refusal> {
-        let request = match command.kind() {
-            "restart" => Request::Restart,
-            "stop" => Request::Stop,
-            "start" => Request::Start,
-            other => return Err(unknown_target(format!("the systemd adapter knows no action {other:?}"))),
-        };
-        if let Some(name) = command.action.action.params.keys().find(|name| *name != "reason") {
-            return Err(Refusal::rejected(
-                412,
-                format!("parameter {name:?} is none of this action's"),
-            ));
-        }
+        let request = Lifecycle::of(command, "systemd")?;
         let service = command.service();
         let target = self
             .config
@@ -208,7 +189,7 @@ impl SystemdAdapter {
         })?;
         if !there(job, before, &now) {
             let asked = match self.connect().await {
-                Ok(manager) => manager.ask(job.request.method(), &job.unit).await,
+                Ok(manager) => manager.ask(method(job.request), &job.unit).await,
                 Err(trouble) => Err(trouble),
             };
             match asked {
@@ -253,7 +234,7 @@ impl SystemdAdapter {
                     )));
                 }
                 Ok(now) if there(job, before, &now) => {
-                    if job.request == Request::Stop || now.has_run() {
+                    if job.request == Lifecycle::Stop || now.has_run() {
                         return Ok(effect(job, before, &now));
                     }
                     match &since {
@@ -309,9 +290,9 @@ impl SystemdAdapter {
 /// Whether what was asked for has begun.
 fn there(job: &Job, before: &Unit, now: &Unit) -> bool {
     match job.request {
-        Request::Restart => now.invocation != before.invocation && !now.invocation.is_empty(),
-        Request::Stop => now.is_down(),
-        Request::Start => !now.is_down() || (now.invocation != before.invocation && now.has_run()),
+        Lifecycle::Restart => now.invocation != before.invocation && !now.invocation.is_empty(),
+        Lifecycle::Stop => now.is_down(),
+        Lifecycle::Start => !now.is_down() || (now.invocation != before.invocation && now.has_run()),
     }
 }
 

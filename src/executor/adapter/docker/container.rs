@@ -11,8 +11,7 @@ use bollard::{
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
-use super::Request;
-use crate::command::describe;
+use crate::{adapter::Lifecycle, command::describe};
 
 /// Why a call did not do what it should.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -160,26 +159,26 @@ impl Engine {
         Ok(found)
     }
 
-    pub async fn post(&self, request: Request, id: &str) -> Result<(), Trouble> {
+    pub async fn post(&self, request: Lifecycle, id: &str) -> Result<(), Trouble> {
         let docker = self.connect()?;
         let limit = self.call_timeout + self.stop_timeout;
         let grace_s = i32::try_from(self.stop_timeout.as_secs()).ok();
         match request {
-            Request::Restart => {
+            Lifecycle::Restart => {
                 let options = RestartContainerOptions {
                     t: grace_s,
                     signal: None,
                 };
                 self.call(limit, docker.restart_container(id, Some(options))).await
             }
-            Request::Stop => {
+            Lifecycle::Stop => {
                 let options = StopContainerOptions {
                     t: grace_s,
                     signal: None,
                 };
                 self.call(limit, docker.stop_container(id, Some(options))).await
             }
-            Request::Start => self.call(limit, docker.start_container(id, None)).await,
+            Lifecycle::Start => self.call(limit, docker.start_container(id, None)).await,
         }
     }
 }
