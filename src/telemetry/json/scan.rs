@@ -100,8 +100,8 @@ impl<'a> Scanner<'a> {
             Some(b'"') => "a string",
             Some(b'{') => "an object",
             Some(b'[') => "an array",
-            Some(b't' | b'f') => "a boolean",
-            Some(b'n') => "null",
+            Some(b't' | b'f') if self.rest().starts_with(b"true") || self.rest().starts_with(b"false") => "a boolean",
+            Some(b'n') if self.rest().starts_with(b"null") => "null",
             Some(b'-' | b'0'..=b'9') => "a number",
             Some(_) => "something that is not JSON",
         };

@@ -260,6 +260,16 @@ fn reasons_name_field_and_byte() {
         "expected , or }, found the end at byte 6"
     );
     assert_eq!(reason(&mut decoder, ""), "expected an object, found the end at byte 0");
+    for (text, found) in [
+        ("not json", "something that is not JSON"),
+        ("nil", "something that is not JSON"),
+        ("null", "null"),
+        ("true", "a boolean"),
+        ("fals", "something that is not JSON"),
+    ] {
+        let expected = format!("expected an object, found {found} at byte 0");
+        assert_eq!(reason(&mut decoder, text), expected);
+    }
     assert_eq!(
         reason(&mut decoder, "[1]"),
         "expected an object, found an array at byte 0"
