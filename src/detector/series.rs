@@ -88,8 +88,8 @@ pub(crate) trait Series: Send + Sized + 'static {
     const NAME: &'static str;
     const TAG: u8;
     const VERSION: u8;
-    /// The parameter that is the alarm level, for detectors whose model of noise is narrower than life: left at its default, only
-    /// what also stands out of the entity's own history alarms; a level that the operator wrote is taken at its word.
+    /// The parameter that is the alarm level, for detectors whose model of noise is narrower than life: left at its default, over one
+    /// feature only what also stands out of the entity's own history alarms; a level that the operator wrote is taken at its word.
     const LEVEL: Option<&'static str> = None;
 
     fn fresh(config: &Self::Config, seed: u64) -> Self;
@@ -132,7 +132,10 @@ impl<S: Series> PerFeature<S> {
         Ok(Arc::new(Self {
             config: Arc::new(config),
             promise,
-            own_history: promise == Promise::None && S::LEVEL.is_some_and(|level| !options.is_given(level)),
+            // Of several features, one that is always far off would hide the others.
+            own_history: features == 1
+                && promise == Promise::None
+                && S::LEVEL.is_some_and(|level| !options.is_given(level)),
             features,
         }))
     }

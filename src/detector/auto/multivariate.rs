@@ -45,7 +45,7 @@ const ROW_MAX: f64 = 15.0;
 const DISTANCE_MAX: f64 = 0.5;
 /// How far off a feature counts in full, and its share beyond: one value far out in a heavy tail is not a fault of the entity.
 const FEATURE_FULL: f64 = 0.05;
-const FEATURE_SHARE: f64 = 0.1;
+const FEATURE_SHARE: f64 = 0.2;
 /// An alarm that stands puts this off for so long, or as long as the history is: a long fault is not cut short by the schedule.
 const PATIENCE_ROWS: u32 = 4000;
 /// Pending turns known when the history has grown by a quarter, and after so many rows at the latest.

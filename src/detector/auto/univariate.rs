@@ -92,7 +92,8 @@ impl Series for Metric {
         let [near, far] = &self.transitions;
         let seasonal = self.seasonal.as_ref().map_or(0, |seasonal| seasonal.touch());
         let art = self.art.as_ref().map_or(0, |art| art.0.touch());
-        self.held_rows ^ self.recent.rows ^ near.0.touch() ^ far.0.touch() ^ seasonal ^ art
+        let last = self.recent.back(1).map_or(0, u32::from) ^ self.recent.rows ^ self.peaks.touch();
+        self.held_rows ^ self.grid.low.to_bits() as u32 ^ last ^ near.0.touch() ^ far.0.touch() ^ seasonal ^ art
     }
 
     fn write(&self, _config: &Config, writer: &mut Writer<'_>) {
