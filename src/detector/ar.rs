@@ -71,6 +71,7 @@ impl Series for Autoregression {
     const NAME: &'static str = NAME;
     const TAG: u8 = 12;
     const VERSION: u8 = 1;
+    const LEVEL: Option<&'static str> = Some("threshold");
 
     fn fresh(config: &Config, _seed: u64) -> Self {
         let mut state = Self {

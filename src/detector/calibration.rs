@@ -22,6 +22,9 @@ const SHAPE_MAX: f64 = 0.5;
 const ROWS_MIN: u32 = 200;
 const P_MIN: f64 = 1e-12;
 
+/// What is rarer than this among the entity's own rows stands out.
+const RARE: f64 = 2e-4;
+
 /// Either parameter turns the score into ln p / ln α: 1.0 exactly where p reaches the promised rate.
 pub(crate) const PROMISE: &[Parameter] = &[
     Parameter {
@@ -91,6 +94,14 @@ impl Calibration {
         }
     }
 
+    /// As [`crate::State::touch`]: the counts of 32 bins are a cache line.
+    pub(crate) fn touch(&self) -> u32 {
+        self.counts
+            .iter()
+            .step_by(32)
+            .fold(self.total, |read, count| read ^ u32::from(*count))
+    }
+
     /// Fills what follows from evidence and history: p-value, promised score, grade, confidence, since when.
     pub(crate) fn finish(&mut self, promise: Promise, row: Row<'_>, evidence: f64, out: &mut Score) {
         self.step(row.time_ms);
@@ -117,6 +128,12 @@ impl Calibration {
         if row.learn {
             self.learn(evidence);
         }
+    }
+
+    /// Whether so much evidence stands out of the entity's own history: counted, not extrapolated, so that no tail is too heavy for it.
+    pub(crate) fn is_rare(&self, evidence: f64) -> bool {
+        let beyond: u32 = self.counts[bin(evidence)..].iter().map(|count| u32::from(*count)).sum();
+        f64::from(beyond) <= RARE * f64::from(self.total)
     }
 
     /// Share of this entity's rows with at least so much evidence.

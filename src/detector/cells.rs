@@ -150,6 +150,11 @@ impl Cells {
         self.rows[row] |= 1 << column;
     }
 
+    /// As [`crate::State::touch`].
+    pub(crate) fn touch(&self) -> u32 {
+        self.rows[0] ^ self.rows[SIDE / 2] ^ self.rows[SIDE - 1]
+    }
+
     pub(crate) fn merge(&mut self, other: &mut Self) {
         for (row, more) in self.rows.iter_mut().zip(&mut other.rows) {
             *row |= std::mem::take(more);

@@ -1,7 +1,9 @@
 //! `cusum`: a cumulative sum of standardised departures, both ways.
 //!
 //! Page, Continuous inspection schemes, 1954. The reference mean and deviation are those of the warm-up, followed slowly and
-//! only as far as the chart allows; it sums what exceeds `drift` deviations and alarms at `threshold`.
+//! only as far as the chart allows; it sums what exceeds `drift` deviations and alarms at `threshold`. After an alarm the chart starts
+//! again, as Page's does: it learns the mean that it has found and sums from 0. One row adds a third of the threshold at most: the chart
+//! asks for a moved mean, not for a spike (Lucas and Crosier, Robust CUSUM, 1982).
 
 use std::sync::Arc;
 
@@ -14,6 +16,8 @@ use crate::{Detector, Error, Value};
 
 pub(crate) const ALL_PARAMETERS: &[&[Parameter]] = &[PARAMETERS, PROMISE];
 pub(crate) const NAME: &str = "cusum";
+/// A chart stays finite while it may not start again.
+const SUM_MAX: f64 = 1e6;
 
 pub(crate) const PARAMETERS: &[Parameter] = &[
     Parameter {
@@ -60,6 +64,7 @@ impl Series for Cusum {
     const NAME: &'static str = NAME;
     const TAG: u8 = 14;
     const VERSION: u8 = 1;
+    const LEVEL: Option<&'static str> = Some("threshold");
 
     fn fresh(_config: &Config, _seed: u64) -> Self {
         Self {
@@ -75,11 +80,10 @@ impl Series for Cusum {
         let deviation = self.reference.deviation();
         let mut reading = Reading::QUIET;
         if warm {
-            let unit = ((value - mean) / deviation).clamp(-1e6, 1e6);
-            // Capped, so that a chart that has alarmed comes back as soon as the series does.
-            let cap = 2.0 * config.threshold;
-            self.above = (self.above + unit - config.drift).clamp(0.0, cap);
-            self.below = (self.below - unit - config.drift).clamp(0.0, cap);
+            let unit = (value - mean) / deviation;
+            let most = config.threshold / 3.0;
+            self.above = (self.above + (unit - config.drift).min(most)).clamp(0.0, SUM_MAX);
+            self.below = (self.below + (-unit - config.drift).min(most)).clamp(0.0, SUM_MAX);
             let score = self.above.max(self.below) / config.threshold;
             let width = (config.drift + config.threshold) * deviation;
             reading = Reading {
@@ -100,6 +104,12 @@ impl Series for Cusum {
             self.reference.learn(learned, 2e-3);
         }
         reading
+    }
+
+    fn alarmed(&mut self, config: &Config) {
+        if self.above.max(self.below) >= config.threshold {
+            *self = Self::fresh(config, 0);
+        }
     }
 
     fn write(&self, _config: &Config, writer: &mut Writer<'_>) {

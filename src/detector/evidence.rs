@@ -81,6 +81,11 @@ impl Peaks {
         }
     }
 
+    /// As [`crate::State::touch`].
+    pub(crate) fn touch(&self) -> u32 {
+        self.blocks[0].to_bits() ^ u32::from(self.row)
+    }
+
     pub(crate) fn highest(&self) -> f64 {
         f64::from(self.blocks.iter().copied().fold(0.0, f32::max))
     }

@@ -68,6 +68,7 @@ impl Series for Ewma {
     const NAME: &'static str = NAME;
     const TAG: u8 = 10;
     const VERSION: u8 = 1;
+    const LEVEL: Option<&'static str> = Some("threshold");
 
     fn fresh(_config: &Config, _seed: u64) -> Self {
         Self {

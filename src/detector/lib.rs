@@ -241,6 +241,12 @@ pub trait State: Send {
     /// Scores the row, then learns from it if it may.
     fn score(&mut self, row: Row<'_>, out: &mut Score);
 
+    /// Reads a word of every cache line that scoring needs, so that what is not in the cache comes at once; for [`slab::score`]. The
+    /// answer means nothing.
+    fn touch(&self) -> u32 {
+        0
+    }
+
     /// Appends a versioned little-endian snapshot.
     fn snapshot(&self, out: &mut Vec<u8>);
 }

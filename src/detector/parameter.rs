@@ -56,6 +56,7 @@ enum Checked {
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
     values: Vec<(&'static str, Checked)>,
+    given: Vec<&'static str>,
 }
 
 impl Options {
@@ -82,6 +83,7 @@ impl Options {
             }
         }
         let mut values = Vec::with_capacity(known.len());
+        let mut names = Vec::new();
         for parameter in known {
             let given = options.iter().find(|(name, _)| name == parameter.name);
             let checked = match given {
@@ -89,9 +91,17 @@ impl Options {
                 None if parameter.default.is_empty() => Checked::Absent,
                 None => parameter.check(&Value::Text(parameter.default.into()))?,
             };
+            if given.is_some() {
+                names.push(parameter.name);
+            }
             values.push((parameter.name, checked));
         }
-        Ok(Self { values })
+        Ok(Self { values, given: names })
+    }
+
+    /// Whether the operator wrote it.
+    pub(crate) fn is_given(&self, name: &str) -> bool {
+        self.given.contains(&name)
     }
 
     /// None when it was left out and has no default, or is a word.

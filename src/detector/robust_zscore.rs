@@ -77,6 +77,7 @@ impl Series for RobustZscore {
     const NAME: &'static str = NAME;
     const TAG: u8 = 3;
     const VERSION: u8 = 1;
+    const LEVEL: Option<&'static str> = Some("threshold");
 
     fn fresh(config: &Config, _seed: u64) -> Self {
         Self {

@@ -41,17 +41,69 @@ impl Reading {
     }
 }
 
+/// Mean and mean square deviation of the last sixty rows or so: what to expect, and a band of three deviations around it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Band {
+    mean: f32,
+    variance: f32,
+}
+
+impl Band {
+    pub(crate) const BYTES: usize = 8;
+    const ROWS: u32 = 60;
+
+    /// What to expect of the row; then learns its value, the first `rows` of them alike.
+    pub(crate) fn step(&mut self, value: f64, rows: u32, learn: bool) -> Reading {
+        let (mean, variance) = (f64::from(self.mean), f64::from(self.variance));
+        let width = 3.0 * variance.max(0.0).sqrt();
+        if learn && value.abs() < 1e18 {
+            let weight = 1.0 / f64::from(rows.clamp(1, Self::ROWS));
+            let change = value - mean;
+            self.mean = (mean + weight * change) as f32;
+            self.variance = ((1.0 - weight) * (variance + weight * change * change)) as f32;
+        }
+        Reading {
+            expected: mean,
+            lower: mean - width,
+            upper: mean + width,
+            ..Reading::QUIET
+        }
+    }
+
+    pub(crate) fn write(&self, writer: &mut Writer<'_>) {
+        writer.f32s(&[self.mean, self.variance]);
+    }
+
+    pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Self, Error> {
+        Ok(Self {
+            mean: reader.f32()?,
+            variance: reader.f32()?,
+        })
+    }
+}
+
 /// The state of one series.
 pub(crate) trait Series: Send + Sized + 'static {
     type Config: Send + Sync + 'static;
     const NAME: &'static str;
     const TAG: u8;
     const VERSION: u8;
+    /// The parameter that is the alarm level, for detectors whose model of noise is narrower than life: left at its default, over one
+    /// feature only what also stands out of the entity's own history alarms; a level that the operator wrote is taken at its word.
+    const LEVEL: Option<&'static str> = None;
 
     fn fresh(config: &Self::Config, seed: u64) -> Self;
 
     /// `value` is finite and of magnitude at most [`crate::VALUE_MAX`].
     fn step(&mut self, config: &Self::Config, time_ms: i64, value: f64, learn: bool) -> Reading;
+
+    /// As [`State::touch`].
+    fn touch(&self) -> u32 {
+        0
+    }
+
+    /// The entity has alarmed at a row that may be learned: for detectors that start again after an alarm.
+    fn alarmed(&mut self, _config: &Self::Config) {}
 
     fn write(&self, config: &Self::Config, writer: &mut Writer<'_>);
 
@@ -63,6 +115,7 @@ pub(crate) trait Series: Send + Sized + 'static {
 pub(crate) struct PerFeature<S: Series> {
     config: Arc<S::Config>,
     promise: Promise,
+    own_history: bool,
     features: usize,
 }
 
@@ -75,9 +128,14 @@ impl<S: Series> PerFeature<S> {
                 given: features,
             });
         }
+        let promise = Promise::read(options)?;
         Ok(Arc::new(Self {
             config: Arc::new(config),
-            promise: Promise::read(options)?,
+            promise,
+            // Of several features, one that is always far off would hide the others.
+            own_history: features == 1
+                && promise == Promise::None
+                && S::LEVEL.is_some_and(|level| !options.is_given(level)),
             features,
         }))
     }
@@ -93,45 +151,63 @@ impl<S: Series> Detector for PerFeature<S> {
     }
 
     fn fresh(&self, entity: u64) -> Box<dyn State> {
-        Box::new(Bank::<S> {
-            config: Arc::clone(&self.config),
-            promise: self.promise,
-            calibration: Calibration::new(),
-            series: (0..self.features)
-                .map(|index| S::fresh(&self.config, entity ^ (index as u64).rotate_left(32)))
-                .collect(),
-        })
+        let series = |index: usize| S::fresh(&self.config, entity ^ (index as u64).rotate_left(32));
+        match self.features {
+            1 => self.bank(Calibration::new(), [series(0)]),
+            _ => self.bank(Calibration::new(), (0..self.features).map(series).collect::<Box<[S]>>()),
+        }
     }
 
     fn restore(&self, _entity: u64, bytes: &[u8]) -> Result<Box<dyn State>, Error> {
         let mut reader = Reader::new(bytes);
         let version = reader.header(S::TAG, S::VERSION, self.features)?;
         let calibration = Calibration::read(&mut reader)?;
-        let series = (0..self.features)
-            .map(|_| S::read(&self.config, version, &mut reader))
-            .collect::<Result<_, _>>()?;
+        let mut series = || S::read(&self.config, version, &mut reader);
+        let bank = match self.features {
+            1 => self.bank(calibration, [series()?]),
+            _ => {
+                let series: Box<[S]> = (0..self.features).map(|_| series()).collect::<Result<_, _>>()?;
+                self.bank(calibration, series)
+            }
+        };
         reader.finish()?;
-        Ok(Box::new(Bank::<S> {
-            config: Arc::clone(&self.config),
-            promise: self.promise,
-            calibration,
-            series,
-        }))
+        Ok(bank)
     }
 }
 
-struct Bank<S: Series> {
-    config: Arc<S::Config>,
-    promise: Promise,
-    calibration: Calibration,
-    series: Box<[S]>,
+impl<S: Series> PerFeature<S> {
+    fn bank(&self, calibration: Calibration, series: impl Several<S>) -> Box<dyn State> {
+        Box::new(Bank {
+            config: Arc::clone(&self.config),
+            promise: self.promise,
+            own_history: self.own_history,
+            calibration,
+            series,
+        })
+    }
 }
 
-impl<S: Series> State for Bank<S> {
+/// Where the series of a bank live: one within it, so that an entity is one block of memory; several apart.
+trait Several<S>: AsRef<[S]> + AsMut<[S]> + Send + 'static {}
+
+impl<S: Send + 'static> Several<S> for [S; 1] {}
+impl<S: Send + 'static> Several<S> for Box<[S]> {}
+
+#[repr(align(64))]
+struct Bank<S: Series, A> {
+    config: Arc<S::Config>,
+    promise: Promise,
+    own_history: bool,
+    calibration: Calibration,
+    series: A,
+}
+
+impl<S: Series, A: Several<S>> State for Bank<S, A> {
     fn score(&mut self, row: Row<'_>, out: &mut Score) {
-        out.reset(self.series.len());
+        let all = self.series.as_mut();
+        out.reset(all.len());
         let mut evidence = f64::NAN;
-        for (index, series) in self.series.iter_mut().enumerate() {
+        for (index, series) in all.iter_mut().enumerate() {
             let Some(value) = crate::known(row.features.get(index)) else {
                 continue;
             };
@@ -143,14 +219,33 @@ impl<S: Series> State for Bank<S> {
             out.upper[index] = reading.upper;
         }
         out.share_by_square();
+        if self.own_history && out.score >= 0.5 && !self.calibration.is_rare(evidence) {
+            // Below the alarm level, in the order of the evidence.
+            out.share(1.0 - 0.25 / out.score);
+        }
         self.calibration.finish(self.promise, row, evidence, out);
+        if row.learn && out.is_anomaly() {
+            for series in all {
+                series.alarmed(&self.config);
+            }
+        }
+    }
+
+    fn touch(&self) -> u32 {
+        let series = self
+            .series
+            .as_ref()
+            .iter()
+            .fold(0, |read, series| read ^ series.touch());
+        self.calibration.touch() ^ series
     }
 
     fn snapshot(&self, out: &mut Vec<u8>) {
         let mut writer = Writer::new(out);
-        writer.header(S::TAG, S::VERSION, self.series.len());
+        let all = self.series.as_ref();
+        writer.header(S::TAG, S::VERSION, all.len());
         self.calibration.write(&mut writer);
-        for series in &self.series {
+        for series in all {
             series.write(&self.config, &mut writer);
         }
     }

@@ -136,6 +136,7 @@ impl Series for Spot {
     const NAME: &'static str = NAME;
     const TAG: u8 = 20;
     const VERSION: u8 = 1;
+    const LEVEL: Option<&'static str> = Some("q");
 
     fn fresh(config: &Config, _seed: u64) -> Self {
         Self {

@@ -4,17 +4,21 @@
 //! twice: what is *known*, and what is *pending*. A row is held against the known only. Pending turns known in steps that grow with the
 //! history, but not while an alarm stands: so a fault is judged by what was there before it, for its whole length, and a new normal is
 //! accepted in the end.
-//! The score is the mean distance over the features, smoothed over a few rows (a fault moves several features for several
-//! rows, noise does not), over an alarm level that depends on their number and, early on, on how little is known.
+//! The score is the distance summed over the features, smoothed over a few rows (a fault moves several features for several
+//! rows, noise does not), over an alarm level: a floor plus a multiple of what is usual for the entity. So an entity whose features
+//! always show a little that is new (noise, drift, a short history) is judged by its own calm; what it learns of that while an
+//! alarm stands counts for little.
 
 use std::sync::Arc;
 
 use crate::calibration::{Calibration, Promise};
 use crate::cells::{Cells, Grid, Move, SIDE, cell};
 use crate::codec::{Reader, Writer};
+use crate::series::Band;
 use crate::{Detector, Error, Row, Score, State};
 
 const TAG: u8 = 40;
+const VERSION: u8 = 2;
 const LAG: usize = 2;
 /// Rows over which evidence is smoothed: an exponential mean.
 const SMOOTHING_ROWS: f64 = 3.5;
@@ -24,18 +28,28 @@ const MAPS: usize = 1 + PARTNERS;
 /// What a transition and what all pairs of a feature count for.
 const TRANSITION_SHARE: f64 = 0.7;
 const PAIR_SHARE: f64 = 0.3 / PARTNERS as f64 * 0.8;
+/// The alarm level: a sum of distances, in grids, over all features.
+const LEVEL_FLOOR: f64 = 0.015;
+/// Multiples of the usual sum of distances that the level lies above the floor.
+const LEVEL_USUAL: f64 = 2.0;
+/// Rows that the usual sum remembers.
+const USUAL_ROWS: u32 = 4000;
+/// The usual sum learns no row for more than so many levels, and a row of a standing alarm with this share of its weight.
+const USUAL_MAX: f64 = 1.5;
+const USUAL_ALARM_SHARE: f64 = 0.25;
 /// Evidence below which a standing alarm ends.
-const RELEASE: f64 = 0.75;
+const RELEASE: f64 = 0.7;
 /// One row counts for so many alarm levels at most.
 const ROW_MAX: f64 = 15.0;
 /// What a feature can be away from the known at most, in grids.
 const DISTANCE_MAX: f64 = 0.5;
+/// How far off a feature counts in full, and its share beyond: one value far out in a heavy tail is not a fault of the entity.
+const FEATURE_FULL: f64 = 0.05;
+const FEATURE_SHARE: f64 = 0.2;
 /// An alarm that stands puts this off for so long, or as long as the history is: a long fault is not cut short by the schedule.
 const PATIENCE_ROWS: u32 = 4000;
-/// Up to so many rows pending turns known when the history has grown by a quarter, then when it has doubled.
-const YOUNG_ROWS: u32 = 4000;
-/// Rows after which pending turns known at the latest.
-const CONSOLIDATION_MAX: u32 = 20_000;
+/// Pending turns known when the history has grown by a quarter, and after so many rows at the latest.
+const CONSOLIDATION_ROWS_MAX: u32 = 2000;
 
 pub(crate) fn build(warmup: u32, promise: Promise, features: usize) -> Result<Arc<dyn Detector>, Error> {
     if features > 4096 {
@@ -59,20 +73,13 @@ struct Ensemble {
     features: usize,
 }
 
-impl Ensemble {
-    /// Mean distance that alarms, in grids: many features average noise away, few do not.
-    fn alarm(&self) -> f64 {
-        0.0018 + 0.0068 / self.features as f64
-    }
-}
-
 impl Detector for Ensemble {
     fn name(&self) -> &'static str {
         super::NAME
     }
 
     fn state_size_max(&self) -> usize {
-        4 + 9 + Calibration::BYTES + self.features * Feature::BYTES
+        4 + 9 + Usual::BYTES + Calibration::BYTES + self.features * Feature::BYTES
     }
 
     fn fresh(&self, _entity: u64) -> Box<dyn State> {
@@ -81,21 +88,22 @@ impl Detector for Ensemble {
             rows: 0,
             consolidate_at: self.warmup,
             alarmed: false,
+            usual: Usual::default(),
             calibration: Calibration::new(),
             features: (0..self.features).map(|_| Feature::new()).collect(),
         })
     }
 
-    fn restore(&self, entity: u64, bytes: &[u8]) -> Result<Box<dyn State>, Error> {
+    fn restore(&self, _entity: u64, bytes: &[u8]) -> Result<Box<dyn State>, Error> {
         let mut reader = Reader::new(bytes);
-        reader.header(TAG, 1, self.features)?;
-        let _ = entity;
+        let version = reader.header(TAG, VERSION, self.features)?;
         let rows = reader.u32()?;
         let consolidate_at = reader.u32()?;
         let alarmed = reader.u8()? != 0;
+        let usual = (version >= 2).then(|| Usual::read(&mut reader)).transpose()?;
         let calibration = Calibration::read(&mut reader)?;
-        let features = (0..self.features)
-            .map(|_| Feature::read(&mut reader))
+        let features: Box<[Feature]> = (0..self.features)
+            .map(|_| Feature::read(version, &mut reader))
             .collect::<Result<_, _>>()?;
         reader.finish()?;
         Ok(Box::new(Entity {
@@ -103,6 +111,11 @@ impl Detector for Ensemble {
             rows,
             consolidate_at,
             alarmed,
+            // Version 1 had a fixed level: what it saw last is the first that is usual.
+            usual: usual.unwrap_or_else(|| Usual {
+                mean: features.iter().map(|feature| feature.smoothed).sum(),
+                rows: SMOOTHING_ROWS as u32,
+            }),
             calibration,
             features,
         }))
@@ -115,6 +128,7 @@ struct Entity {
     consolidate_at: u32,
     /// An alarm stands until evidence falls to [`RELEASE`].
     alarmed: bool,
+    usual: Usual,
     calibration: Calibration,
     features: Box<[Feature]>,
 }
@@ -125,25 +139,26 @@ impl State for Entity {
         let warm = self.rows >= self.config.warmup;
         let known = self.place(row);
         let total = self.measure(row.learn, warm, &mut out.contributions);
-        let young = 1.0 + (3.0 * f64::from(self.config.warmup) / f64::from(self.rows.max(1))).powi(2);
-        let level = self.config.alarm() * self.features.len() as f64 * young;
-        let most = ROW_MAX * level;
+        let level = self.usual.level();
+        let most = if warm { ROW_MAX * level } else { f64::INFINITY };
         let clip = if total > most { most / total } else { 1.0 };
+        let mut smoothed = 0.0;
         for (index, feature) in self.features.iter_mut().enumerate() {
             let change = out.contributions[index] * clip - f64::from(feature.smoothed);
             feature.smoothed = (f64::from(feature.smoothed) + change / SMOOTHING_ROWS) as f32;
+            smoothed += f64::from(feature.smoothed);
             out.contributions[index] = f64::from(feature.smoothed) / level;
-            out.lower[index] = feature.grid.low;
-            out.upper[index] = feature.grid.high;
+            if let Some(now) = feature.now {
+                let band = feature
+                    .band
+                    .step(now.value, u32::from(feature.rows), row.learn && !self.alarmed);
+                (out.expected[index], out.lower[index], out.upper[index]) = (band.expected, band.lower, band.upper);
+            }
         }
         if known && row.learn {
             self.rows = self.rows.saturating_add(1);
-            let patience = self.rows.min(PATIENCE_ROWS);
-            if self.rows
-                >= self
-                    .consolidate_at
-                    .saturating_add(if self.alarmed { patience } else { 0 })
-            {
+            let patience = if self.alarmed { self.rows.min(PATIENCE_ROWS) } else { 0 };
+            if self.rows >= self.consolidate_at.saturating_add(patience) {
                 self.consolidate();
             }
         }
@@ -155,15 +170,19 @@ impl State for Entity {
         } else {
             out.contributions.fill(0.0);
         }
+        if known && row.learn && self.rows > self.config.warmup / 2 {
+            self.usual.learn(smoothed, warm, self.alarmed);
+        }
         self.calibration.finish(self.config.promise, row, evidence, out);
     }
 
     fn snapshot(&self, out: &mut Vec<u8>) {
         let mut writer = Writer::new(out);
-        writer.header(TAG, 1, self.features.len());
+        writer.header(TAG, VERSION, self.features.len());
         writer.u32(self.rows);
         writer.u32(self.consolidate_at);
         writer.u8(u8::from(self.alarmed));
+        self.usual.write(&mut writer);
         self.calibration.write(&mut writer);
         for feature in &self.features {
             feature.write(&mut writer);
@@ -182,9 +201,14 @@ impl Entity {
             feature.now = value.map(|value| {
                 known = true;
                 let moved = if row.learn { feature.grid.widen(value) } else { None };
-                (moved, feature.grid.off(value), feature.grid.position(value))
+                Now {
+                    value,
+                    moved,
+                    off: feature.grid.off(value),
+                    position: feature.grid.position(value),
+                }
             });
-            let Some((Some(by), ..)) = feature.now else {
+            let Some(Now { moved: Some(by), .. }) = feature.now else {
                 continue;
             };
             for position in &mut feature.recent {
@@ -210,15 +234,12 @@ impl Entity {
     fn measure(&mut self, learn: bool, warm: bool, distances: &mut [f64]) -> f64 {
         let mut total = 0.0;
         let count = self.features.len();
-        for (index, total_here) in distances.iter_mut().enumerate() {
-            let partners: [Option<u16>; PARTNERS] = std::array::from_fn(|partner| {
-                self.features[(index + partner + 1) % count]
-                    .now
-                    .map(|(_, _, position)| position)
-            });
+        for (index, counted) in distances.iter_mut().enumerate() {
+            let partners: [Option<u16>; PARTNERS] =
+                std::array::from_fn(|partner| self.features[(index + partner + 1) % count].now.map(|now| now.position));
             let feature = &mut self.features[index];
-            let Some((_, off, position)) = feature.now else {
-                *total_here = 0.0;
+            let Some(Now { off, position, .. }) = feature.now else {
+                *counted = 0.0;
                 continue;
             };
             let to = cell(position);
@@ -235,18 +256,14 @@ impl Entity {
             feature.rows = feature.rows.saturating_add(1);
             feature.recent.copy_within(..LAG - 1, 1);
             feature.recent[0] = position;
-            *total_here = if warm { distance } else { 0.0 };
-            total += *total_here;
+            *counted = distance.min(FEATURE_FULL) + FEATURE_SHARE * (distance - FEATURE_FULL).max(0.0);
+            total += *counted;
         }
         total
     }
 
     fn consolidate(&mut self) {
-        let grown = if self.rows < YOUNG_ROWS {
-            self.rows / 4
-        } else {
-            self.rows.min(CONSOLIDATION_MAX)
-        };
+        let grown = (self.rows / 4).min(CONSOLIDATION_ROWS_MAX);
         self.consolidate_at = self.rows.saturating_add(grown.max(1));
         for feature in &mut self.features {
             for (known, pending) in feature.known.iter_mut().zip(&mut feature.pending) {
@@ -256,8 +273,55 @@ impl Entity {
     }
 }
 
+/// What is usual for the sum of distances: a mean with a long memory.
+#[derive(Clone, Copy, Default)]
+struct Usual {
+    mean: f32,
+    rows: u32,
+}
+
+impl Usual {
+    const BYTES: usize = 8;
+
+    /// The sum of distances that alarms.
+    fn level(&self) -> f64 {
+        LEVEL_FLOOR + LEVEL_USUAL * f64::from(self.mean)
+    }
+
+    fn learn(&mut self, sum: f64, warm: bool, alarmed: bool) {
+        let counted = if warm { sum.min(USUAL_MAX * self.level()) } else { sum };
+        self.rows = (self.rows + 1).min(USUAL_ROWS);
+        let share = if alarmed { USUAL_ALARM_SHARE } else { 1.0 };
+        let mean = f64::from(self.mean);
+        self.mean = (mean + share * (counted - mean) / f64::from(self.rows)) as f32;
+    }
+
+    fn write(&self, writer: &mut Writer<'_>) {
+        writer.f32(self.mean);
+        writer.u32(self.rows);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, Error> {
+        let usual = Self {
+            mean: reader.f32()?,
+            rows: reader.u32()?,
+        };
+        if usual.mean.is_finite() && usual.mean >= 0.0 && usual.rows <= USUAL_ROWS {
+            Ok(usual)
+        } else {
+            Err(Error::State("a usual distance is not one".into()))
+        }
+    }
+}
+
 /// The value of the present row: how the grid moved for it, how far off the grid it lies, where it lies.
-type Now = (Option<Move>, f64, u16);
+#[derive(Clone, Copy)]
+struct Now {
+    value: f64,
+    moved: Option<Move>,
+    off: f64,
+    position: u16,
+}
 
 struct Feature {
     grid: Grid,
@@ -268,11 +332,12 @@ struct Feature {
     known: [Cells; MAPS],
     pending: [Cells; MAPS],
     smoothed: f32,
+    band: Band,
     now: Option<Now>,
 }
 
 impl Feature {
-    const BYTES: usize = Grid::BYTES + 2 * LAG + 1 + 2 * MAPS * Cells::BYTES + 4;
+    const BYTES: usize = Grid::BYTES + 2 * LAG + 1 + 2 * MAPS * Cells::BYTES + 4 + Band::BYTES;
 
     fn new() -> Self {
         Self {
@@ -282,16 +347,13 @@ impl Feature {
             known: [Cells::default(); MAPS],
             pending: [Cells::default(); MAPS],
             smoothed: 0.0,
+            band: Band::default(),
             now: None,
         }
     }
 
     fn judge(&mut self, map: usize, row: usize, column: usize, learn: bool, warm: bool) -> f64 {
-        let distance = if warm {
-            (self.known[map].distance(row, column) as f64 / SIDE as f64).min(DISTANCE_MAX)
-        } else {
-            0.0
-        };
+        let distance = (self.known[map].distance(row, column) as f64 / SIDE as f64).min(DISTANCE_MAX);
         if learn {
             let maps = if warm { &mut self.pending } else { &mut self.known };
             maps[map].set(row, column);
@@ -309,9 +371,10 @@ impl Feature {
             map.write(writer);
         }
         writer.f32(self.smoothed);
+        self.band.write(writer);
     }
 
-    fn read(reader: &mut Reader<'_>) -> Result<Self, Error> {
+    fn read(version: u8, reader: &mut Reader<'_>) -> Result<Self, Error> {
         let mut feature = Self::new();
         feature.grid = Grid::read(reader)?;
         for position in &mut feature.recent {
@@ -324,6 +387,9 @@ impl Feature {
         feature.smoothed = reader.f32()?;
         if !(feature.smoothed >= 0.0 && feature.smoothed <= 10.0) {
             return Err(Error::State("a distance is not one".into()));
+        }
+        if version >= 2 {
+            feature.band = Band::read(reader)?;
         }
         Ok(feature)
     }

@@ -13,7 +13,7 @@ use crate::evidence::{Peaks, Scale, Usual};
 use crate::fuzzy_art::{self, FuzzyArt};
 use crate::novelty::{Here, Recent, SAME_EPISODE, View, one_alarm};
 use crate::relative_entropy::{self, RelativeEntropy};
-use crate::series::{Reading, Series};
+use crate::series::{Band, Reading, Series};
 use crate::{Error, range_novelty, transition_novelty};
 
 const LAGS: [usize; 2] = [2, 32];
@@ -45,9 +45,7 @@ pub(crate) struct Metric {
     range: Usual,
     transitions: [(Cells, Usual); 2],
     peaks: Peaks,
-    /// Mean and mean square deviation of the last hour of rows or so, for the band.
-    mean: f32,
-    variance: f32,
+    band: Band,
     held_rows: u32,
     calm_rows: u8,
     seasonal: Option<Box<Seasonal>>,
@@ -67,8 +65,7 @@ impl Series for Metric {
             range: Usual::new(),
             transitions: [(Cells::default(), Usual::new()); 2],
             peaks: Peaks::new(),
-            mean: 0.0,
-            variance: 0.0,
+            band: Band::default(),
             held_rows: 0,
             calm_rows: 0,
             seasonal: (config.tier >= Tier::Standard).then(|| Box::new(Seasonal::new(config))),
@@ -91,6 +88,14 @@ impl Series for Metric {
         reading
     }
 
+    fn touch(&self) -> u32 {
+        let [near, far] = &self.transitions;
+        let seasonal = self.seasonal.as_ref().map_or(0, |seasonal| seasonal.touch());
+        let art = self.art.as_ref().map_or(0, |art| art.0.touch());
+        let last = self.recent.back(1).map_or(0, u32::from) ^ self.recent.rows ^ self.peaks.touch();
+        self.held_rows ^ self.grid.low.to_bits() as u32 ^ last ^ near.0.touch() ^ far.0.touch() ^ seasonal ^ art
+    }
+
     fn write(&self, _config: &Config, writer: &mut Writer<'_>) {
         self.grid.write(writer);
         self.recent.write(writer);
@@ -100,8 +105,7 @@ impl Series for Metric {
             usual.write(writer);
         }
         self.peaks.write(writer);
-        writer.f32(self.mean);
-        writer.f32(self.variance);
+        self.band.write(writer);
         writer.u32(self.held_rows);
         writer.u8(self.calm_rows);
         if let Some(seasonal) = &self.seasonal {
@@ -125,8 +129,7 @@ impl Series for Metric {
             *usual = Usual::read(reader)?;
         }
         metric.peaks = Peaks::read(reader)?;
-        metric.mean = reader.f32()?;
-        metric.variance = reader.f32()?;
+        metric.band = Band::read(reader)?;
         metric.held_rows = reader.u32()?;
         metric.calm_rows = reader.u8()?;
         if let Some(seasonal) = &mut metric.seasonal {
@@ -140,7 +143,13 @@ impl Series for Metric {
     }
 
     fn size_max(config: &Config) -> usize {
-        let lean = Grid::BYTES + Recent::BYTES + Usual::BYTES + 2 * (Cells::BYTES + Usual::BYTES) + Peaks::BYTES + 13;
+        let lean = Grid::BYTES
+            + Recent::BYTES
+            + Usual::BYTES
+            + 2 * (Cells::BYTES + Usual::BYTES)
+            + Peaks::BYTES
+            + Band::BYTES
+            + 5;
         match config.tier {
             Tier::Lean => lean,
             Tier::Standard => lean + Seasonal::BYTES,
@@ -190,7 +199,7 @@ impl Metric {
             sum.add(&mut art.1, fuzzy_art::SCALE, distance);
         }
         self.recent.push(position);
-        let band = self.band(value, learn);
+        let band = self.band.step(value, self.recent.rows, learn);
         if !warm {
             return Reading::QUIET;
         }
@@ -221,23 +230,6 @@ impl Metric {
         }
         if let Some(art) = &mut self.art {
             art.0.shift(by);
-        }
-    }
-
-    fn band(&mut self, value: f64, learn: bool) -> Reading {
-        let (mean, variance) = (f64::from(self.mean), f64::from(self.variance));
-        let width = 3.0 * variance.max(0.0).sqrt();
-        if learn && value.abs() < 1e18 {
-            let weight = 1.0 / f64::from(self.recent.rows.clamp(1, 60));
-            let change = value - mean;
-            self.mean = (mean + weight * change) as f32;
-            self.variance = ((1.0 - weight) * (variance + weight * change * change)) as f32;
-        }
-        Reading {
-            expected: mean,
-            lower: mean - width,
-            upper: mean + width,
-            ..Reading::QUIET
         }
     }
 
@@ -322,6 +314,11 @@ impl Seasonal {
             week: (Cells::default(), Usual::new()),
             entropy: (RelativeEntropy::fresh(&config.warmup), Usual::new()),
         }
+    }
+
+    /// All but the slots, of which a row needs two or three.
+    fn touch(&self) -> u32 {
+        self.day.0.touch() ^ self.week.0.touch() ^ self.entropy.0.touch()
     }
 
     fn step(&mut self, config: &Config, time_ms: i64, here: &Here<'_>, sum: &mut Sum) {

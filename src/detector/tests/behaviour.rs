@@ -129,7 +129,7 @@ fn scores_do_not_depend_on_the_week() {
 fn the_far_past_may_be_cropped() {
     let values = series(3000);
     for name in ["robust_zscore", "ewma"] {
-        let detector = build(name, &[], 1);
+        let detector = build(name, &[("threshold", "5")], 1);
         let whole = scores(&*detector, START_MS, &values);
         let late = scores(&*detector, START_MS, &values[1000..]);
         for (a, b) in whole[2200..].iter().zip(&late[1200..]) {
@@ -203,6 +203,148 @@ fn auto_sees_a_long_fault_of_several_features_for_its_whole_length() {
     }
     assert!(seen as f64 >= 0.95 * f64::from(rows), "{seen} of {rows} rows");
     assert!(false_alarms * 100 < 3 * quiet, "{false_alarms} of {quiet} rows");
+}
+
+/// Rows of stationary noise by kind: independent, correlated, heavy-tailed on both sides and on one, persistent, daily.
+fn stationary(kind: usize, features: usize, rows: usize, noise: &mut Noise) -> Vec<Vec<f64>> {
+    let mut level = vec![0.0; features];
+    (0..rows)
+        .map(|row| {
+            let common = noise.normal();
+            let wave = 3.0 * (row as f64 * std::f64::consts::TAU / 288.0).sin();
+            level
+                .iter_mut()
+                .map(|level| {
+                    let own = noise.normal();
+                    *level = 0.9 * *level + own;
+                    10.0 + match kind {
+                        0 => own,
+                        1 => 0.8 * common + 0.6 * own,
+                        // Student's t with three degrees of freedom.
+                        2 => {
+                            own / ((0..3).map(|_| noise.normal().powi(2)).sum::<f64>() / 3.0)
+                                .sqrt()
+                                .max(1e-3)
+                        }
+                        3 => own.exp(),
+                        4 => *level,
+                        _ => wave + own,
+                    }
+                })
+                .collect()
+        })
+        .collect()
+}
+
+#[test]
+fn auto_is_quiet_on_stationary_noise_of_several_features() {
+    let (mut alarms, mut judged) = (0, 0);
+    for features in [2, 4, 12, 30] {
+        let detector = build("auto", &[], features);
+        for kind in 0..6 {
+            let (mut alarms_here, mut judged_here) = (0, 0);
+            for seed in 0..2 {
+                let mut noise = Noise(100 * features as u64 + 10 * kind as u64 + seed);
+                let mut state = detector.fresh(seed);
+                for (row, values) in stationary(kind, features, 5000, &mut noise).iter().enumerate() {
+                    let score = step(&mut *state, START_MS + row as i64 * STEP_MS, values, true);
+                    judged_here += 1;
+                    alarms_here += usize::from(score.is_anomaly());
+                }
+            }
+            assert!(
+                alarms_here * 1000 <= 12 * judged_here,
+                "{features} features of kind {kind}: {alarms_here} of {judged_here} rows"
+            );
+            alarms += alarms_here;
+            judged += judged_here;
+        }
+    }
+    assert!(alarms * 1000 <= 5 * judged, "{alarms} of {judged} rows");
+}
+
+#[test]
+fn auto_says_what_to_expect_of_several_features() {
+    let detector = build("auto", &[], 3);
+    let mut state = detector.fresh(1);
+    let mut noise = Noise(9);
+    for row in 0..400i64 {
+        let values = [50.0 + noise.normal(), -7.0, 1e6 + 1e3 * noise.normal()];
+        let score = step(&mut *state, START_MS + row * STEP_MS, &values, true);
+        if row < 60 {
+            continue;
+        }
+        for (feature, (level, off)) in [(50.0, 2.0), (-7.0, 1e-6), (1e6, 2e3)].into_iter().enumerate() {
+            let (low, expected, high) = (score.lower[feature], score.expected[feature], score.upper[feature]);
+            assert!(
+                (expected - level).abs() <= off,
+                "row {row}, feature {feature}: {expected}"
+            );
+            assert!(
+                low <= expected && expected <= high,
+                "row {row}, feature {feature}: {low} to {high}"
+            );
+        }
+    }
+}
+
+/// A busy series: a daily wave, noise of a heavy tail, bursts; one shift of the level at row 6000.
+fn busy(seed: u64, rows: usize) -> Vec<f64> {
+    let mut noise = Noise(seed);
+    let mut burst = 0.0;
+    (0..rows)
+        .map(|row| {
+            let wave = (row as f64 * std::f64::consts::TAU / 288.0).sin();
+            let tail = (1.2 * noise.normal()).exp();
+            burst = if noise.unit() < 0.003 { 30.0 } else { 0.7 * burst };
+            let shift = if row >= 6000 { 60.0 } else { 0.0 };
+            100.0 + 10.0 * wave + tail + burst + shift
+        })
+        .collect()
+}
+
+#[test]
+fn defaults_alarm_seldom_on_a_busy_series_and_still_see_a_shift() {
+    for name in [
+        "ar",
+        "cusum",
+        "ewma",
+        "holt_winters",
+        "robust_zscore",
+        "seasonal",
+        "spot",
+    ] {
+        let detector = build(name, &[], 1);
+        let (mut alarms, mut seen) = (0, 0);
+        for seed in 0..3 {
+            let scores = scores(&*detector, START_MS, &busy(40 + seed, 6300));
+            alarms += scores[1000..6000].iter().filter(|score| **score >= 1.0).count();
+            seen += usize::from(scores[6000..].iter().any(|score| *score >= 1.0));
+        }
+        assert!(alarms <= 30, "{name}: {alarms} of 15000 rows");
+        assert!(seen >= 1, "{name}: the shift is seen in {seen} of 3 series");
+    }
+}
+
+#[test]
+fn an_alarm_level_that_is_written_is_taken_at_its_word() {
+    let values = busy(40, 5000);
+    for (name, level) in [
+        ("ewma", "3"),
+        ("robust_zscore", "3"),
+        ("seasonal", "3"),
+        ("holt_winters", "3"),
+    ] {
+        let alarms = |options: &[(&str, &str)]| {
+            let scores = scores(&*build(name, options, 1), START_MS, &values);
+            scores[1000..].iter().filter(|score| **score >= 1.0).count()
+        };
+        let (written, default) = (alarms(&[("threshold", level)]), alarms(&[]));
+        assert!(
+            written > 20 && written > 3 * default,
+            "{name}: {written}, by default {default}"
+        );
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 mod every;
 
-use detector::{Row, SCORE_MAX, Score, State, Trend};
+use detector::{Row, SCORE_MAX, Score, State, Trend, slab};
 use every::all;
 use proptest::prelude::*;
 
@@ -197,6 +197,55 @@ proptest! {
                     prop_assert!(scores.iter().all(|score| score.score.is_finite()), "{name}");
                 }
             }
+        }
+    }
+}
+
+/// A fleet scored at once is scored as one entity after the other, to the last bit of every state.
+#[test]
+fn a_slab_scores_as_single_calls_do() {
+    for (name, detector) in all() {
+        let fleet = || -> Vec<Box<dyn State>> { (0..37).map(|entity| detector.fresh(entity)).collect() };
+        let (mut single, mut at_once) = (fleet(), fleet());
+        for round in 0..40i64 {
+            let order: Vec<usize> = (0..37).map(|at| (at * 11 + round as usize) % 37).collect();
+            let values: Vec<[f64; 3]> = order
+                .iter()
+                .map(|at| {
+                    let wave = ((round + *at as i64) % 7) as f64;
+                    [wave, 3.0 - wave, if round == 30 { 50.0 } else { wave * wave }]
+                })
+                .collect();
+            let rows: Vec<(usize, Row<'_>)> = order
+                .iter()
+                .zip(&values)
+                .map(|(at, features)| {
+                    let row = Row {
+                        time_ms: 1_700_000_000_000 + round * 10_000,
+                        features,
+                        learn: round != 31,
+                    };
+                    (*at, row)
+                })
+                .collect();
+            let mut scores = rows.iter().map(|(at, row)| {
+                let mut out = Score::default();
+                single[*at].score(*row, &mut out);
+                (*at, out.score.to_bits())
+            });
+            slab::score(&mut at_once, &rows, |at, score| {
+                assert_eq!(
+                    scores.next(),
+                    Some((at, score.score.to_bits())),
+                    "{name}, round {round}"
+                );
+            });
+        }
+        for (a, b) in single.iter().zip(&at_once) {
+            let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+            a.snapshot(&mut ours);
+            b.snapshot(&mut theirs);
+            assert_eq!(ours, theirs, "{name}");
         }
     }
 }

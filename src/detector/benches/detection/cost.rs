@@ -36,8 +36,10 @@ fn run_ns() -> Option<u64> {
 pub fn print() {
     println!("\n### Cost, one core, entities live and visited in shuffled order\n");
     println!("A detector without state shows what the visit itself costs: the call and the machine's memory.\n");
-    println!("| detector | ns a point, 100000 entities | ns a point, 1000 entities | bytes a metric |");
-    println!("|---|---|---|---|");
+    println!(
+        "| detector | ns a point, 100000 entities | the same, one call each | ns a point, 1000 entities | bytes a metric |"
+    );
+    println!("|---|---|---|---|---|");
     for name in [
         "static_threshold(upper=100)",
         "auto(tier=lean)",
@@ -45,9 +47,13 @@ pub fn print() {
         "auto",
     ] {
         if let Ok(detector) = build(name, 1) {
-            let many = visit(&*detector, 100_000, 300, 3);
-            let few = visit(&*detector, 1000, 300, 300);
-            println!("| {name} | {:.0} | {:.0} | {} |", many.ns, few.ns, many.bytes);
+            let many = visit(&*detector, 100_000, 300, 3, Call::Slab);
+            let single = visit(&*detector, 100_000, 300, 3, Call::OneByOne);
+            let few = visit(&*detector, 1000, 300, 300, Call::Slab);
+            println!(
+                "| {name} | {:.0} | {:.0} | {:.0} | {} |",
+                many.ns, single.ns, few.ns, many.bytes
+            );
         }
     }
     println!("\n| 1000000 lean metrics | |");
@@ -66,8 +72,14 @@ struct Cost {
     bytes: usize,
 }
 
+#[derive(Clone, Copy)]
+enum Call {
+    OneByOne,
+    Slab,
+}
+
 /// Every entity learns `warm_rows` first; then each is visited once a round, in another order each round.
-fn visit(detector: &dyn Detector, entities: usize, warm_rows: usize, rounds: usize) -> Cost {
+fn visit(detector: &dyn Detector, entities: usize, warm_rows: usize, rounds: usize, call: Call) -> Cost {
     let mut random = Random::new(1);
     let mut out = Score::default();
     let mut states: Vec<Box<dyn State>> = (0..entities).map(|entity| detector.fresh(entity as u64)).collect();
@@ -98,17 +110,27 @@ fn visit(detector: &dyn Detector, entities: usize, warm_rows: usize, rounds: usi
         let values: Vec<f64> = (0..entities)
             .map(|entity| value(&mut random, entity, warm_rows + round))
             .collect();
-        let start = Stopwatch::start();
-        for entity in &order {
-            let features = [values[*entity]];
-            states[*entity].score(
-                Row {
+        let rows: Vec<(usize, Row<'_>)> = order
+            .iter()
+            .map(|entity| {
+                let row = Row {
                     time_ms: time(warm_rows + round),
-                    features: &features,
+                    features: &values[*entity..=*entity],
                     learn: true,
-                },
-                &mut out,
-            );
+                };
+                (*entity, row)
+            })
+            .collect();
+        let start = Stopwatch::start();
+        match call {
+            Call::OneByOne => {
+                for (entity, row) in &rows {
+                    states[*entity].score(*row, &mut out);
+                }
+            }
+            Call::Slab => slab::score(&mut states, &rows, |_, score| {
+                std::hint::black_box(score.score);
+            }),
         }
         spent += start.ns();
     }
