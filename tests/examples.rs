@@ -40,7 +40,11 @@ fn keeps_the_contract(language: &str, file: &str) -> anyhow::Result<()> {
     for entry in fs::read_dir(&folder)? {
         let path = entry?.path();
         let is_source = path.extension() == extension;
-        ensure!(!is_source || path.ends_with(file), "{file} is not all: {}", path.display());
+        ensure!(
+            !is_source || path.ends_with(file),
+            "{file} is not all: {}",
+            path.display()
+        );
     }
     let lines = fs::read_to_string(folder.join(file))?.lines().count();
     ensure!(lines < 100, "{file} has {lines} lines");
