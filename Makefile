@@ -34,7 +34,7 @@ bench-detection: ## every detector on public labelled data: make bench-detection
 bench-choice: ## the learned choice of an action on public labelled incidents: make bench-choice DATA=../shared/data
 	cargo bench -p remediation --bench choice --locked -- --data $(abspath $(DATA))
 bench-healing: ## decisions in simulated services with known faults, beside a static rule and an oracle: make bench-healing SEED=1 RUNS=1000
-	@cargo build --release -p trial --locked
+	@cargo build --release -p rehearsal --locked
 	@$(RELEASE)/homeostat-trial --seed $(SEED) --runs $(RUNS)
 bench-peers: build ## ours beside Flink, Kafka Streams and others: make bench-peers PEERS=../shared/bench/peers QUICK=1
 	@.ci/need java javac mvn python3 librdkafka simdjson

@@ -13,7 +13,7 @@ use figment::{
     error::Kind,
     providers::{Env, Format, Toml},
 };
-use protocol::Topics;
+use protocol::{Topics, signature::Signer};
 use serde::Deserialize;
 
 use crate::{
@@ -54,6 +54,8 @@ pub struct Config {
     /// Whether an unsigned command is refused; by default when `trust` names a key.
     #[serde(default)]
     pub require_signature: Option<bool>,
+    #[serde(default)]
+    pub signing: SigningConfig,
     /// What may be done at all.
     #[serde(default)]
     pub allow: Vec<Allow>,
@@ -84,6 +86,15 @@ pub struct TopicsConfig {
     /// The topic that policies write to by INTO; by default the fleet's `actions`.
     #[serde(default)]
     pub actions: Option<String>,
+}
+
+/// Whether outcomes are signed.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SigningConfig {
+    /// The private key, as `homeostat keys generate` makes it; outcomes are not signed without one.
+    #[serde(default)]
+    pub key_file: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -172,6 +183,17 @@ impl Config {
             let directory = format!("homeostat/executor-{}", self.id);
             Some(state_home()?.join(directory).join("ledger.redb"))
         })
+    }
+
+    /// Reads the key that outcomes are signed with, if there is one.
+    pub fn signer(&self) -> Result<Option<Signer>, Error> {
+        let Some(path) = &self.signing.key_file else {
+            return Ok(None);
+        };
+        let wrong = |reason: String| Error::Config(format!("signing.key_file {}: {reason}", path.display()));
+        let text = std::fs::read_to_string(path).map_err(|error| wrong(format!("cannot be read: {error}")))?;
+        let signer = Signer::from_pem(&text).map_err(|error| wrong(error.to_string()))?;
+        Ok(Some(signer))
     }
 
     pub fn limits(&self) -> Limits {

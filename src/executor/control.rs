@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use protocol::message::{Control, Mode};
 
-use crate::command::Command;
+use crate::{allow, command::Command};
 
 /// The control records in force, by scope.
 #[derive(Clone, Debug, Default)]
@@ -60,7 +60,7 @@ impl ControlView {
                     service: name,
                     by,
                     reason,
-                } if name == service => {
+                } if allow::matches(name, service) => {
                     return Some(format!("{name} is protected by {by}{}", because(reason)));
                 }
                 Control::Maintenance {
@@ -69,7 +69,7 @@ impl ControlView {
                     to,
                     by,
                     reason,
-                } if (name == service || name == "*") && (*from..*to).contains(&now_ms) => {
+                } if allow::matches(name, service) && (*from..*to).contains(&now_ms) => {
                     return Some(format!("maintenance of {name} by {by}{}", because(reason)));
                 }
                 _ => {}

@@ -1,9 +1,11 @@
-//! Named points at which a test may kill the process, to show that a crash there does no harm.
+//! Named points at which a test may let an executor die, to show that a crash there does no harm.
 //!
-//! `HOMEOSTAT_CRASH_POINT=after_act` ends the process with SIGKILL when it comes to that point. Unset, a point costs
-//! one look at a value read at the first.
+//! `HOMEOSTAT_CRASH_POINT=after_act` ends the process with SIGKILL when it comes to that point. In a simulation, where many
+//! executors live in one process, [`Error::Crashed`] ends one of them: from then on it does nothing more.
 
-use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::Error;
 
 /// Before and after which step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,13 +35,60 @@ impl CrashPoint {
             Self::BeforeCommit => "before_commit",
         }
     }
+}
 
-    /// Ends the process here if the environment names this point.
-    pub fn reached(self) {
-        static CHOSEN: LazyLock<Option<String>> = LazyLock::new(|| std::env::var("HOMEOSTAT_CRASH_POINT").ok());
-        if CHOSEN.as_deref() == Some(self.as_str()) {
-            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
-            std::process::abort();
+/// Where and how one executor is to die; by default nowhere.
+#[derive(Debug, Default)]
+pub struct Crash {
+    at: Option<(CrashPoint, Death)>,
+    died: AtomicBool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Death {
+    Kill,
+    Return,
+}
+
+impl Crash {
+    /// As the environment says, by SIGKILL.
+    pub fn from_environment() -> Self {
+        let named = std::env::var("HOMEOSTAT_CRASH_POINT").ok();
+        let point = CrashPoint::ALL
+            .into_iter()
+            .find(|point| named.as_deref() == Some(point.as_str()));
+        Self {
+            at: point.map(|point| (point, Death::Kill)),
+            died: AtomicBool::new(false),
+        }
+    }
+
+    /// At this point, with [`Error::Crashed`].
+    pub fn simulated(point: CrashPoint) -> Self {
+        Self {
+            at: Some((point, Death::Return)),
+            died: AtomicBool::new(false),
+        }
+    }
+
+    /// Dies here if this is the place, or is dead already.
+    pub(crate) fn reach(&self, point: CrashPoint) -> Result<(), Error> {
+        match self.at {
+            Some((at, Death::Kill)) if at == point => {
+                let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+                std::process::abort();
+            }
+            Some((at, Death::Return)) if at == point => self.died.store(true, Ordering::SeqCst),
+            _ => {}
+        }
+        self.alive()
+    }
+
+    /// The dead do nothing: what other threads had begun ends at its next step.
+    pub(crate) fn alive(&self) -> Result<(), Error> {
+        match self.died.load(Ordering::SeqCst) {
+            true => Err(Error::Crashed),
+            false => Ok(()),
         }
     }
 }

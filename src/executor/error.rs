@@ -41,4 +41,7 @@ pub enum Error {
     Stopped,
     #[error("a worker died; see the log for its last words")]
     WorkerDied,
+    /// In simulations only.
+    #[error("crashed as a test wanted it")]
+    Crashed,
 }

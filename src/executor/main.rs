@@ -20,6 +20,7 @@ use executor::{
     allow::AdapterKind,
     clock,
     config::LogFormat,
+    crash::Crash,
     ledger::Ledger,
     report::Identity,
     run::{self, BrokerControl, BrokerReporter, Settings, Stop},
@@ -85,6 +86,7 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
     let config = Config::load(cli.config.as_deref())?;
     let adapters = adapters(&config)?;
     let trust = Trust::load(&config.trust, config.require_signature)?;
+    let signer = config.signer()?.map(Arc::new);
     let broker: Arc<dyn Broker> = Arc::new(Kafka::new(&config.kafka)?);
     // Settings of the client library are checked when a client is made, which needs no connection.
     broker
@@ -139,6 +141,7 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
             },
             tenant: settings.topics.tenant().to_owned(),
             topics: settings.topics.clone(),
+            signer,
         },
         limits: config.limits(),
         bounds: config.bounds(),
@@ -154,9 +157,10 @@ fn execute(cli: &Cli) -> anyhow::Result<()> {
             health: Arc::clone(observation.health()),
             spans: observation.spans().clone(),
         },
+        crash: Crash::from_environment(),
         now_ms: Box::new(clock::now_ms),
     };
-    run::run(broker.as_ref(), Arc::new(worker), &settings, &stop)?;
+    run::run(broker, Arc::new(worker), settings, &stop)?;
     tracing::info!("stopped");
     Ok(())
 }

@@ -1,8 +1,11 @@
 //! Outcomes as events: who reports what about which action, under ids that a repeated report shares.
 
+use std::sync::Arc;
+
 use protocol::{
     CloudEvent, Output, Topics, cloudevent, id,
     message::{Executor, Outcome, OutcomeStatus},
+    signature::Signer,
 };
 
 use crate::{Error, adapter::Effect, adapter::Failure, admission::Refusal, command::Addressee};
@@ -22,6 +25,8 @@ pub struct Identity {
     pub executor: Executor,
     pub topics: Topics,
     pub tenant: String,
+    /// Signs what is reported.
+    pub signer: Option<Arc<Signer>>,
 }
 
 /// What is said of an action.
@@ -133,6 +138,10 @@ impl Identity {
                 outcome.at,
             )
         };
-        event.output(self.topics.outcomes(), outcome)
+        let mut output = event.output(self.topics.outcomes(), outcome);
+        if let Some(signer) = &self.signer {
+            signer.sign(&mut output);
+        }
+        output
     }
 }

@@ -128,26 +128,24 @@ pub fn await_topics(broker: &dyn Broker, settings: &Settings, stop: &Stop) -> Re
 }
 
 /// Runs until it is asked to stop. Then what runs is drained, what waits is left for the next start.
-pub fn run(broker: &dyn Broker, worker: Arc<Worker>, settings: &Settings, stop: &Stop) -> Result<(), Error> {
-    let config = ConsumerConfig::new(&settings.client_id, Some(&settings.group));
-    let mut consumer = broker.consumer(&config).map_err(|error| refused("a consumer", error))?;
-    consumer
-        .subscribe(std::slice::from_ref(&settings.actions_topic))
-        .map_err(|error| refused("the subscription", error))?;
-    let mut runner = Runner::new(broker, consumer, worker, settings);
-    let ended = runner.run(stop);
-    let drained = runner.drain();
-    runner.consumer.close();
-    ended.and(drained)
+pub fn run(broker: Arc<dyn Broker>, worker: Arc<Worker>, settings: Settings, stop: &Stop) -> Result<(), Error> {
+    let mut runner = Runner::new(broker, worker, settings)?;
+    let mut ended = Ok(());
+    while ended.is_ok() && !stop.is_requested() {
+        ended = runner.turn(stop);
+    }
+    ended.and(runner.drain())
 }
 
-struct Runner<'a> {
-    broker: &'a dyn Broker,
+/// The loop, one turn at a time.
+pub struct Runner {
+    broker: Arc<dyn Broker>,
     consumer: Box<dyn Consumer>,
     worker: Arc<Worker>,
-    settings: &'a Settings,
+    settings: Settings,
     reader: Reader,
     pool: Pool<Vec<u8>, Job, Done>,
+    batch: Batch,
     offsets: Offsets,
     /// Partitions paused because the pool was full, their first record not taken sought back to.
     held: HashSet<TopicPartition>,
@@ -157,8 +155,14 @@ struct Runner<'a> {
     pruned_at: Option<Instant>,
 }
 
-impl<'a> Runner<'a> {
-    fn new(broker: &'a dyn Broker, consumer: Box<dyn Consumer>, worker: Arc<Worker>, settings: &'a Settings) -> Self {
+impl Runner {
+    /// Joins the group; does not wait for the broker.
+    pub fn new(broker: Arc<dyn Broker>, worker: Arc<Worker>, settings: Settings) -> Result<Self, Error> {
+        let config = ConsumerConfig::new(&settings.client_id, Some(&settings.group));
+        let mut consumer = broker.consumer(&config).map_err(|error| refused("a consumer", error))?;
+        consumer
+            .subscribe(std::slice::from_ref(&settings.actions_topic))
+            .map_err(|error| refused("the subscription", error))?;
         let carrier = Arc::clone(&worker);
         let pool = Pool::new(settings.threads, settings.in_flight_max, move |job: Job| Done {
             epoch: job.epoch,
@@ -166,46 +170,64 @@ impl<'a> Runner<'a> {
             offset: job.offset,
             result: carry_out(&carrier, job.task),
         });
-        Self {
+        Ok(Self {
             broker,
             consumer,
             worker,
             settings,
             reader: Reader::default(),
             pool,
+            batch: Batch::default(),
             offsets: Offsets::default(),
             held: HashSet::new(),
             finished: 0,
             committed_at: Instant::now(),
             pruned_at: None,
+        })
+    }
+
+    /// One poll and what follows from it.
+    ///
+    /// # Errors
+    /// Only what waiting cannot mend.
+    pub fn turn(&mut self, stop: &Stop) -> Result<(), Error> {
+        let mut batch = std::mem::take(&mut self.batch);
+        let polled = self.consumer.poll(POLL, &mut batch);
+        let heard = self.hear(polled, &batch, stop);
+        self.batch = batch;
+        heard?;
+        self.collect()?;
+        self.release()?;
+        let in_flight = self.settings.in_flight_max.saturating_sub(self.pool.room());
+        self.worker.watch.alive(in_flight, self.held.len());
+        if self.committed_at.elapsed() >= COMMIT_INTERVAL {
+            self.commit()?;
+        }
+        self.prune()
+    }
+
+    fn hear(&mut self, polled: Result<Polled, kafka::Error>, batch: &Batch, stop: &Stop) -> Result<(), Error> {
+        match polled {
+            Ok(Polled::Records) => self.dispatch(batch),
+            Ok(Polled::Idle) => Ok(()),
+            Ok(Polled::Assigned(partitions)) => self.assign(&partitions, stop),
+            Ok(Polled::Revoked { partitions, lost }) => self.revoke(&partitions, lost),
+            Ok(Polled::OutOfRange(partition)) => self.restart_at_log_start(&partition, stop),
+            Err(error) if error.class() == Class::Retriable => {
+                tracing::warn!(%error, "the broker cannot be read; trying again");
+                thread::sleep(RETRY_PAUSE);
+                Ok(())
+            }
+            Err(error) => Err(refused("reading commands", error)),
         }
     }
 
-    fn run(&mut self, stop: &Stop) -> Result<(), Error> {
-        let mut batch = Batch::default();
-        while !stop.is_requested() {
-            match self.consumer.poll(POLL, &mut batch) {
-                Ok(Polled::Records) => self.dispatch(&batch)?,
-                Ok(Polled::Idle) => {}
-                Ok(Polled::Assigned(partitions)) => self.assign(&partitions, stop)?,
-                Ok(Polled::Revoked { partitions, lost }) => self.revoke(&partitions, lost)?,
-                Ok(Polled::OutOfRange(partition)) => self.restart_at_log_start(&partition, stop)?,
-                Err(error) if error.class() == Class::Retriable => {
-                    tracing::warn!(%error, "the broker cannot be read; trying again");
-                    thread::sleep(RETRY_PAUSE);
-                }
-                Err(error) => return Err(refused("reading commands", error)),
-            }
-            self.collect()?;
-            self.release()?;
-            let in_flight = self.settings.in_flight_max.saturating_sub(self.pool.room());
-            self.worker.watch.alive(in_flight, self.held.len());
-            if self.committed_at.elapsed() >= COMMIT_INTERVAL {
-                self.commit()?;
-            }
-            self.prune()?;
-        }
-        Ok(())
+    /// Waits for what runs or waits, as long as the drain may take, and commits what is finished. Whether all is.
+    pub fn settle(&mut self) -> Result<bool, Error> {
+        let settled = self.pool.settle(self.settings.drain_timeout);
+        self.collect()?;
+        self.commit()?;
+        Ok(settled)
     }
 
     fn dispatch(&mut self, batch: &Batch) -> Result<(), Error> {
@@ -357,7 +379,7 @@ impl<'a> Runner<'a> {
 
     /// Commands that were committed to be read and are gone from the log are too old to be carried out.
     fn restart_at_log_start(&mut self, partition: &TopicPartition, stop: &Stop) -> Result<(), Error> {
-        let start = first_offset(self.broker, partition, stop)?;
+        let start = first_offset(&*self.broker, partition, stop)?;
         tracing::warn!(%partition, offset = start, "commands were deleted before they were read; going on behind them");
         self.consumer
             .seek(partition, start)
@@ -369,9 +391,7 @@ impl<'a> Runner<'a> {
         tracing::info!(partitions = partitions.len(), lost, "partitions are taken back");
         self.pool.withdraw();
         if !lost {
-            self.pool.settle(self.settings.drain_timeout);
-            self.collect()?;
-            self.commit()?;
+            self.settle()?;
         }
         self.offsets.revoked();
         self.held.clear();
@@ -396,13 +416,14 @@ impl<'a> Runner<'a> {
     }
 
     fn commit(&mut self) -> Result<(), Error> {
+        self.worker.crash.alive()?;
         self.committed_at = Instant::now();
         let offsets = self.offsets.committable();
         if offsets.is_empty() {
             return Ok(());
         }
         if self.finished > 0 {
-            CrashPoint::BeforeCommit.reached();
+            self.worker.crash.reach(CrashPoint::BeforeCommit)?;
         }
         let progress: Vec<Progress> = offsets
             .iter()
@@ -439,12 +460,16 @@ impl<'a> Runner<'a> {
     }
 
     /// The end: what waits is left, what runs is waited for.
-    fn drain(&mut self) -> Result<(), Error> {
+    pub fn drain(&mut self) -> Result<(), Error> {
         let left = self.pool.withdraw().len();
-        let settled = self.pool.settle(self.settings.drain_timeout);
-        tracing::info!(left, settled, "drained");
-        self.collect()?;
-        self.commit()
+        let settled = self.settle();
+        self.consumer.close();
+        tracing::info!(
+            left,
+            settled = settled.as_ref().is_ok_and(|settled| *settled),
+            "drained"
+        );
+        settled.map(|_| ())
     }
 }
 

@@ -9,7 +9,6 @@ use std::path::PathBuf;
 use protocol::{
     Record, TimestampKind,
     signature::{self, TrustedKey, Unverified},
-    time,
 };
 use serde::Deserialize;
 
@@ -91,27 +90,9 @@ impl Entry {
     fn load(&self) -> Result<TrustedKey, Error> {
         let text =
             std::fs::read_to_string(&self.key_file).map_err(|error| self.wrong(&format!("cannot be read: {error}")))?;
-        let mut key = TrustedKey::from_pem(&text).map_err(|error| self.wrong(&describe(&error)))?;
-        key.not_before_ms = self.moment("not_before", self.not_before.as_deref())?;
-        key.not_after_ms = self.moment("not_after", self.not_after.as_deref())?;
-        if let (Some(from), Some(to)) = (key.not_before_ms, key.not_after_ms)
-            && from >= to
-        {
-            return Err(self.wrong("never counts: not_before is not before not_after"));
-        }
-        Ok(key)
-    }
-
-    fn moment(&self, name: &str, text: Option<&str>) -> Result<Option<i64>, Error> {
-        let read = |text: &str| {
-            let at = time::from_rfc3339(text);
-            at.ok_or_else(|| {
-                self.wrong(&format!(
-                    "{name} = {text:?} is no time; for example \"2026-01-02T03:04:05Z\""
-                ))
-            })
-        };
-        text.map(read).transpose()
+        TrustedKey::from_pem(&text)
+            .and_then(|key| key.between(self.not_before.as_deref(), self.not_after.as_deref()))
+            .map_err(|error| self.wrong(&describe(&error)))
     }
 
     fn wrong(&self, reason: &str) -> Error {

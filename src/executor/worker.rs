@@ -21,7 +21,7 @@ use crate::{
     budget::Bounds,
     command::{Addressee, Command, Malformed},
     control::ControlView,
-    crash::CrashPoint,
+    crash::{Crash, CrashPoint},
     ledger::{Claim, Entry, Ledger, Starting, State},
     report::{Identity, Reporter, Statement},
     watch::Watch,
@@ -83,12 +83,15 @@ pub struct Worker {
     pub cancelled: Cancellations,
     pub reporter: Box<dyn Reporter>,
     pub watch: Watch,
+    /// For tests only: where to die.
+    pub crash: Crash,
     pub now_ms: Box<dyn Fn() -> i64 + Send + Sync>,
 }
 
 impl Worker {
     /// From arrival to final report. When it returns, the command's offset may be committed.
     pub fn carry_out(&self, command: &Command) -> Result<(), Error> {
+        self.crash.alive()?;
         let since_ms = (self.now_ms)();
         let to = Addressee::from(command);
         if self.unlisted == Unlisted::Ignore
@@ -178,7 +181,7 @@ impl Worker {
         if let Claim::Fenced { highest } = self.ledger.claim(command.id(), self.entry(command))? {
             return self.finish(command, to, admission::fenced(command.sequence, highest).into());
         }
-        CrashPoint::AfterClaim.reached();
+        self.crash.reach(CrashPoint::AfterClaim)?;
         tracing::info!(
             action_id = %command.id(), action = command.kind(), target = %to.target_key,
             trace_id = %command.action.incident_id.simple(), "command accepted"
@@ -257,7 +260,7 @@ impl Worker {
         };
         let started = self.ledger.start(starting, self.entry(command), &self.bounds)?;
         match &started {
-            Ok(()) => CrashPoint::AfterIntent.reached(),
+            Ok(()) => self.crash.reach(CrashPoint::AfterIntent)?,
             Err(refusal) => self.watch.bounded(command.kind(), &refusal.reason),
         }
         Ok(started)
@@ -275,7 +278,7 @@ impl Worker {
         self.announce(to, Statement::started());
         let wanted = || self.cancelled.reason(command.id()).is_none();
         let acted = adapter.act_while_wanted(command, before, &wanted);
-        CrashPoint::AfterAct.reached();
+        self.crash.reach(CrashPoint::AfterAct)?;
         let statement = match acted {
             Ok(effect) => Statement::succeeded(effect),
             Err(Failure::Stopped(reason)) if begun => Statement::unknown(format!(
@@ -316,7 +319,7 @@ impl Worker {
     fn finish(&self, command: &Command, to: &Addressee, statement: Statement) -> Result<Outcome, Error> {
         let outcome = self.identity.outcome(to, statement, (self.now_ms)());
         self.ledger.finish(command.id(), self.entry(command), &outcome)?;
-        CrashPoint::BeforeOutcome.reached();
+        self.crash.reach(CrashPoint::BeforeOutcome)?;
         self.say(to, &outcome)?;
         Ok(outcome)
     }

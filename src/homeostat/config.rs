@@ -34,6 +34,12 @@ pub struct Config {
     pub log: LogConfig,
     pub decide: FleetConfig,
     pub signing: SigningConfig,
+    /// Who may approve; empty: whoever may write to the topic.
+    #[serde(default)]
+    pub approver: Vec<ApproverConfig>,
+    /// Whose outcomes are believed; empty: everybody's who may write to the topic.
+    #[serde(default)]
+    pub executor: Vec<ExecutorConfig>,
 }
 
 impl Config {
@@ -87,6 +93,38 @@ pub struct SigningConfig {
     /// The private key; commands are not signed without one.
     #[serde(default)]
     pub key_file: Option<PathBuf>,
+}
+
+/// One `[[approver]]`: a person and the key that their answers are signed with.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApproverConfig {
+    pub name: String,
+    #[serde(default)]
+    pub roles: Vec<String>,
+    /// The public key in PEM, as `homeostat keys public` prints it.
+    pub key_file: PathBuf,
+    /// RFC 3339; what was written before does not count.
+    #[serde(default)]
+    pub not_before: Option<String>,
+    /// RFC 3339; what was written then or later does not count.
+    #[serde(default)]
+    pub not_after: Option<String>,
+}
+
+/// One `[[executor]]`: its id and the key that its outcomes are signed with.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExecutorConfig {
+    pub id: String,
+    /// The public key in PEM, as `homeostat keys public` prints it.
+    pub key_file: PathBuf,
+    /// RFC 3339; what was written before does not count.
+    #[serde(default)]
+    pub not_before: Option<String>,
+    /// RFC 3339; what was written then or later does not count.
+    #[serde(default)]
+    pub not_after: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -154,6 +192,13 @@ fn check(config: &Config) -> Result<(), Refused> {
                 Refused::new(format!("configuration: {key} = {value} is out of range")).help("it is at least 1")
             );
         }
+    }
+    let held = |role: &&String| config.approver.iter().any(|approver| approver.roles.contains(role));
+    if let Some(role) = config.decide.approval_roles.iter().find(|role| !held(role)) {
+        return Err(Refused::new(format!(
+            "configuration: nobody has the role {role:?} of decide.approval_roles"
+        ))
+        .help("[[approver]] entries have `name`, `key_file` and `roles`"));
     }
     let topic = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     if config.topics.prefix.is_empty() || !config.topics.prefix.chars().all(topic) {

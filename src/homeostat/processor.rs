@@ -13,6 +13,7 @@ use protocol::{
     message::{self, Control},
     signature::Signer,
 };
+use remediation::{Decide, Trust};
 use tracing::{error, info, warn};
 
 use crate::{
@@ -52,6 +53,8 @@ pub struct Processor {
     pub shutdown: Shutdown,
     /// Signs commands.
     pub signer: Option<Arc<Signer>>,
+    /// Whose approvals and outcomes count.
+    pub trust: Trust,
     /// For tests only: where to die.
     pub crash: Option<CrashPoint>,
     /// For tests only: safety taken away.
@@ -141,12 +144,13 @@ impl Processor {
                 };
                 Box::new(detect::Detect::new(pipelines, self.topics(), options)?)
             }
-            StageName::Decide => Box::new(decide::Decide::new(
-                &pipelines,
+            StageName::Decide => Box::new(Decide::new(
+                decide::policies(&pipelines, &self.topics()),
                 self.topics(),
                 self.config.decide.clone(),
                 self.config.topics.panes_partitions,
                 self.signer.clone(),
+                self.trust.clone(),
             )),
         })
     }

@@ -21,6 +21,7 @@ pub const INCIDENT: &str = "dev.homeostat.incident.v1";
 pub const APPROVAL_REQUESTED: &str = "dev.homeostat.approval.requested.v1";
 pub const APPROVAL_GRANTED: &str = "dev.homeostat.approval.granted.v1";
 pub const APPROVAL_DENIED: &str = "dev.homeostat.approval.denied.v1";
+pub const APPROVAL_REFUSED: &str = "dev.homeostat.approval.refused.v1";
 pub const APPROVAL_EXPIRED: &str = "dev.homeostat.approval.expired.v1";
 /// Kill switch, modes, protected targets, maintenance: the key names the scope.
 pub const CONTROL: &str = "dev.homeostat.control.v1";

@@ -452,6 +452,15 @@ pub enum Control {
         #[serde(default)]
         reason: String,
     },
+    /// Takes an approver's right to answer away, or gives it back. Who is an approver at all stands in the configuration: this record
+    /// is not signed.
+    Approver {
+        name: String,
+        revoked: bool,
+        by: String,
+        #[serde(default)]
+        reason: String,
+    },
     /// A person has looked: the breakers of the service close and its escalated incidents are considered again.
     /// Applied when it is read; the same record read twice resets once.
     Reset {
@@ -502,6 +511,7 @@ impl Control {
             Self::Mode { service, action, .. } => format!("mode/{service}/{action}"),
             Self::Protected { service, .. } => format!("protected/{service}"),
             Self::Maintenance { service, .. } => format!("maintenance/{service}"),
+            Self::Approver { name, .. } => format!("approver/{name}"),
             Self::Reset { service, .. } => format!("reset/{service}"),
             Self::Cancel { action, .. } => format!("cancel/{action}"),
             Self::Thresholds { service, action, .. } => format!("thresholds/{service}/{action}"),

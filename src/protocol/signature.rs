@@ -1,4 +1,4 @@
-//! Signatures of commands: who may write to `actions` does not thereby command.
+//! Signatures of commands, approvals and outcomes: who may write to a topic does not thereby speak for somebody.
 //!
 //! Follows the CloudEvents extension *Verifiable CloudEvents with DSSE*, version 0.1: the header `ce_dssematerial` holds a
 //! DSSE 1.0.2 envelope in Base64, whose payload is the SHA-256 over the digests of the attributes, of the data byte for byte
@@ -76,8 +76,12 @@ pub enum KeyError {
     Private(#[source] ed25519_dalek::pkcs8::Error),
     #[error("is no Ed25519 public key in PEM (\"-----BEGIN PUBLIC KEY-----\")")]
     Public(#[source] ed25519_dalek::pkcs8::spki::Error),
-    #[error("is a private key; executors take the public one, as `homeostat keys public` prints it")]
+    #[error("is a private key; the public one belongs here, as `homeostat keys public` prints it")]
     PrivateForPublic,
+    #[error("{name} = {text:?} is no time; for example \"2026-01-02T03:04:05Z\"")]
+    Time { name: &'static str, text: String },
+    #[error("never counts: not_before is not before not_after")]
+    Never,
 }
 
 /// Signs with one private key.
@@ -187,9 +191,28 @@ impl TrustedKey {
         })
     }
 
+    /// The key counts between these times, in RFC 3339; a time that is left out does not bound it.
+    pub fn between(mut self, not_before: Option<&str>, not_after: Option<&str>) -> Result<Self, KeyError> {
+        self.not_before_ms = moment("not_before", not_before)?;
+        self.not_after_ms = moment("not_after", not_after)?;
+        match (self.not_before_ms, self.not_after_ms) {
+            (Some(from), Some(to)) if from >= to => Err(KeyError::Never),
+            _ => Ok(self),
+        }
+    }
+
     pub fn id(&self) -> &str {
         &self.id
     }
+}
+
+fn moment(name: &'static str, text: Option<&str>) -> Result<Option<i64>, KeyError> {
+    let Some(text) = text else { return Ok(None) };
+    let at = time::from_rfc3339(text).ok_or_else(|| KeyError::Time {
+        name,
+        text: text.to_owned(),
+    });
+    at.map(Some)
 }
 
 /// Why a record is not taken for what a trusted key signed.
@@ -199,7 +222,7 @@ pub enum Unverified {
     Unsigned,
     #[error("the signature cannot be read: {0}")]
     Unreadable(String),
-    #[error("signed by unknown key {0:?}, which is not in this executor's trust list")]
+    #[error("signed by unknown key {0:?}, which is not trusted here")]
     UnknownKey(String),
     #[error("signed by key {key:?}, which expired at {not_after}")]
     ExpiredKey { key: String, not_after: String },

@@ -16,7 +16,7 @@ use protocol::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{Effect, Fleet, FleetConfig, Input, Message, Policy};
+use crate::{Effect, Fleet, FleetConfig, Input, Message, Policy, Standing};
 
 /// One record of the past.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,7 +34,6 @@ pub enum Past {
     Outcome { event: CloudEvent, data: Outcome },
     Approval { event: CloudEvent, data: ApprovalRecord },
     Control { scope: String, data: Option<Control> },
-    Calls { caller: String, callees: Vec<String> },
 }
 
 impl Past {
@@ -43,12 +42,15 @@ impl Past {
             Self::Anomaly { event, data } => Message::Anomaly { event, data },
             Self::Progress(data) => Message::Progress(data),
             Self::Outcome { event, data } => Message::Outcome { event, data },
-            Self::Approval { event, data } => Message::Approval { event, data },
+            Self::Approval { event, data } => Message::Approval {
+                event,
+                data,
+                standing: Standing::Anybody,
+            },
             Self::Control { scope, data } => Message::Control {
                 scope,
                 data: data.as_ref(),
             },
-            Self::Calls { caller, callees } => Message::Calls { caller, callees },
         }
     }
 }
@@ -296,7 +298,7 @@ impl Report {
 }
 
 impl Success {
-    fn of(judged: u64, healed: u64) -> Self {
+    pub(crate) fn of(judged: u64, healed: u64) -> Self {
         const Z: f64 = 1.96;
         if judged == 0 {
             return Self {

@@ -47,6 +47,8 @@ pub struct FleetConfig {
     pub approval_expiry: Duration,
     /// How many different people have to agree.
     pub approval_quorum: u32,
+    /// An answer counts only from an approver who has one of these roles; empty: from every approver.
+    pub approval_roles: Vec<String>,
     /// Act only while the watermark is not further behind the clock than this.
     #[serde(with = "readable")]
     pub telemetry_lag_max: Duration,
@@ -78,6 +80,9 @@ pub struct FleetConfig {
     pub reconsider: Duration,
     /// Who calls whom, beside what is learned: services by their caller.
     pub calls: BTreeMap<String, Vec<String>>,
+    /// Detectors, as `pipeline.detector` with `*`, whose windows say who calls whom: their KEY is `caller` and `callee`. What they score
+    /// does not matter.
+    pub calls_detectors: Vec<String>,
     /// A learned call that was not seen for so long is forgotten.
     #[serde(with = "readable")]
     pub calls_forget: Duration,
@@ -115,7 +120,16 @@ fn any() -> String {
 }
 
 /// What belongs to the fleet as a whole and cannot differ by service.
-const FLEET_ONLY: [&str; 6] = ["tenant", "overrides", "calls", "actions", "choose", "episodes_max"];
+const FLEET_ONLY: [&str; 8] = [
+    "tenant",
+    "overrides",
+    "calls",
+    "calls_detectors",
+    "calls_forget",
+    "actions",
+    "choose",
+    "episodes_max",
+];
 
 fn checked<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<Override>, D::Error> {
     let overrides = Vec::<Override>::deserialize(deserializer)?;
@@ -195,6 +209,7 @@ impl Default for FleetConfig {
             .to_vec(),
             approval_expiry: minutes(15),
             approval_quorum: 1,
+            approval_roles: Vec::new(),
             telemetry_lag_max: Duration::from_secs(30),
             limits_service: vec![limit(3, minutes(15)), limit(7, minutes(24 * 60))],
             limits_fleet: vec![limit(10, minutes(15))],
@@ -209,6 +224,7 @@ impl Default for FleetConfig {
             refusal_interval: minutes(1),
             reconsider: Duration::from_secs(2),
             calls: BTreeMap::new(),
+            calls_detectors: Vec::new(),
             calls_forget: minutes(24 * 60),
             overload_detectors: Vec::new(),
             overload_refuses: ["restart", "restart_instance", "delete_pod", "scale_down", "cordon"]

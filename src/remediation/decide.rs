@@ -89,7 +89,9 @@ impl Fleet {
             Phase::Asked(asked) => {
                 let (target, action) = (&pending.action.target.target, &pending.action.action);
                 let quorum = self.thresholds(&target.name, &action.kind).approval_quorum;
-                asked.agreed.len() >= quorum.max(1) as usize
+                // Who may no longer approve has not approved.
+                let counted = asked.agreed.iter().filter(|by| self.revoked(by).is_none());
+                counted.count() >= quorum.max(1) as usize
             }
             _ => false,
         }

@@ -9,6 +9,8 @@ use protocol::{
     },
 };
 
+use crate::Standing;
+
 /// One record for the fleet, with the broker's timestamp of its append.
 #[derive(Clone, Copy, Debug)]
 pub struct Input<'a> {
@@ -29,11 +31,10 @@ pub enum Message<'a> {
     Approval {
         event: &'a CloudEvent,
         data: &'a ApprovalRecord,
+        standing: Standing<'a>,
     },
     /// From `control`; `None` withdraws.
     Control { scope: &'a str, data: Option<&'a Control> },
-    /// A service was seen to call others; learned from spans.
-    Calls { caller: &'a str, callees: &'a [String] },
     /// A record that says nothing to the fleet but that time has passed.
     Other,
 }
@@ -65,7 +66,7 @@ pub enum Effect {
         event: CloudEvent,
         data: Incident,
     },
-    /// Requested or expired; the event's type tells.
+    /// Requested, expired or refused; the event's type tells.
     Approval {
         event: CloudEvent,
         data: ApprovalRecord,

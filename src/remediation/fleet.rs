@@ -75,9 +75,8 @@ impl Fleet {
             Message::Anomaly { event, data } => self.on_anomaly(event, data, out),
             Message::Progress(data) => self.on_progress(data, out),
             Message::Outcome { event, data } => self.on_outcome(event, data, out),
-            Message::Approval { event, data } => self.on_approval(event, data, out),
+            Message::Approval { event, data, standing } => self.on_approval(event, data, standing, out),
             Message::Control { scope, data } => self.on_control(scope, data, out),
-            Message::Calls { caller, callees } => self.on_calls(caller, callees),
             Message::Other => {}
         }
         self.note_storms(out);

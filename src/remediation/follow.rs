@@ -2,16 +2,16 @@
 
 use protocol::{
     CloudEvent, Target, cloudevent, id,
-    message::{Action, ApprovalRecord, IncidentState, Outcome, OutcomeStatus, Verdict, VerdictRecord},
+    message::{Action, ApprovalRecord, Control, IncidentState, Outcome, OutcomeStatus, Verdict, VerdictRecord},
 };
 
 use uuid::Uuid;
 
 use crate::{
-    Choice, Effect, Fleet,
+    Choice, Effect, Fleet, Standing,
     config::ms,
     signal::event_wake,
-    state::{Early, EpisodeKey, Phase, Report, StateKey, Watch, group},
+    state::{Early, Episode, EpisodeKey, Phase, Report, StateKey, Watch, group},
 };
 
 /// Commands of which early reports are kept, and how many of each.
@@ -522,7 +522,13 @@ impl Fleet {
         });
     }
 
-    pub(crate) fn on_approval(&mut self, event: &CloudEvent, data: &ApprovalRecord, out: &mut Vec<Effect>) {
+    pub(crate) fn on_approval(
+        &mut self,
+        event: &CloudEvent,
+        data: &ApprovalRecord,
+        standing: Standing<'_>,
+        out: &mut Vec<Effect>,
+    ) {
         let granted = match event.kind.as_str() {
             cloudevent::APPROVAL_GRANTED => true,
             cloudevent::APPROVAL_DENIED => false,
@@ -533,6 +539,13 @@ impl Fleet {
             out.push(Effect::Unusable(format!("answer {} does not say by whom", event.id)));
             return;
         }
+        if let Standing::Refused(why) = standing {
+            return self.say_refused(event, data, why, out);
+        }
+        if let Some(who) = self.revoked(&by) {
+            let why = format!("{by} may no longer approve, says {who}");
+            return self.say_refused(event, data, &why, out);
+        }
         let key = self.index.actions.get(&data.action_id).cloned();
         let asked = key
             .as_ref()
@@ -542,10 +555,14 @@ impl Fleet {
                 _ => None,
             });
         let (Some(key), Some(asked)) = (key, asked) else {
-            return self.say_too_late(event, data, "nothing waits for this answer", out);
+            let why = format!("the answer of {by} came too late: nothing waits for this answer");
+            return self.say_of_answer(cloudevent::APPROVAL_EXPIRED, event, data, why, out);
         };
         if asked.approval_id != data.approval_id || asked.payload_sha256 != data.payload_sha256 {
-            return self.say_too_late(event, data, "the answer is to another proposal", out);
+            return self.say_refused(event, data, "it is to another proposal", out);
+        }
+        if let Err(why) = self.has_role(&key, &by, standing) {
+            return self.say_refused(event, data, &why, out);
         }
         if !granted {
             let why = data.reason.as_deref().unwrap_or("no reason given");
@@ -565,10 +582,50 @@ impl Fleet {
         self.consider(&key, out);
     }
 
-    /// An answer that comes when it can no longer count is shown as such.
-    fn say_too_late(&mut self, answer: &CloudEvent, data: &ApprovalRecord, why: &str, out: &mut Vec<Effect>) {
+    /// Whether the approver has a role that the request asks for.
+    fn has_role(&self, key: &EpisodeKey, by: &str, standing: Standing<'_>) -> Result<(), String> {
+        let pending = self.state.episodes.get(key).and_then(Episode::pending);
+        let Some(action) = pending.map(|pending| &pending.action) else {
+            return Ok(());
+        };
+        let config = self.thresholds(&action.target.target.name, &action.action.kind);
+        let roles: &[String] = match standing {
+            Standing::Approver(approver) => &approver.roles,
+            _ => &[],
+        };
+        let fits = |wanted: &String| roles.contains(wanted);
+        match config.approval_roles.is_empty() || config.approval_roles.iter().any(fits) {
+            true => Ok(()),
+            false => Err(format!(
+                "{by} has none of the roles {}",
+                config.approval_roles.join(", ")
+            )),
+        }
+    }
+
+    /// Who took an approver's right away, if somebody did.
+    pub(crate) fn revoked(&self, approver: &str) -> Option<&str> {
+        match self.state.controls.get(&format!("approver/{approver}")) {
+            Some(Control::Approver { revoked: true, by, .. }) => Some(by),
+            _ => None,
+        }
+    }
+
+    fn say_refused(&mut self, answer: &CloudEvent, data: &ApprovalRecord, why: &str, out: &mut Vec<Effect>) {
         let by = data.by.as_deref().unwrap_or("somebody");
-        let kind = cloudevent::APPROVAL_EXPIRED;
+        let why = format!("the answer of {by} does not count: {why}");
+        self.say_of_answer(cloudevent::APPROVAL_REFUSED, answer, data, why, out);
+    }
+
+    /// An answer that does not count is shown as such, and the request stands as it did.
+    fn say_of_answer(
+        &mut self,
+        kind: &str,
+        answer: &CloudEvent,
+        data: &ApprovalRecord,
+        why: String,
+        out: &mut Vec<Effect>,
+    ) {
         let event_id = id::derived(kind, &[&data.approval_id.to_string(), &answer.id.to_string()]);
         let mut event = CloudEvent::new(
             event_id,
@@ -583,7 +640,7 @@ impl Fleet {
         event.causation_id = Some(answer.id);
         event.traceparent = Some(id::traceparent(data.incident_id, event_id));
         let data = ApprovalRecord {
-            reason: Some(format!("the answer of {by} came too late: {why}")),
+            reason: Some(why),
             ..data.clone()
         };
         out.push(Effect::Approval { event, data });

@@ -17,21 +17,19 @@ const CALLEES_MAX: usize = 256;
 const REFRESH_MS: i64 = 10 * 60_000;
 
 impl Fleet {
-    /// A caller was seen to call others.
-    pub(crate) fn on_calls(&mut self, caller: &str, callees: &[String]) {
+    /// A caller was seen to call another service.
+    pub(crate) fn on_call(&mut self, caller: &str, callee: &str) {
         let now_ms = self.now_ms();
         let forget_ms = now_ms.saturating_sub(ms(self.config.calls_forget));
         let known = self.state.calls.entry(caller.to_owned()).or_default();
         let before = known.len();
         known.retain(|_, seen_ms| *seen_ms > forget_ms);
         let mut changed = known.len() != before;
-        for callee in callees {
-            let fresh = known.get(callee).is_some_and(|seen_ms| now_ms - seen_ms < REFRESH_MS);
-            let room = known.len() < CALLEES_MAX || known.contains_key(callee);
-            if callee != caller && !callee.is_empty() && !fresh && room {
-                known.insert(callee.clone(), now_ms);
-                changed = true;
-            }
+        let fresh = known.get(callee).is_some_and(|seen_ms| now_ms - seen_ms < REFRESH_MS);
+        let room = known.len() < CALLEES_MAX || known.contains_key(callee);
+        if callee != caller && !callee.is_empty() && !fresh && room {
+            known.insert(callee.to_owned(), now_ms);
+            changed = true;
         }
         if known.is_empty() {
             self.state.calls.remove(caller);

@@ -27,8 +27,11 @@ mod observe;
 mod pick;
 mod policy;
 mod signal;
+mod stage;
 mod state;
 mod storm;
+mod suggest;
+mod trust;
 
 pub use config::{ActionClass, ChooseConfig, FleetConfig, Impact, Limit};
 pub use effect::{Effect, Input, Message};
@@ -36,6 +39,9 @@ pub use error::Error;
 pub use explain::explain;
 pub use fleet::Fleet;
 pub use policy::{Choice, Policy};
+pub use stage::Decide;
+pub use suggest::{Suggestion, suggest};
+pub use trust::{Approver, Standing, Trust};
 
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use protocol::message::{DecisionKind, IncidentState};
+use protocol::{
+    cloudevent,
+    message::{DecisionKind, IncidentState},
+};
 
 use crate::{Effect, Fleet};
 
@@ -11,6 +14,7 @@ pub(crate) struct Counters {
     decisions: BTreeMap<(&'static str, String), u64>,
     verdicts: BTreeMap<String, u64>,
     unusable: u64,
+    answers_refused: u64,
 }
 
 impl Counters {
@@ -31,6 +35,7 @@ impl Counters {
                 *self.verdicts.entry(name).or_default() += 1;
             }
             Effect::Unusable(_) => self.unusable += 1,
+            Effect::Approval { event, .. } if event.kind == cloudevent::APPROVAL_REFUSED => self.answers_refused += 1,
             _ => {}
         }
     }
@@ -47,6 +52,7 @@ impl Fleet {
             sink("verdicts_total", &[("verdict", verdict)], *count as f64);
         }
         sink("decide_unusable_total", &[], self.counters.unusable as f64);
+        sink("answers_refused_total", &[], self.counters.answers_refused as f64);
         sink("episodes", &[], self.state.episodes.len() as f64);
         sink("sick_targets", &[], self.index.sick_targets.len() as f64);
         sink("actions_in_flight", &[], self.index.actions.len() as f64);

@@ -11,10 +11,10 @@ use serde_json::Value;
 
 use crate::{
     Choice, Effect, Fleet, Policy,
-    config::ms,
+    config::{glob, ms},
     follow::Then,
     policy::SLACK_STEPS,
-    state::{Case, Episode, EpisodeKey, Phase, Window},
+    state::{Case, Episode, EpisodeKey, Phase, Window, group},
 };
 
 /// Evidence and actions listed in an incident; the rest is in `decisions`.
@@ -36,6 +36,16 @@ impl Fleet {
                 event.id
             )));
             return;
+        }
+        let group = group(&data.pipeline, &data.detector);
+        if self.config.calls_detectors.iter().any(|pattern| glob(pattern, &group)) {
+            let named = |column: &str| data.target.get(column).and_then(Value::as_str);
+            match (named("caller"), named("callee")) {
+                (Some(caller), Some(callee)) => self.on_call(caller, callee),
+                _ => out.push(Effect::Unusable(format!(
+                    "{group} says who calls whom, and its KEY is not (caller, callee)"
+                ))),
+            }
         }
         let watching = self.watching.get(&(data.pipeline.clone(), data.detector.clone()));
         for policy in watching.cloned().unwrap_or_default() {

@@ -19,6 +19,11 @@ pub(crate) struct Storm {
     pub last_ms: i64,
     /// An incident was published for it: a storm of the whole fleet speaks for its groups.
     pub said: bool,
+    /// How many were sick when it was last said, and how often it was.
+    #[serde(default)]
+    pub sick: u64,
+    #[serde(default)]
+    pub told: u32,
 }
 
 impl Fleet {
@@ -67,6 +72,18 @@ impl Fleet {
             self.dirty.insert(StateKey::Clock);
             if let Some(storm) = self.state.clock.storms.get_mut(&group) {
                 storm.last_ms = now_ms;
+                let told = storm.sick.max(1);
+                let moved = match sickness.sick {
+                    sick if sick >= told * 2 => "grew",
+                    sick if sick <= told / 2 => "shrank",
+                    _ => continue,
+                };
+                (storm.sick, storm.told) = (sickness.sick, storm.told + 1);
+                let storm = storm.clone();
+                if storm.said {
+                    let reason = format!("it {moved}: {} of {} are sick now", sickness.sick, sickness.population);
+                    self.say_storm(&group, &storm, IncidentState::Escalated, &reason, out);
+                }
                 continue;
             }
             self.state.clock.storms_seen += 1;
@@ -76,6 +93,8 @@ impl Fleet {
                 since_ms: now_ms,
                 last_ms: now_ms,
                 said: !self.state.clock.storms.contains_key(""),
+                sick: sickness.sick,
+                told: 0,
             };
             let reason = format!(
                 "{} of {} are sick at once: nothing is done until a person has looked, or fewer are",
@@ -125,8 +144,13 @@ impl Fleet {
             actions: Vec::new(),
             reason: reason.to_owned(),
         };
-        let closed = matches!(state, IncidentState::Closed).to_string();
-        let event_id = id::derived("storm_event", &[&storm.incident.to_string(), &closed]);
+        let closed = matches!(state, IncidentState::Closed);
+        let name = if closed {
+            "closed".to_owned()
+        } else {
+            storm.told.to_string()
+        };
+        let event_id = id::derived("storm_event", &[&storm.incident.to_string(), &name]);
         let source = format!("/homeostat/{tenant}");
         let kind = cloudevent::INCIDENT;
         let mut event = CloudEvent::new(event_id, tenant, &source, kind, &data.target_key, self.now_ms());

@@ -279,7 +279,6 @@ pub struct Product {
     policies: Vec<Policy>,
     fleet: Fleet,
     store: BTreeMap<Vec<u8>, Vec<u8>>,
-    calls: Vec<(String, Vec<String>)>,
     start_ms: i64,
     now_ms: i64,
     watermark_ms: i64,
@@ -289,7 +288,6 @@ pub struct Product {
     kill_share: f64,
     chance: Random,
     commands: Vec<(i64, Action)>,
-    claimed: BTreeSet<String>,
     decisions: Vec<(Decision, bool)>,
     recovered: u32,
     kills: u32,
@@ -311,43 +309,49 @@ pub enum Way {
     Unlearned,
 }
 
+/// A fleet that decides that way: its thresholds, and what it does about which detector.
+pub fn fleet(catalogue: &Catalogue, way: &Way) -> (FleetConfig, Vec<Policy>) {
+    let mut config = FleetConfig {
+        tenant: TENANT.into(),
+        calls: catalogue.calls.clone().into_iter().collect(),
+        ..FleetConfig::default()
+    };
+    // A rollback goes to an explicit revision and can be taken back.
+    let reversible = ActionClass {
+        impact: Impact::Medium,
+        reversible: true,
+        undo: None,
+    };
+    config.actions.insert("rollback".into(), reversible);
+    if let Way::Tree(_) = way {
+        config.choose.prior_strength = 10_000.0;
+        (config.choose.propensity_min, config.choose.propensity_max) = (0.0, 1.0);
+    }
+    let kinds: Vec<String> = ["restart", "scale_up", "rollback"].map(String::from).to_vec();
+    let choice = match way {
+        Way::Rules => Choice::Ladder(kinds),
+        _ => Choice::Choose(kinds),
+    };
+    let policy = |detector: &str, latched: bool| Policy {
+        for_k: if latched { 1 } else { 3 },
+        for_n: if latched { 1 } else { 5 },
+        window_step_ms: STEP_MS,
+        latched,
+        mode: Mode::Auto,
+        ..Policy::new(PIPELINE, &format!("heal_{detector}"), detector, choice.clone())
+    };
+    let policies = vec![policy(SICK, false), policy(SILENT, true)];
+    (config, policies)
+}
+
 impl Product {
     pub fn new(catalogue: &Catalogue, way: &Way, seed: u64, kill_share: f64) -> Result<Self, Error> {
-        let mut config = FleetConfig {
-            tenant: TENANT.into(),
-            ..FleetConfig::default()
-        };
-        // A rollback goes to an explicit revision and can be taken back.
-        let reversible = ActionClass {
-            impact: Impact::Medium,
-            reversible: true,
-            undo: None,
-        };
-        config.actions.insert("rollback".into(), reversible);
-        if let Way::Tree(_) = way {
-            config.choose.prior_strength = 10_000.0;
-            (config.choose.propensity_min, config.choose.propensity_max) = (0.0, 1.0);
-        }
-        let kinds: Vec<String> = ["restart", "scale_up", "rollback"].map(String::from).to_vec();
-        let choice = match way {
-            Way::Rules => Choice::Ladder(kinds),
-            _ => Choice::Choose(kinds),
-        };
-        let policy = |detector: &str, latched: bool| Policy {
-            for_k: if latched { 1 } else { 3 },
-            for_n: if latched { 1 } else { 5 },
-            window_step_ms: STEP_MS,
-            latched,
-            mode: Mode::Auto,
-            ..Policy::new(PIPELINE, &format!("heal_{detector}"), detector, choice.clone())
-        };
-        let policies = vec![policy(SICK, false), policy(SILENT, true)];
+        let (config, policies) = fleet(catalogue, way);
         let mut product = Self {
             fleet: Fleet::new(config.clone(), policies.clone()),
             config,
             policies,
             store: BTreeMap::new(),
-            calls: catalogue.calls.clone().into_iter().collect(),
             start_ms: 1_700_000_000_000,
             now_ms: 1_700_000_000_000,
             watermark_ms: 0,
@@ -357,7 +361,6 @@ impl Product {
             kill_share,
             chance: Random::derive(seed, 0x6b69_6c6c),
             commands: Vec::new(),
-            claimed: BTreeSet::new(),
             decisions: Vec::new(),
             recovered: 0,
             kills: 0,
@@ -474,19 +477,14 @@ impl Product {
         })
     }
 
-    /// Commands whose time has come. Each is delivered twice, as a broker may; who claims by action id acts once.
+    /// Commands whose time has come.
     fn carry_out(&mut self, seen: &Seen<'_>, done: &mut Vec<(String, String, String)>) -> Result<(), Error> {
         let is_due = |(at_ms, action): &(i64, Action)| self.now_ms >= at_ms + (seen.takes)(&action.action.kind);
         let (due, later): (Vec<_>, Vec<_>) = self.commands.drain(..).partition(is_due);
         self.commands = later;
         for (_, action) in due {
-            for _delivery in 0..2 {
-                if !self.claimed.insert(action.action_id.to_string()) {
-                    continue;
-                }
-                let names = (action.action.kind.clone(), action.target.target.name.clone());
-                done.push((action.action_id.to_string(), names.0, names.1));
-            }
+            let names = (action.action.kind.clone(), action.target.target.name.clone());
+            done.push((action.action_id.to_string(), names.0, names.1));
             self.report(&action, OutcomeStatus::Succeeded)?;
         }
         Ok(())
@@ -576,12 +574,6 @@ impl Arm for Product {
             at,
             reason: String::new(),
         })?;
-        for (caller, callees) in self.calls.clone() {
-            self.feed(Message::Calls {
-                caller: &caller,
-                callees: &callees,
-            })?;
-        }
         self.commands.clear();
         self.decisions.clear();
         (self.recovered, self.kills, self.replayed) = (0, 0, (0, 0));

@@ -25,6 +25,8 @@ pub enum Error {
     Train(#[from] remediation::choose::TrainError),
     #[error("state that was written cannot be read: {0}")]
     State(#[from] remediation::Error),
+    #[error("an arm cannot go on: {0}")]
+    Arm(String),
 }
 
 /// The detectors of every service of a catalogue.

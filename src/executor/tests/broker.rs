@@ -19,16 +19,13 @@ use executor::{
         Adapter, Before, Effect, Failure, Reconciled,
         log::{Config, LogAdapter},
     },
-    admission::{Limits, Refusal},
-    allow::{AdapterKind, Allow, Unlisted},
-    budget::{Bounds, BreakerConfig},
+    admission::Refusal,
+    allow::AdapterKind,
     command::Command,
     ledger::Ledger,
-    report::Identity,
     run::{self, BrokerControl, BrokerReporter, Settings, Stop},
     trust::Trust,
-    watch::Watch,
-    worker::{Cancellations, Worker},
+    worker::Worker,
 };
 use kafka::{
     Broker, Class, Memory, SystemClock, TopicConfig,
@@ -38,7 +35,7 @@ use protocol::{
     CloudEvent, Output, TopicPartition, Topics,
     cloudevent::ACTION_CANCELLED,
     id,
-    message::{Action, ActionCancelled, Control, Executor, Outcome, OutcomeStatus},
+    message::{Action, ActionCancelled, Control, Outcome, OutcomeStatus},
     signature::{Signer, TrustedKey},
 };
 
@@ -228,44 +225,15 @@ fn start(fleet: &Fleet, id: &str, in_flight_max: usize, adapter: Box<dyn Adapter
     let control = BrokerControl::new(Arc::clone(&shared), &settings, timeout, stop.clone()).unwrap();
     let reporter = BrokerReporter::new(shared.as_ref(), &settings, stop.clone()).unwrap();
     let worker = Worker {
-        identity: Identity {
-            executor: Executor {
-                id: id.into(),
-                version: "0".into(),
-            },
-            topics: settings.topics.clone(),
-            tenant: "homeostat".into(),
-        },
-        limits: Limits {
-            skew_margin_ms: 0,
-            age_ms_max: 600_000,
-        },
-        bounds: Bounds {
-            budget: Vec::new(),
-            breaker: BreakerConfig {
-                failures_max: u32::MAX,
-                open_ms: 1,
-            },
-        },
-        allow: vec![Allow {
-            action: "restart".into(),
-            target: "*".into(),
-            adapter: AdapterKind::Log,
-            endpoint: None,
-            params: BTreeMap::new(),
-        }],
-        unlisted: Unlisted::Reject,
-        adapters: BTreeMap::from([((AdapterKind::Log, None), adapter)]),
+        identity: common::identity(id),
         ledger: Ledger::open(&directory.join(format!("{id}.redb")), uuid::Uuid::nil()).unwrap(),
         control: Box::new(control),
-        cancelled: Cancellations::default(),
         reporter: Box::new(reporter),
-        watch: Watch::none(),
-        now_ms: Box::new(now_ms),
+        ..common::worker(&directory.join(id), AdapterKind::Log, adapter, "restart")
     };
     let thread = thread::spawn({
         let stop = stop.clone();
-        move || run::run(shared.as_ref(), Arc::new(worker), &settings, &stop)
+        move || run::run(shared, Arc::new(worker), settings, &stop)
     });
     Running {
         stop,

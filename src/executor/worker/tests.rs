@@ -114,6 +114,7 @@ impl Bench {
                 },
                 topics: Topics::new("homeostat."),
                 tenant: "homeostat".into(),
+                signer: None,
             },
             limits: Limits {
                 skew_margin_ms: 1_000,
@@ -140,6 +141,7 @@ impl Bench {
             cancelled: Cancellations::default(),
             reporter: Box::new(reports.clone()),
             watch: Watch::none(),
+            crash: Crash::default(),
             now_ms: Box::new(move || reading.load(Ordering::SeqCst)),
         };
         Self {

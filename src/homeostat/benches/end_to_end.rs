@@ -24,6 +24,7 @@ use kafka::{
     Broker, ConsumerConfig, Memory, Polled, ProducerConfig, Shutdown, Switches, SystemClock, TopicConfig, partitions_of,
 };
 use protocol::{Assignment, Batch, Output, Outputs, Stage, TimestampKind, TopicPartition, cloudevent};
+use remediation::Trust;
 use tests::rig;
 
 #[global_allocator]
@@ -407,6 +408,7 @@ fn processor() -> anyhow::Result<Processor> {
         observer: Arc::new(()),
         shutdown: Shutdown::new(),
         signer: None,
+        trust: Trust::default(),
         crash: None,
         switches: Switches::default(),
     })

@@ -1,14 +1,19 @@
 //! The operator's word: everything that changes what the fleet does enters through `control` or `approvals`.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    time::Duration,
+};
 
 use anyhow::Context;
 use kafka::{Broker, ProducerConfig};
 use protocol::{
     CloudEvent, Topics, cloudevent, id,
-    message::{self, ApprovalRecord, Control, Decision, Mode},
+    message::{self, ApprovalRecord, Control, Decision, Incident, IncidentState, Mode},
 };
 
+use super::{keys, status};
 use crate::{config, error::Refused, topic_reader};
 
 /// Where the fleet is.
@@ -95,12 +100,40 @@ pub struct Maintenance {
     author: Author,
 }
 
+/// To what, and with whose key.
+#[derive(clap::Args, Debug)]
+struct Answer {
+    /// Approval id or action id, or the beginning of one
+    id: String,
+    /// The private key to sign with, where the fleet lists approvers; --by is the name there
+    #[arg(long, value_name = "FILE", env = "HOMEOSTAT_APPROVER_KEY")]
+    key_file: Option<PathBuf>,
+}
+
+/// Takes an approver's right to answer away, or gives it back.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Example: homeostat approver ada --revoke --reason 'lost her laptop'")]
+pub struct SetApprover {
+    /// As in the configuration's [[approver]]
+    name: String,
+    /// No answer of this approver counts any more, also where it was given before
+    #[arg(long, required_unless_present = "restore")]
+    revoke: bool,
+    /// Answers count again
+    #[arg(long, conflicts_with = "revoke")]
+    restore: bool,
+    #[command(flatten)]
+    fleet: Fleet,
+    #[command(flatten)]
+    author: Author,
+}
+
 /// Grants what a policy asked for.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Example: homeostat approve 5f0c…  (`homeostat status` lists what waits)")]
 pub struct Approve {
-    /// Approval id or action id, or the beginning of one
-    id: String,
+    #[command(flatten)]
+    answer: Answer,
     #[command(flatten)]
     fleet: Fleet,
     #[command(flatten)]
@@ -111,8 +144,8 @@ pub struct Approve {
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Example: homeostat deny 5f0c… --reason 'deploy under way'")]
 pub struct Deny {
-    /// Approval id or action id, or the beginning of one
-    id: String,
+    #[command(flatten)]
+    answer: Answer,
     #[command(flatten)]
     fleet: Fleet,
     #[command(flatten)]
@@ -235,11 +268,29 @@ impl Maintenance {
     }
 }
 
+impl SetApprover {
+    pub fn run(&self) -> anyhow::Result<()> {
+        let Author { by, reason } = self.author.clone();
+        let said = match self.revoke {
+            true => format!("revoked: no answer of {} counts any more", self.name),
+            false => format!("restored: answers of {} count", self.name),
+        };
+        let (name, revoked) = (self.name.clone(), self.revoke);
+        let control = Control::Approver {
+            name,
+            revoked,
+            by,
+            reason,
+        };
+        say(&self.fleet, &control, &said)
+    }
+}
+
 impl Approve {
     pub fn run(&self) -> anyhow::Result<()> {
         answer(
             &self.fleet,
-            &self.id,
+            &self.answer,
             &self.author,
             cloudevent::APPROVAL_GRANTED,
             "granted",
@@ -251,7 +302,7 @@ impl Deny {
     pub fn run(&self) -> anyhow::Result<()> {
         answer(
             &self.fleet,
-            &self.id,
+            &self.answer,
             &self.author,
             cloudevent::APPROVAL_DENIED,
             "denied",
@@ -310,7 +361,8 @@ fn on_record(broker: &dyn Broker, topics: &Topics, id: &str) -> anyhow::Result<B
     Ok(actions)
 }
 
-/// Requests for approval that nobody has answered and that have not expired, oldest first.
+/// Requests for approval that wait for somebody, oldest first. Whether one still does is the fleet's word alone: an answer may be one
+/// of several that are needed, or one that does not count.
 pub fn waiting(broker: &dyn Broker, topics: &Topics, now_ms: i64) -> anyhow::Result<Vec<ApprovalRecord>> {
     let mut requests: BTreeMap<uuid::Uuid, ApprovalRecord> = BTreeMap::new();
     topic_reader::read(broker, &topics.approvals(), |record| {
@@ -320,12 +372,19 @@ pub fn waiting(broker: &dyn Broker, topics: &Topics, now_ms: i64) -> anyhow::Res
         let Ok(approval) = message::read::<ApprovalRecord>("approval", value) else {
             return;
         };
+        // An incident asks once at a time.
         if kind == cloudevent::APPROVAL_REQUESTED {
-            requests.insert(approval.approval_id, approval);
-        } else {
-            requests.remove(&approval.approval_id);
+            requests.insert(approval.incident_id, approval);
         }
     })?;
+    let open = status::incidents(broker, &topics.incidents(), false)?;
+    let asks = |incident: &Incident| incident.state == IncidentState::AwaitingApproval;
+    let asking: BTreeSet<uuid::Uuid> = open
+        .iter()
+        .filter(|incident| asks(incident))
+        .map(|incident| incident.incident_id)
+        .collect();
+    requests.retain(|incident, _| asking.contains(incident));
     let mut waiting: Vec<_> = requests
         .into_values()
         .filter(|request| request.expires_at > now_ms)
@@ -334,8 +393,15 @@ pub fn waiting(broker: &dyn Broker, topics: &Topics, now_ms: i64) -> anyhow::Res
     Ok(waiting)
 }
 
-fn answer(fleet: &Fleet, id: &str, author: &Author, kind: &str, said: &str) -> anyhow::Result<()> {
-    let (broker, topics, _) = fleet.open()?;
+fn answer(fleet: &Fleet, answer: &Answer, author: &Author, kind: &str, said: &str) -> anyhow::Result<()> {
+    let (broker, topics, config) = fleet.open()?;
+    let signer = answer.key_file.as_deref().map(keys::signer).transpose()?;
+    let id = answer.id.as_str();
+    if signer.is_none() && !config.approver.is_empty() {
+        return Err(Refused::new("this fleet counts signed answers only")
+            .help("--key-file or HOMEOSTAT_APPROVER_KEY names your private key; --by is your name in [[approver]]")
+            .into());
+    }
     let waiting = waiting(&*broker, &topics, now_ms())?;
     let named = |request: &&ApprovalRecord| {
         request.approval_id.to_string().starts_with(id) || request.action_id.to_string().starts_with(id)
@@ -364,7 +430,11 @@ fn answer(fleet: &Fleet, id: &str, author: &Author, kind: &str, said: &str) -> a
     let mut event = CloudEvent::new(mint, topics.tenant(), &source, kind, &request.target_key, now_ms());
     event.correlation_id = Some(request.incident_id);
     event.causation_id = Some(request.approval_id);
-    send(&*broker, &event.output(topics.approvals(), &answer))?;
+    let mut output = event.output(topics.approvals(), &answer);
+    if let Some(signer) = signer {
+        signer.sign(&mut output);
+    }
+    send(&*broker, &output)?;
     println!("{said}: action {} on {}", request.action_id, request.target_key);
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::{io::IsTerminal, path::PathBuf, sync::Arc, thread, time::Duration};
 use anyhow::{Context, anyhow};
 use engine::spec::Pipeline;
 use kafka::{Broker, Embedded, Shutdown, Switches, TopicConfig};
+use remediation::Trust;
 use simulator::demo::{self, Options, Programs, Summary};
 
 use super::Output;
@@ -112,6 +113,7 @@ fn run_beside_processor(options: &Options, config: Config, pipelines: Arc<[Pipel
         observer: observation.stages(),
         shutdown: shutdown.clone(),
         signer: None,
+        trust: Trust::default(),
         crash: None,
         switches: Switches::default(),
     };

@@ -15,6 +15,7 @@ pub mod replay;
 pub mod run;
 pub mod schemas;
 pub mod status;
+pub mod suggest;
 pub mod test;
 pub mod validate;
 

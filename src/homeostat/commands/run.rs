@@ -3,12 +3,13 @@
 use std::{io::IsTerminal, path::PathBuf, sync::Arc};
 
 use kafka::{Broker, CrashPoint, Shutdown, Switches};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     commands::keys,
     config, observe, pipelines,
     processor::{Processor, StageName, require_exactly_once},
+    trust,
 };
 
 /// Runs the pipelines of a folder until SIGTERM or Ctrl-C, then drains.
@@ -42,6 +43,13 @@ impl Run {
             Some(key_file) => Some(Arc::new(keys::signer(key_file)?)),
             None => None,
         };
+        let trust = trust::load(&config)?;
+        if !trust.knows_approvers() {
+            warn!("no [[approver]] entry: whoever may write to the approvals topic approves");
+        }
+        if !trust.knows_executors() {
+            warn!("no [[executor]] entry: whoever may write to the outcomes topic reports");
+        }
         let broker: Arc<dyn Broker> = Arc::new(kafka::Kafka::new(&config.kafka)?);
         require_exactly_once(&*broker)?;
         let shutdown = Shutdown::new();
@@ -68,6 +76,7 @@ impl Run {
             observer,
             shutdown,
             signer,
+            trust,
             crash,
             switches,
         };

@@ -37,7 +37,8 @@ pub struct Incidents {
     output: Output,
 }
 
-fn incidents(broker: &dyn kafka::Broker, topic: &str, all: bool) -> anyhow::Result<Vec<Incident>> {
+/// Incidents on record, the latest state of each; `all` also those that are closed.
+pub(super) fn incidents(broker: &dyn kafka::Broker, topic: &str, all: bool) -> anyhow::Result<Vec<Incident>> {
     let mut latest: BTreeMap<uuid::Uuid, Incident> = BTreeMap::new();
     topic_reader::read(broker, topic, |record| {
         if CloudEvent::kind_of(&record) != Some(cloudevent::INCIDENT) {

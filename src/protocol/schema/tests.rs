@@ -289,6 +289,12 @@ fn control() -> impl Strategy<Value = Control> {
             by,
             reason
         }),
+        (pair(), any::<bool>()).prop_map(|((name, by, reason), revoked)| Control::Approver {
+            name,
+            revoked,
+            by,
+            reason
+        }),
         (pair(), time()).prop_map(|((service, by, reason), at)| Control::Reset {
             service,
             by,

@@ -19,7 +19,7 @@ use protocol::{
     schema,
 };
 
-use crate::{Effect, Fleet, FleetConfig, Input, Message, Policy};
+use crate::{Effect, Fleet, FleetConfig, Input, Message, Policy, Standing};
 
 pub(crate) const START_MS: i64 = 1_700_000_000_000;
 
@@ -147,11 +147,34 @@ impl World {
         meets: &[&str],
         clears: &[&str],
     ) -> Vec<Effect> {
-        let pipeline = self.policies[0].pipeline.clone();
         let names = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect();
         let data = Anomaly {
-            target: [("service_name".to_owned(), service.into())].into(),
-            pipeline,
+            meets: names(meets),
+            clears: names(clears),
+            ..self.anomaly(detector, &[("service_name", service)], score)
+        };
+        let event = self.event(cloudevent::ANOMALY, &key_of(service));
+        self.feed(Message::Anomaly {
+            event: &event,
+            data: &data,
+        })
+    }
+
+    /// A window of the detector `calls`, which saw one service call another.
+    pub fn call(&mut self, caller: &str, callee: &str) -> Vec<Effect> {
+        let data = self.anomaly("calls", &[("caller", caller), ("callee", callee)], 2.0);
+        let event = self.event(cloudevent::ANOMALY, &key_of(caller));
+        self.feed(Message::Anomaly {
+            event: &event,
+            data: &data,
+        })
+    }
+
+    fn anomaly(&self, detector: &str, target: &[(&str, &str)], score: f64) -> Anomaly {
+        let named = |(column, name): &(&str, &str)| ((*column).to_owned(), (*name).into());
+        Anomaly {
+            target: target.iter().map(named).collect(),
+            pipeline: self.policies[0].pipeline.clone(),
             detector: detector.to_owned(),
             window_start: self.now_ms - 12_000,
             window_end: self.now_ms - 2_000,
@@ -160,15 +183,10 @@ impl World {
             features: BTreeMap::new(),
             contributions: BTreeMap::new(),
             columns: BTreeMap::new(),
-            meets: names(meets),
-            clears: names(clears),
+            meets: Vec::new(),
+            clears: Vec::new(),
             telemetry_healthy: self.telemetry_healthy,
-        };
-        let event = self.event(cloudevent::ANOMALY, &key_of(service));
-        self.feed(Message::Anomaly {
-            event: &event,
-            data: &data,
-        })
+        }
     }
 
     pub fn outcome(&mut self, service: &str, status: OutcomeStatus, code: u16) -> Vec<Effect> {
@@ -211,6 +229,7 @@ impl World {
         self.feed(Message::Approval {
             event: &event,
             data: &data,
+            standing: Standing::Anybody,
         })
     }
 

@@ -220,13 +220,10 @@ fn act(world: &mut World, command: &[&str]) -> Option<Vec<Effect>> {
             world.population.values_mut().for_each(|value| *value = count);
             world.second()
         }
-        ["calls", caller, callees] => {
-            let callees: Vec<String> = callees.split(',').map(str::to_owned).collect();
-            world.feed(Message::Calls {
-                caller,
-                callees: &callees,
-            })
-        }
+        ["calls", caller, callees] => callees
+            .split(',')
+            .flat_map(|callee| world.call(caller, callee))
+            .collect(),
         ["watermark", state] => {
             world.flowing = *state == "flows";
             Vec::new()

@@ -21,7 +21,7 @@ use executor::{
     budget::{Bounds, BreakerConfig},
     command::{Command, Reader},
     control::ControlView,
-    crash::CrashPoint,
+    crash::{Crash, CrashPoint},
     ledger::Ledger,
     report::{Identity, Reporter},
     watch::Watch,
@@ -214,17 +214,22 @@ pub fn outcomes(directory: &Path) -> Vec<Outcome> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
+pub fn identity(id: &str) -> Identity {
+    Identity {
+        executor: Executor {
+            id: id.into(),
+            version: "0".into(),
+        },
+        topics: Topics::new("homeostat."),
+        tenant: "homeostat".into(),
+        signer: None,
+    }
+}
+
 /// Allowed to do one thing to everything, with ledger and reports in the directory.
 pub fn worker(directory: &Path, kind: AdapterKind, adapter: Box<dyn Adapter>, action: &str) -> Worker {
     Worker {
-        identity: Identity {
-            executor: Executor {
-                id: "test".into(),
-                version: "0".into(),
-            },
-            topics: Topics::new("homeostat."),
-            tenant: "homeostat".into(),
-        },
+        identity: identity("test"),
         limits: Limits {
             skew_margin_ms: 0,
             age_ms_max: 600_000,
@@ -250,6 +255,7 @@ pub fn worker(directory: &Path, kind: AdapterKind, adapter: Box<dyn Adapter>, ac
         cancelled: Cancellations::default(),
         reporter: Box::new(FileReporter(directory.join("outcomes.jsonl"))),
         watch: Watch::none(),
+        crash: Crash::from_environment(),
         now_ms: Box::new(now_ms),
     }
 }

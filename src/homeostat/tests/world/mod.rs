@@ -28,6 +28,7 @@ use protocol::{
     schema,
     signature::{self, Signer, TrustedKey},
 };
+use remediation::Trust;
 use serde_json::Value;
 
 const SERVICES: usize = 8;
@@ -192,6 +193,7 @@ impl World {
             observer: Arc::new(()),
             shutdown: Shutdown::new(),
             signer: Some(Arc::new(Signer::from_seed(&[7; 32]))),
+            trust: Trust::default(),
             crash: None,
             switches: Switches {
                 skip_send_offsets: plan.skip_send_offsets,
@@ -740,6 +742,7 @@ impl Executor {
             },
             tenant: topics.tenant().to_owned(),
             topics,
+            signer: None,
         };
         Self {
             consumer,
