@@ -15,3 +15,4 @@ pub mod replay;
 pub mod signals;
 pub mod stages;
 pub mod topic_reader;
+pub mod versions;

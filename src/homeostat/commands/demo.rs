@@ -108,6 +108,7 @@ fn run_beside_processor(options: &Options, config: Config, pipelines: Arc<[Pipel
     let processor = Processor {
         broker: Arc::clone(&broker),
         pipelines,
+        versions: Vec::new(),
         config,
         observer: observation.stages(),
         shutdown: shutdown.clone(),

@@ -7,7 +7,10 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use engine::spec::{ActionSpec, DetectorInput, OptionValue, Pipeline, PolicySpec};
+use engine::{
+    spec::{ActionSpec, DetectorInput, OptionValue, Pipeline, PolicySpec},
+    version::Compile,
+};
 use protocol::{
     Assignment, Batch, CloudEvent, Output, Outputs, Progress, Record, SidePosition, Stage, StageError, Start,
     TopicPartition, Topics, cloudevent, id,
@@ -30,6 +33,7 @@ pub struct Decide {
     policies: Vec<Policy>,
     panes_partitions: i32,
     signer: Option<Arc<Signer>>,
+    compile: Option<Arc<dyn Compile>>,
     owned: Option<Owned>,
 }
 
@@ -40,6 +44,10 @@ struct Owned {
     next_offset: i64,
     journal: Journal,
     urgent: bool,
+    /// By partition of `panes`, the oldest version of the pipelines that has windows open.
+    oldest: BTreeMap<i32, u64>,
+    /// The version that was said to be settled.
+    settled: u64,
 }
 
 impl Decide {
@@ -58,8 +66,15 @@ impl Decide {
             policies,
             panes_partitions,
             signer,
+            compile: None,
             owned: None,
         }
+    }
+
+    /// Follows the versions of the pipelines: their policies hold from the record on that says them.
+    pub fn following(mut self, compile: Arc<dyn Compile>) -> Self {
+        self.compile = Some(compile);
+        self
     }
 
     fn owned(&mut self, partition: &TopicPartition) -> &mut Owned {
@@ -72,17 +87,89 @@ impl Decide {
                 control: BTreeMap::new(),
             },
             urgent: false,
+            oldest: BTreeMap::new(),
+            settled: 0,
         })
     }
 
+    /// The policies of a version of the pipelines, if that is what the record says, and it is the newest.
+    fn version(&self, record: &Record<'_>) -> Option<Result<Vec<Policy>, String>> {
+        let (compile, owned) = (self.compile.as_ref()?, self.owned.as_ref()?);
+        if *record.partition.topic != *self.topics.control() {
+            return None;
+        }
+        match message::read("control", record.value?) {
+            Ok(Control::Pipelines { version, pipelines, .. })
+                if owned.version().is_none_or(|newest| version > newest) =>
+            {
+                let compiled = compile
+                    .compile(&pipelines)
+                    .map(|compiled| policies(&compiled, &self.topics));
+                Some(compiled.map_err(|reason| format!("version {version} of the pipelines cannot be run: {reason}")))
+            }
+            _ => None,
+        }
+    }
+
+    /// After a restore the policies are those of the newest version that the state knows.
+    fn remember_policies(&mut self) {
+        let (Some(compile), Some(owned)) = (&self.compile, &mut self.owned) else {
+            return;
+        };
+        let newest = owned.version();
+        let texts = owned.fleet.controls().find_map(|(_, control)| match control {
+            Control::Pipelines { version, pipelines, .. } if Some(*version) == newest => Some(pipelines.clone()),
+            _ => None,
+        });
+        match texts.map(|texts| compile.compile(&texts)) {
+            Some(Ok(compiled)) => owned.fleet.set_policies(policies(&compiled, &self.topics)),
+            Some(Err(reason)) => tracing::error!(
+                version = newest,
+                reason,
+                "this program cannot run the pipelines in force: policies are those that it was started with"
+            ),
+            None => {}
+        }
+    }
+
+    /// Says so when no partition has windows of an old version open any more.
+    fn settle(&mut self, out: &mut Outputs) {
+        let Some(owned) = &mut self.owned else { return };
+        let oldest = owned.oldest.values().min().copied().unwrap_or_default();
+        let is_old = |control: &Control| matches!(control, Control::Pipelines { version, .. } if *version < oldest);
+        let said = owned.fleet.controls().filter_map(|(_, control)| match control {
+            Control::PipelinesSettled { version } => Some(*version),
+            _ => None,
+        });
+        let settled = said.max().unwrap_or_default().max(owned.settled);
+        let complete = owned.oldest.len() == self.panes_partitions as usize;
+        if !complete || oldest <= settled || !owned.fleet.controls().any(|(_, control)| is_old(control)) {
+            return;
+        }
+        owned.settled = oldest;
+        let control = Control::PipelinesSettled { version: oldest };
+        let scope = control.scope();
+        let tenant = self.topics.tenant();
+        let mint = id::derived("control", &[&scope, &oldest.to_string()]);
+        let source = format!("/homeostat/{tenant}/decide");
+        let event = CloudEvent::new(mint, tenant, &source, cloudevent::CONTROL, &scope, owned.fleet.now_ms());
+        out.push(event.output(self.topics.control(), &control));
+    }
+
     fn record(&mut self, record: Record<'_>, out: &mut Outputs) {
+        let version = self.version(&record);
         let topics = &self.topics;
         let Some(owned) = &mut self.owned else { return };
         owned.journal(&record);
         let mut effects = Vec::new();
-        if let Err(reason) = hear(owned, topics, &record, &mut effects) {
-            effects.push(Effect::Unusable(reason));
-        }
+        // A version that cannot be run is not heard of: the one before goes on.
+        let usable = version.transpose().map(|policies| {
+            if let Some(policies) = policies {
+                owned.fleet.set_policies(policies);
+            }
+        });
+        let heard = usable.and_then(|()| hear(owned, topics, &record, &mut effects));
+        effects.extend(heard.err().map(Effect::Unusable));
         if record.partition == &owned.partition {
             owned.next_offset = record.offset + 1;
         } else {
@@ -162,6 +249,7 @@ fn hear(owned: &mut Owned, topics: &Topics, record: &Record<'_>, effects: &mut V
         cloudevent::PROGRESS => {
             let data: TimeProgress = message::read("progress", value).map_err(text)?;
             apply(Message::Progress(&data));
+            owned.oldest.insert(data.partition, data.version);
         }
         cloudevent::APPROVAL_GRANTED | cloudevent::APPROVAL_DENIED => {
             let event = CloudEvent::read(record).map_err(text)?;
@@ -198,6 +286,15 @@ fn tell_detect(topics: &Topics, partitions: i32, note: &Note, out: &mut Outputs)
 }
 
 impl Owned {
+    /// The newest version of the pipelines that was heard of.
+    fn version(&self) -> Option<u64> {
+        let versions = self.fleet.controls().filter_map(|(_, control)| match control {
+            Control::Pipelines { version, .. } => Some(*version),
+            _ => None,
+        });
+        versions.max()
+    }
+
     fn journal(&mut self, record: &Record<'_>) {
         let topic = &*record.partition.topic;
         match self.journal.consumed.last_mut() {
@@ -314,6 +411,7 @@ impl Stage for Decide {
             .as_ref()
             .map_or(assignment.start_offset, |committed| committed.offset);
         self.owned(partition).next_offset = start;
+        self.remember_policies();
         Ok(start)
     }
 
@@ -331,6 +429,7 @@ impl Stage for Decide {
     }
 
     fn before_commit(&mut self, out: &mut Outputs) -> Result<Vec<Progress>, StageError> {
+        self.settle(out);
         let Some(owned) = &mut self.owned else {
             return Ok(Vec::new());
         };
