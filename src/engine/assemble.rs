@@ -624,7 +624,7 @@ impl Ring {
         };
         let mut end = match (resumes, before) {
             (Some(from), _) => window.end_after(from.max(*earliest)),
-            (None, Some(before)) => window.end_after(before - window.lateness_ms),
+            (None, Some(before)) => window.end_after(self.views[view].turn.not_before(before - window.lateness_ms)),
             (None, None) => window.end_after(*earliest),
         };
         while end + window.lateness_ms <= now && self.views[view].turn.takes(end) {

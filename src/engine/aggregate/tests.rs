@@ -703,6 +703,7 @@ fn partitions_ahead_of_the_slowest_are_paused() {
             idle: false,
             source_offset: 1,
             sets: Vec::new(),
+            version: 0,
         }],
         clock: 0,
     };

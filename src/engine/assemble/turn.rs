@@ -52,6 +52,11 @@ impl Turn {
         self.from_ms.is_none_or(|from| end_ms > from)
     }
 
+    /// After which end windows are to be looked for, where those up to `end_ms` are closed.
+    pub(super) fn not_before(&self, end_ms: i64) -> i64 {
+        self.from_ms.map_or(end_ms, |from| from.max(end_ms))
+    }
+
     /// After which end the first windows are to be looked for, where the watermark does not tell.
     pub(super) fn resume(&self) -> Option<i64> {
         self.from_ms.filter(|_| self.fresh)
