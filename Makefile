@@ -18,7 +18,7 @@ test: ## start a real Kafka, run all tests on it, stop it
 	@.ci/test
 test-kubernetes: ## the executor against a real Kubernetes control plane, built once
 	@.ci/need rust cc make perl go && cargo test --workspace --test kubernetes --locked -- --include-ignored
-soak: ## the tests that take long: a day without faults, a thousand kills each of executor and processors
+soak: ## the tests that take long: a day without faults, a thousand kills each of executor and processors, ten thousand queries
 	@.ci/test -- --ignored a_day a_thousand
 
 check: ## format and lints with warnings as errors, one version of arrow

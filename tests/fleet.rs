@@ -131,6 +131,11 @@ impl Fleet {
 
     /// Starts one more process of the fleet: identical configuration, environment and working directory.
     pub fn start(&self, environment: &[(&str, &str)]) -> anyhow::Result<Process> {
+        self.start_with(&[], environment)
+    }
+
+    /// The same, with more to say to it.
+    pub fn start_with(&self, arguments: &[&str], environment: &[(&str, &str)]) -> anyhow::Result<Process> {
         let log = self.folder.path().join(format!("{}.log", uuid_like()));
         let child = program("homeostat")
             .arg("run")
@@ -138,6 +143,7 @@ impl Fleet {
             .arg(self.folder.path().join("pipelines"))
             .arg("--config")
             .arg(self.folder.path().join("homeostat.toml"))
+            .args(arguments)
             .env("KAFKA_BOOTSTRAP", &self.bootstrap)
             .envs(environment.iter().copied())
             .current_dir(self.folder.path())

@@ -476,3 +476,20 @@ fn every_fault_scenario_has_its_tests_and_every_invariant_its_scenario() {
         assert!(is_a_test(&name, &folder.join(&path)), "{path} has no test {name}");
     }
 }
+
+#[test]
+fn every_acceptance_row_has_its_tests() {
+    let (page, folder) = (read("docs/acceptance.md"), root().join("docs"));
+    let rows: Vec<Vec<&str>> = page
+        .lines()
+        .map(|line| line.split('|').map(str::trim).collect::<Vec<_>>())
+        .filter(|cells| cells.len() == 5 && cells[1].parse::<u32>().is_ok())
+        .collect();
+    assert_eq!(rows.len(), 11);
+    for cells in &rows {
+        assert!(!linked(cells[3]).is_empty(), "row {} has no test", cells[1]);
+        for (name, path) in linked(cells[3]) {
+            assert!(is_a_test(&name, &folder.join(&path)), "{path} has no test {name}");
+        }
+    }
+}

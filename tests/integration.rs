@@ -3,10 +3,12 @@
 // A test that cannot go on fails right there.
 #![allow(clippy::unwrap_used)]
 
+mod acceptance;
 mod commands;
 mod contract;
 mod delivery;
 mod demo;
+mod edits;
 mod examples;
 mod fleet;
 mod front_door;

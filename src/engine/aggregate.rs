@@ -6,6 +6,7 @@
 //! partition. Does not know how bytes become rows ([`Decoders`]), nor who merges the panes. Fails on a plan that
 //! does not fit its rows, and stops a partition whose commit contradicts the log.
 
+mod follow;
 mod lane;
 mod metadata;
 mod plan;
@@ -25,6 +26,7 @@ use protocol::{
     log::{self, PaneHeader, SourceProgress},
 };
 
+use follow::Follow;
 pub use lane::Rows;
 use lane::{Lane, Past, Remarks};
 use metadata::Standing;
@@ -38,6 +40,7 @@ use crate::{
     json,
     panes::{Sealed, write_panes},
     spec::{Pipeline, SourceSpec, StartupMode},
+    version::{Compile, Version},
 };
 
 /// Rows decoded before they are folded: enough to spread the cost of a batch, few enough to stay in the cache.
@@ -104,6 +107,8 @@ struct Partition {
     /// Caught up since this time of the clock, without a record.
     quiet_since_ms: Option<i64>,
     paused: bool,
+    /// Read for a newer version of the pipelines than this instance has heard of: left as its last owner committed it.
+    held: Option<String>,
 }
 
 /// The records of one partition in a batch, in offset order.
@@ -166,11 +171,14 @@ struct Counters {
     rows: u64,
     dead_letters: BTreeMap<(usize, Fault), u64>,
     late: BTreeMap<String, u64>,
+    /// By source.
+    evictions: BTreeMap<usize, u64>,
 }
 
 /// The stage. See the module's documentation.
 pub struct Aggregate {
     sources: Vec<SourcePlan>,
+    follow: Follow,
     topics: Topics,
     dead_letters: Arc<str>,
     panes: Arc<str>,
@@ -194,11 +202,11 @@ impl Aggregate {
         options: Options,
         decoders: &dyn Decoders,
     ) -> Result<Self, Error> {
-        let sources = plan::plan(pipelines)?;
-        let decoders = sources.iter().map(|source| decoders.decoder(&source.spec));
+        let (sources, decoders) = planned(pipelines, decoders)?;
         Ok(Self {
-            decoders: decoders.collect::<Result<_, _>>()?,
+            decoders,
             sources,
+            follow: Follow::default(),
             dead_letters: topics.dead_letters().into(),
             panes: topics.panes().into(),
             topics,
@@ -215,8 +223,25 @@ impl Aggregate {
         })
     }
 
+    /// The stage of a fleet whose pipelines are versioned: it starts with these versions, oldest first, and takes over what `control`
+    /// says later.
+    pub fn following(
+        versions: Vec<Version>,
+        topics: Topics,
+        options: Options,
+        decoders: Arc<dyn Decoders>,
+        compile: Arc<dyn Compile>,
+    ) -> Result<Self, Error> {
+        let newest = versions.last().map_or(&[][..], |version| &version.pipelines[..]);
+        let sinks = SideSinks::new(newest);
+        let mut stage = Self::new(&all(&versions), topics, options, &*decoders)?;
+        stage.sinks = sinks;
+        stage.follow = Follow::new(versions, decoders, compile);
+        Ok(stage)
+    }
+
     /// What other instances say of their progress (rule 4): it steers which partitions are paused, never what is published.
-    fn follow(&mut self, run: &Run<'_>) {
+    fn peers_say(&mut self, run: &Run<'_>) {
         for record in run.records() {
             if record.header(log::KIND) != Some(log::KIND_PROGRESS.as_bytes()) {
                 continue;
@@ -248,6 +273,10 @@ impl Aggregate {
         let Some(mut partition) = self.partitions.remove(run.place) else {
             return Ok(());
         };
+        if partition.held.is_some() {
+            self.partitions.insert(run.place.clone(), partition);
+            return Ok(());
+        }
         partition.quiet_since_ms = None;
         partition.position = partition.position.max(run.end().unwrap_or_default());
         let mut result = Ok(());
@@ -309,6 +338,10 @@ impl Aggregate {
             self.counters.rows += rows.batch.num_rows() as u64;
         }
         let remarks = lane.process(&self.sources[source].spec, &rows)?;
+        let evictions = std::mem::take(&mut lane.evictions);
+        if evictions > 0 {
+            *self.counters.evictions.entry(source).or_default() += evictions;
+        }
         self.say(source, &remarks, &rows, run, out);
         Ok(())
     }
@@ -324,10 +357,15 @@ impl Aggregate {
                 self.dead_letter(source, &record, unusable.fault, &unusable.reason, out);
             }
         }
+        let mut said_late = BTreeSet::new();
         for late in &remarks.late {
             let window = &self.sources[source].sets[late.set].windows[late.window];
             let offset = rows.offsets[late.row];
             let Some(record) = run.find(offset) else { continue };
+            // Two versions of a view may both miss the row.
+            if !said_late.insert((window.view.as_str(), late.row)) {
+                continue;
+            }
             let row = LateRow {
                 record,
                 index: late.row - rows.offsets.partition_point(|other| *other < offset),
@@ -416,7 +454,8 @@ impl Aggregate {
             let mut partitions = Vec::new();
             for (place, partition) in &self.partitions {
                 let lanes = partition.lanes.iter().filter(|(source, _)| *source == index);
-                partitions.extend(lanes.map(|(_, lane)| lane.progress(place.partition, partition.commits())));
+                let version = self.follow.version();
+                partitions.extend(lanes.map(|(_, lane)| lane.progress(place.partition, partition.commits(), version)));
             }
             if partitions.is_empty() {
                 continue;
@@ -451,8 +490,19 @@ impl Aggregate {
 
     fn commit(&mut self, out: &mut Outputs) -> Result<Vec<Progress>, Error> {
         let mut positions = Vec::with_capacity(self.partitions.len());
+        // Before the panes, so that nobody sees those of a set that he has not heard of.
+        self.follow.announce(&self.panes, self.options.panes_partitions, out)?;
         for (place, mut partition) in std::mem::take(&mut self.partitions) {
             let offset = partition.commits();
+            if let Some(metadata) = partition.held.clone() {
+                positions.push(Progress {
+                    partition: place.clone(),
+                    offset,
+                    metadata,
+                });
+                self.partitions.insert(place, partition);
+                continue;
+            }
             let mut standings = Vec::with_capacity(partition.lanes.len());
             for (source, lane) in &mut partition.lanes {
                 lane.settle()?;
@@ -465,7 +515,7 @@ impl Aggregate {
             positions.push(Progress {
                 partition: place.clone(),
                 offset,
-                metadata: metadata::encode(&standings),
+                metadata: metadata::encode(self.follow.version(), &standings),
             });
             self.partitions.insert(place, partition);
         }
@@ -479,16 +529,18 @@ impl Aggregate {
 
     fn open(&self, place: &TopicPartition, assignment: &Assignment) -> Result<Partition, Error> {
         let committed = assignment.committed.as_ref();
-        let standings: Vec<Standing> = match committed {
+        let (version, standings): (u64, Vec<Standing>) = match committed {
             Some(committed) if !committed.metadata.is_empty() => metadata::decode(&committed.metadata)?,
-            _ => Vec::new(),
+            _ => (0, Vec::new()),
         };
         // An offset without metadata is an operator's reset: a first start at that offset.
         let known = committed.is_some_and(|committed| !committed.metadata.is_empty());
         let position = committed.map_or(assignment.start_offset, |committed| committed.offset);
         let past = if known { Past::Read } else { Past::Unread };
+        let held = committed.filter(|_| self.follow.is_behind(version));
+        let held = held.map(|committed| committed.metadata.clone());
         let mut lanes = Vec::new();
-        for (index, source) in self.sources_of(&place.topic) {
+        for (index, source) in self.sources_of(&place.topic).filter(|_| held.is_none()) {
             let standing = standings
                 .iter()
                 .find(|standing| standing.source == source.spec.fingerprint);
@@ -502,7 +554,8 @@ impl Aggregate {
             position,
             lanes,
             quiet_since_ms: None,
-            paused: false,
+            paused: held.is_some(),
+            held,
         })
     }
 
@@ -545,7 +598,7 @@ impl Aggregate {
             };
             // A lane that is not ahead may be the one that others wait for.
             let mut lanes = partition.lanes.iter().filter(|(_, lane)| !lane.is_idle()).peekable();
-            partition.paused = lanes.peek().is_some() && lanes.all(ahead);
+            partition.paused = partition.held.is_some() || lanes.peek().is_some() && lanes.all(ahead);
         }
     }
 }
@@ -557,7 +610,27 @@ impl Partition {
     }
 }
 
-fn fatal(error: Error) -> StageError {
+type Planned = (Vec<SourcePlan>, Vec<Box<dyn Decode>>);
+
+fn planned(pipelines: &[Pipeline], decoders: &dyn Decoders) -> Result<Planned, Error> {
+    let sources = plan::plan(pipelines)?;
+    let decoders = sources.iter().map(|source| decoders.decoder(&source.spec));
+    let decoders = decoders.collect::<Result<_, _>>()?;
+    Ok((sources, decoders))
+}
+
+/// The pipelines of all versions, newest first: what they share is named as the newest names it.
+fn all(versions: &[Version]) -> Vec<Pipeline> {
+    let pipelines = versions.iter().rev().flat_map(|version| version.pipelines.iter());
+    pipelines.cloned().collect()
+}
+
+/// Whether one instance can run these versions side by side, as it does while one replaces another.
+pub fn check(versions: &[Version]) -> Result<(), Error> {
+    plan::plan(&all(versions)).map(drop)
+}
+
+fn chain(error: &Error) -> String {
     use std::error::Error as _;
     let mut text = error.to_string();
     let mut source = error.source();
@@ -565,7 +638,11 @@ fn fatal(error: Error) -> StageError {
         text = format!("{text}: {cause}");
         source = cause.source();
     }
-    StageError::Fatal(text)
+    text
+}
+
+fn fatal(error: Error) -> StageError {
+    StageError::Fatal(chain(&error))
 }
 
 impl Stage for Aggregate {
@@ -598,11 +675,37 @@ impl Stage for Aggregate {
 
     /// Every instance's progress goes to every partition of `panes`: one of them tells it all.
     fn side_inputs(&self, _partition: &TopicPartition) -> Vec<TopicPartition> {
-        vec![TopicPartition::new(Arc::clone(&self.panes), 0)]
+        let mut sides = vec![TopicPartition::new(Arc::clone(&self.panes), 0)];
+        if self.follow.is_on() {
+            sides.push(TopicPartition::new(self.topics.control(), 0));
+        }
+        sides
     }
 
-    fn side_position(&self, _side: &TopicPartition) -> SidePosition {
-        SidePosition::End
+    fn side_position(&self, side: &TopicPartition) -> SidePosition {
+        match side.topic == self.panes {
+            true => SidePosition::End,
+            false => SidePosition::Beginning,
+        }
+    }
+
+    fn is_changing(&self) -> bool {
+        self.follow.is_changing()
+    }
+
+    fn change(&mut self) {
+        self.partitions.clear();
+        let (changed, newest) = self
+            .follow
+            .change(|versions, decoders| planned(&all(versions), decoders));
+        if let Some((sources, decoders)) = changed {
+            self.sources = sources;
+            self.decoders = decoders;
+            self.sinks = SideSinks::new(&newest);
+            // Named by index, and the indices are others now.
+            self.counters.dead_letters.clear();
+            self.counters.evictions.clear();
+        }
     }
 
     fn assigned(&mut self, place: &TopicPartition, assignment: &Assignment) -> Result<i64, StageError> {
@@ -630,6 +733,9 @@ impl Stage for Aggregate {
         }
         self.partition_counts
             .insert(Arc::clone(&place.topic), assignment.partition_count);
+        if self.partitions.is_empty() {
+            self.follow.announce_anew();
+        }
         self.partitions.insert(place.clone(), partition);
         self.progress_due = true;
         self.align();
@@ -643,9 +749,12 @@ impl Stage for Aggregate {
 
     fn step(&mut self, batch: &Batch, out: &mut Outputs) -> Result<(), StageError> {
         for run in Run::split(batch) {
-            match run.place.topic == self.panes {
-                true => self.follow(&run),
-                false => self.run(&run, out).map_err(fatal)?,
+            if run.place.topic == self.panes {
+                self.peers_say(&run);
+            } else if *run.place.topic == *self.topics.control() {
+                run.records().for_each(|record| self.follow.hear(&record));
+            } else {
+                self.run(&run, out).map_err(fatal)?;
             }
         }
         self.align();
@@ -703,6 +812,9 @@ impl Stage for Aggregate {
     }
 
     fn observe(&self, sink: &mut dyn FnMut(&'static str, &[(&'static str, &str)], f64)) {
+        if self.follow.is_on() {
+            sink("pipelines_version", &[], self.follow.version() as f64);
+        }
         sink("rows_total", &[], self.counters.rows as f64);
         for ((source, fault), count) in &self.counters.dead_letters {
             let labels = [
@@ -710,6 +822,10 @@ impl Stage for Aggregate {
                 ("reason", fault.label()),
             ];
             sink("dead_letters_total", &labels, *count as f64);
+        }
+        for (source, count) in &self.counters.evictions {
+            let labels = [("source", self.sources[*source].name.as_str())];
+            sink("state_evictions_total", &labels, *count as f64);
         }
         for (view, count) in &self.counters.late {
             sink("late_rows_total", &[("view", view)], *count as f64);

@@ -6,8 +6,10 @@
 //! fit its pane set; the caller decides what becomes of the record.
 
 mod session;
+mod turn;
 
 pub use session::SESSION_PANES_MAX;
+pub use turn::{Standing, Turn};
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -54,6 +56,16 @@ pub struct PartitionTable {
     pub source_offset: i64,
     #[serde(default)]
     pub sets: Vec<ActiveSet>,
+    /// The latest pane of any set that came from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latest_pane_ms: Option<i64>,
+    /// The newest version of the pipelines that it is read for.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub version: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl ProgressTable {
@@ -102,7 +114,9 @@ impl SourceTable {
 /// The rows of a view for one closed window.
 #[derive(Debug)]
 pub struct ClosedWindow {
-    /// Index of the pipeline, and of the view in it.
+    /// Version of the pipelines that the view is of.
+    pub version: u64,
+    /// Index of the pipeline in it, and of the view in that.
     pub pipeline: usize,
     pub view: usize,
     pub start_ms: i64,
@@ -116,6 +130,7 @@ pub struct ClosedWindow {
 /// The last event time of entities that a silence detector watches, as one pane record has them.
 #[derive(Debug)]
 pub struct Sighting {
+    pub version: u64,
     pub pipeline: usize,
     pub pane_set: usize,
     pub source: u64,
@@ -128,6 +143,7 @@ pub struct Sighting {
 /// Rows of a pane that came for windows already closed here: they are late, and nothing re-opens.
 #[derive(Debug)]
 pub struct LatePane {
+    pub version: u64,
     pub pipeline: usize,
     pub view: usize,
     pub pane_start_ms: i64,
@@ -147,6 +163,8 @@ pub struct Assembled {
     pub stale: bool,
     /// No pipeline here has this pane set or source.
     pub unknown: bool,
+    /// A view's next version took over: no window of an older one is left.
+    pub handed_over: bool,
 }
 
 /// One pane's partials from one record.
@@ -162,6 +180,7 @@ struct Block {
 }
 
 /// A pane set that fills a ring.
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Feed {
     /// Fingerprints of the set and of its source.
     set: u64,
@@ -170,9 +189,8 @@ struct Feed {
 
 /// The panes of one pane set, or of the sets of a UNION ALL, which are alike.
 struct Ring {
-    pipeline: usize,
-    /// The first of its sets.
-    set: usize,
+    /// Name of the pipeline.
+    pipeline: String,
     feeds: Vec<Feed>,
     /// Names the sources of a union in the progress table; `None` where there is one source.
     union: Option<String>,
@@ -184,12 +202,16 @@ struct Ring {
     keys: Vec<OwnedRow>,
     panes: BTreeMap<i64, Vec<Block>>,
     views: Vec<View>,
-    /// Some silence detector watches this set directly.
-    watched: bool,
+    /// Version, index of the pipeline and of the set, where some silence detector watches this set directly.
+    watched: Option<(u64, usize, usize)>,
 }
 
 struct View {
+    version: u64,
+    /// Index of the pipeline, and of the view in it.
+    pipeline: usize,
     index: usize,
+    turn: Turn,
     spec: ViewSpec,
     /// For FILL MISSING: keys seen lately, with the windows since.
     missing: BTreeMap<OwnedRow, u32>,
@@ -204,26 +226,22 @@ pub struct Assembler {
 
 impl Assembler {
     pub fn new(pipelines: &[Pipeline]) -> Result<Self, Error> {
-        let mut rings = Vec::new();
-        for (pipeline_index, pipeline) in pipelines.iter().enumerate() {
-            for sets in ring_sets(pipeline) {
-                rings.push(Ring::new(pipeline_index, &sets, pipeline)?);
-            }
-        }
-        Ok(Self {
+        Self::of(0, pipelines)
+    }
+
+    /// The windows of one version of the pipelines.
+    pub fn of(version: u64, pipelines: &[Pipeline]) -> Result<Self, Error> {
+        let mut assembler = Self {
             table: ProgressTable::default(),
-            rings,
-        })
+            rings: Vec::new(),
+        };
+        assembler.follow(version, pipelines)?;
+        Ok(assembler)
     }
 
     /// The progress table as it stands.
     pub fn table(&self) -> &ProgressTable {
         &self.table
-    }
-
-    /// Starts from a table that was written at low-water.
-    pub fn restore(&mut self, table: ProgressTable) {
-        self.table = table;
     }
 
     /// Least log offset of a pane that an open window still needs.
@@ -240,6 +258,10 @@ impl Assembler {
     /// Takes in a pane record.
     pub fn panes(&mut self, log_offset: i64, header: &PaneHeader, rows: &RecordBatch) -> Result<Assembled, Error> {
         let mut assembled = Assembled::default();
+        if !self.reads(header.source) {
+            assembled.unknown = true;
+            return Ok(assembled);
+        }
         let source = self.table.sources.entry(header.source).or_default();
         let partition = source.partitions.entry(header.source_partition).or_default();
         if header.source_offset < partition.source_offset {
@@ -247,6 +269,10 @@ impl Assembler {
             return Ok(assembled);
         }
         partition.source_offset = header.source_offset;
+        if rows.num_columns() > 0 {
+            let latest_ms = int64s(rows, 0)?.iter().copied().max();
+            partition.latest_pane_ms = partition.latest_pane_ms.max(latest_ms);
+        }
         assembled.unknown = true;
         for ring in &mut self.rings {
             let closed_ms = ring.closed_ms(&self.table);
@@ -264,6 +290,11 @@ impl Assembler {
     /// Takes in a progress record, and closes what it lets close.
     pub fn progress(&mut self, progress: &SourceProgress) -> Result<Assembled, Error> {
         let mut assembled = Assembled::default();
+        // What no version reads any more would stand still in the table, and hold everybody's time.
+        if !self.reads(progress.source) {
+            assembled.unknown = true;
+            return Ok(assembled);
+        }
         let source = self.table.sources.entry(progress.source).or_default();
         source.partition_count = source.partition_count.max(progress.partition_count);
         for told in &progress.partitions {
@@ -276,7 +307,9 @@ impl Assembler {
             partition.watermark_ms = partition.watermark_ms.max(told.watermark_ms);
             partition.idle = told.idle;
             partition.sets.clone_from(&told.sets);
+            partition.version = told.version;
         }
+        self.appoint();
         let told = self.rings.iter_mut().filter(|ring| ring.reads(progress.source));
         let mut passed = Vec::new();
         for ring in told {
@@ -285,7 +318,10 @@ impl Assembler {
             let Some(now) = watermark_ms(sources).filter(|now| before.is_none_or(|before| *now > before)) else {
                 continue;
             };
-            ring.close(before, now, ring.first_pane_ms(&self.table), &mut assembled.closed)?;
+            let first_pane = ring.first_pane_ms(&self.table);
+            for view in 0..ring.views.len() {
+                ring.close(view, before, now, first_pane, &mut assembled.closed)?;
+            }
             ring.evict(now);
             passed.extend(ring.union.clone().map(|union| (union, now)));
         }
@@ -298,9 +334,15 @@ impl Assembler {
             source.closed_ms = Some(now);
             assembled.advanced = true;
         }
-        assembled
-            .closed
-            .sort_by_key(|closed| (closed.early_ms.unwrap_or(closed.end_ms), closed.pipeline, closed.view));
+        self.hand_over(&mut assembled)?;
+        assembled.closed.sort_by_key(|closed| {
+            (
+                closed.early_ms.unwrap_or(closed.end_ms),
+                closed.version,
+                closed.pipeline,
+                closed.view,
+            )
+        });
         Ok(assembled)
     }
 }
@@ -329,14 +371,8 @@ fn ring_sets(pipeline: &Pipeline) -> BTreeSet<Vec<usize>> {
 }
 
 impl Ring {
-    fn new(pipeline: usize, sets: &[usize], all: &Pipeline) -> Result<Self, Error> {
-        let feeds: Vec<Feed> = sets
-            .iter()
-            .map(|set| Feed {
-                set: all.pane_sets[*set].fingerprint,
-                source: all.sources[all.pane_sets[*set].source].fingerprint,
-            })
-            .collect();
+    fn new(sets: &[usize], all: &Pipeline) -> Result<Self, Error> {
+        let feeds = feeds(sets, all);
         let set = *sets.first().ok_or_else(|| Error::Shape {
             what: "view",
             expected: "a pane set".into(),
@@ -360,14 +396,8 @@ impl Ring {
             .iter()
             .map(|field| SortField::new(plain(field.data_type())))
             .collect();
-        let views = all.views.iter().enumerate().filter(|(_, view)| view.pane_sets == sets);
-        let watched = all
-            .detectors
-            .iter()
-            .any(|detector| detector.input == crate::spec::DetectorInput::PaneSet(set));
         Ok(Self {
-            pipeline,
-            set,
+            pipeline: all.name.clone(),
             feeds,
             union,
             spec: spec.clone(),
@@ -376,15 +406,8 @@ impl Ring {
             ids: HashMap::new(),
             keys: Vec::new(),
             panes: BTreeMap::new(),
-            views: views
-                .map(|(index, spec)| View {
-                    index,
-                    spec: spec.clone(),
-                    missing: BTreeMap::new(),
-                    sessions: session::Sessions::default(),
-                })
-                .collect(),
-            watched,
+            views: Vec::new(),
+            watched: None,
         })
     }
 
@@ -430,8 +453,8 @@ impl Ring {
         }
         let starts = int64s(rows, 0)?;
         let first_offsets = int64s(rows, 1)?;
-        if self.watched {
-            assembled.sightings.push(self.sighting(header, rows)?);
+        if let Some(watched) = self.watched {
+            assembled.sightings.push(self.sighting(watched, header, rows)?);
         }
         if self.views.is_empty() {
             return Ok(());
@@ -454,12 +477,13 @@ impl Ring {
     /// A pane whose row would have joined a window that is closed by now is late for that window.
     fn late(&self, pane: i64, watermark: i64, closed: Option<i64>, rows: &RecordBatch, assembled: &mut Assembled) {
         let Some(closed) = closed else { return };
-        for view in &self.views {
+        for view in self.views.iter().filter(|view| !view.turn.is_waiting()) {
             let window = &view.spec.window;
             if let Some(gap) = window.session_gap_ms {
                 if pane + self.spec.width_ms + gap + window.lateness_ms <= closed {
                     assembled.late.push(LatePane {
-                        pipeline: self.pipeline,
+                        version: view.version,
+                        pipeline: view.pipeline,
                         view: view.index,
                         pane_start_ms: pane,
                         rows: rows.clone(),
@@ -471,7 +495,8 @@ impl Ring {
             let end = window.end_after(open);
             if end <= window.last_end(pane) && end + window.lateness_ms <= closed {
                 let late = LatePane {
-                    pipeline: self.pipeline,
+                    version: view.version,
+                    pipeline: view.pipeline,
                     view: view.index,
                     pane_start_ms: pane,
                     rows: rows.clone(),
@@ -487,6 +512,9 @@ impl Ring {
         self.views.iter().any(|view| {
             let window = &view.spec.window;
             let kept = window.lateness_ms + i64::from(view.spec.fill_missing_windows) * window.slide_ms;
+            if let Some(needed) = view.waits_for(pane_start_ms) {
+                return needed;
+            }
             window.last_end(pane_start_ms) + kept > closed
                 || (window.session_gap_ms.is_some() && view.sessions.holds(pane_start_ms))
         })
@@ -542,7 +570,12 @@ impl Ring {
             .collect::<Result<_, _>>()?)
     }
 
-    fn sighting(&self, header: &PaneHeader, rows: &RecordBatch) -> Result<Sighting, Error> {
+    fn sighting(
+        &self,
+        (version, pipeline, pane_set): (u64, usize, usize),
+        header: &PaneHeader,
+        rows: &RecordBatch,
+    ) -> Result<Sighting, Error> {
         let mut latest = accumulator(&self.spec.aggregates[0])?;
         let groups: Vec<u32> = (0..rows.num_rows() as u32).collect();
         let (from, to) = self.states[0];
@@ -553,8 +586,9 @@ impl Ring {
         )?;
         let seen = cast(&seen, &DataType::Int64)?;
         Ok(Sighting {
-            pipeline: self.pipeline,
-            pane_set: self.set,
+            version,
+            pipeline,
+            pane_set,
             source: header.source,
             source_partition: header.source_partition,
             keys: self.plain_keys(rows)?,
@@ -562,54 +596,54 @@ impl Ring {
         })
     }
 
-    /// Closes every window whose end + lateness lies in (before, now], in order of their ends.
+    /// Closes every window of a view whose end + lateness lies in (before, now], in order of their ends.
     fn close(
         &mut self,
+        view: usize,
         before: Option<i64>,
         now: i64,
         first_pane: Option<i64>,
         closed: &mut Vec<ClosedWindow>,
     ) -> Result<(), Error> {
-        for view in 0..self.views.len() {
-            let window = self.views[view].spec.window.clone();
-            if let Some(gap) = window.session_gap_ms {
-                self.close_sessions(view, gap, (before, now), first_pane, closed)?;
-                continue;
-            }
-            self.speak_early(view, &window, before, now, first_pane, closed)?;
-            let Some((earliest, _)) = self.panes.first_key_value() else {
-                continue;
-            };
-            let mut end = match before {
-                Some(before) => window.end_after(before - window.lateness_ms),
-                None => window.end_after(*earliest),
-            };
-            while end + window.lateness_ms <= now {
-                if self.views[view].missing.is_empty() {
-                    // Nothing to say for windows without panes: on to the next pane's first window.
-                    let Some((pane, _)) = self.panes.range(end - window.size_ms..).next() else {
-                        break;
-                    };
-                    if *pane >= end {
-                        end = window.end_after(*pane);
-                        continue;
-                    }
+        if self.views[view].turn.is_waiting() {
+            return Ok(());
+        }
+        let window = self.views[view].spec.window.clone();
+        let turn = &mut self.views[view].turn;
+        let first_pane = first_pane.max(turn.since_ms);
+        let resumes = turn.resume();
+        turn.fresh = false;
+        let before = if resumes.is_some() { None } else { before };
+        if let Some(gap) = window.session_gap_ms {
+            return self.close_sessions(view, gap, (before, now), first_pane, closed);
+        }
+        let spoken = before.max(resumes.filter(|from| *from > i64::MIN));
+        self.speak_early(view, &window, spoken, now, first_pane, closed)?;
+        let Some((earliest, _)) = self.panes.first_key_value() else {
+            return Ok(());
+        };
+        let mut end = match (resumes, before) {
+            (Some(from), _) => window.end_after(from.max(*earliest)),
+            (None, Some(before)) => window.end_after(self.views[view].turn.not_before(before - window.lateness_ms)),
+            (None, None) => window.end_after(*earliest),
+        };
+        while end + window.lateness_ms <= now && self.views[view].turn.takes(end) {
+            if self.views[view].missing.is_empty() {
+                // Nothing to say for windows without panes: on to the next pane's first window.
+                let Some((pane, _)) = self.panes.range(end - window.size_ms..).next() else {
+                    break;
+                };
+                if *pane >= end {
+                    end = window.end_after(*pane);
+                    continue;
                 }
-                let start = end - window.size_ms;
-                if first_pane.is_none_or(|first| start >= first) {
-                    let rows = self.evaluate(view, start, end, None)?;
-                    let (pipeline, view) = (self.pipeline, self.views[view].index);
-                    closed.push(ClosedWindow {
-                        pipeline,
-                        view,
-                        start_ms: start,
-                        end_ms: end,
-                        early_ms: None,
-                        rows,
-                    });
-                }
-                end += window.slide_ms;
             }
+            let start = end - window.size_ms;
+            if first_pane.is_none_or(|first| start >= first) {
+                let rows = self.evaluate(view, start, end, None)?;
+                closed.push(self.views[view].closed((start, end), None, rows));
+            }
+            end += window.slide_ms;
         }
         Ok(())
     }
@@ -641,15 +675,10 @@ impl Ring {
             while end - window.size_ms < step {
                 let start = end - window.size_ms;
                 let begun = self.panes.range(start..step).next().is_some();
-                if begun && first_pane.is_none_or(|first| start >= first) {
-                    closed.push(ClosedWindow {
-                        pipeline: self.pipeline,
-                        view: self.views[view].index,
-                        start_ms: start,
-                        end_ms: end,
-                        early_ms: Some(step),
-                        rows: self.evaluate(view, start, end, Some(step))?,
-                    });
+                let turn = &self.views[view].turn;
+                if begun && turn.takes(end) && turn.is_after(end) && first_pane.is_none_or(|first| start >= first) {
+                    let rows = self.evaluate(view, start, end, Some(step))?;
+                    closed.push(self.views[view].closed((start, end), Some(step), rows));
                 }
                 end += window.slide_ms;
             }
@@ -750,6 +779,30 @@ impl Ring {
         self.ids = keys.iter().cloned().zip(0..).collect();
         self.keys = keys;
     }
+}
+
+impl View {
+    fn closed(&self, (start_ms, end_ms): (i64, i64), early_ms: Option<i64>, rows: RecordBatch) -> ClosedWindow {
+        ClosedWindow {
+            version: self.version,
+            pipeline: self.pipeline,
+            view: self.index,
+            start_ms,
+            end_ms,
+            early_ms,
+            rows,
+        }
+    }
+}
+
+/// The sets of a ring with their sources.
+fn feeds(sets: &[usize], pipeline: &Pipeline) -> Vec<Feed> {
+    let sets = sets.iter().map(|set| &pipeline.pane_sets[*set]);
+    sets.map(|set| Feed {
+        set: set.fingerprint,
+        source: pipeline.sources[set.source].fingerprint,
+    })
+    .collect()
 }
 
 /// Keys seen lately but not in this window; brings the memory of them up to date.

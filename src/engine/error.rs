@@ -29,9 +29,9 @@ pub enum Error {
     },
     /// ON STATE LIMIT FAIL.
     #[error(
-        "view {view}: a pane of one source partition holds {keys_max} keys, and ON STATE LIMIT FAIL says to stop; raise AT … KEYS, or group by fewer values"
+        "view {view}: a pane of one source partition holds {most}, and ON STATE LIMIT FAIL says to stop; raise AT …, or group by fewer values"
     )]
-    StateLimit { view: String, keys_max: usize },
+    StateLimit { view: String, most: String },
     /// Bytes of a pane record or of commit metadata that cannot be read.
     #[error("{what} cannot be read: {reason}")]
     Unreadable { what: &'static str, reason: String },

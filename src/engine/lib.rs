@@ -12,6 +12,7 @@ pub mod error;
 pub mod json;
 pub mod panes;
 pub mod spec;
+pub mod version;
 
 pub use accumulate::{Accumulator, accumulator};
 pub use error::Error;

@@ -6,6 +6,7 @@
 //! Knows nothing of watermarks' making, offsets' commits or topics. Rows that cannot be folded are named to the caller,
 //! with the reason; an error is a plan that does not fit its rows.
 
+mod budget;
 mod keys;
 mod record;
 #[cfg(test)]
@@ -26,6 +27,7 @@ use crate::{
     error::Error,
     spec::{PaneSetSpec, WindowSpec},
 };
+use budget::Room;
 use keys::{ABSENT, Keys};
 pub use keys::{encode_key, partition_of, plain};
 pub use record::{read_panes, write_panes};
@@ -115,7 +117,7 @@ impl Sealed {
 pub struct PaneStore {
     spec: PaneSetSpec,
     schema: SchemaRef,
-    keys_max: usize,
+    room: Room,
     keys: Keys,
     /// Per key, the seal at which it was last published.
     last_sealed: Vec<u32>,
@@ -148,6 +150,8 @@ struct Pane {
     groups: Vec<u32>,
     /// Group → key id.
     keys: Vec<u32>,
+    /// What its keys count for.
+    bytes: u64,
     accumulators: Vec<Box<dyn Accumulator>>,
     /// The rows being folded: indices into the prepared batch, and their groups.
     rows: Vec<u32>,
@@ -162,13 +166,14 @@ struct Touched {
 }
 
 impl PaneStore {
-    /// `spec.windows` must hold the windows of every view served, of all pipelines that share the set.
+    /// `spec.windows` must hold the windows of every view served, of all pipelines that share the set. `keys_max` is how many keys a
+    /// pane may hold where the set does not say it.
     pub fn new(spec: PaneSetSpec, keys_max: usize) -> Result<Self, Error> {
         Ok(Self {
             schema: pane_schema(&spec)?,
             keys: Keys::new(spec.key_fields.iter().map(|field| field.data_type())),
+            room: Room::new(&spec, keys_max)?,
             spec,
-            keys_max,
             last_sealed: Vec::new(),
             seals: 0,
             keys_swept: 0,
@@ -181,11 +186,6 @@ impl PaneStore {
 
     pub fn spec(&self) -> &PaneSetSpec {
         &self.spec
-    }
-
-    /// Keys that a pane may hold.
-    pub fn keys_max(&self) -> usize {
-        self.keys_max
     }
 
     /// Evaluates filter, keys and arguments over a batch, once. Rows where `usable` is false are left out. Rows over which an
@@ -276,6 +276,7 @@ impl PaneStore {
         let at = |row: usize| self.prepared.rows.partition_point(|other| (*other as usize) < row);
         let range = at(span.rows.start)..at(span.rows.end);
         let mut current = usize::MAX;
+        let evicts = self.evicts();
         let (mut start_ms, mut end_ms) = (0, 0);
         for index in range {
             let time_ms = self.prepared.times_ms[index];
@@ -291,10 +292,12 @@ impl PaneStore {
             let id = self.prepared.ids[index];
             let mut group = pane.groups[id as usize];
             if group == ABSENT {
-                if pane.keys.len() >= self.keys_max {
+                let bytes = self.room.bytes(self.keys.encoded(id));
+                if !evicts && !self.room.takes(pane.keys.len(), pane.bytes, bytes) {
                     unusual.over_limit.push(row);
                     continue;
                 }
+                pane.bytes += bytes;
                 group = pane.keys.len() as u32;
                 pane.groups[id as usize] = group;
                 pane.keys.push(id);
@@ -316,7 +319,7 @@ impl PaneStore {
             pane: None,
             late: Vec::new(),
         };
-        if span.first_pane_ms.is_none_or(|first| first <= start_ms) && self.judge(start_ms, span, &mut touched.late) {
+        if self.takes_pane(start_ms, span, &mut touched.late) {
             let mut pane = match self.open.remove(&start_ms) {
                 Some(pane) => pane,
                 None => self.open_pane(row as usize, span)?,
@@ -326,6 +329,10 @@ impl PaneStore {
         }
         self.touched.push(touched);
         Ok(self.touched.len() - 1)
+    }
+
+    fn takes_pane(&self, start_ms: i64, span: &Span<'_>, late: &mut Vec<u32>) -> bool {
+        span.first_pane_ms.is_none_or(|first| first <= start_ms) && self.judge(start_ms, span, late)
     }
 
     /// Whether any view takes rows of this pane; and the views for which they are late.
@@ -354,11 +361,13 @@ impl PaneStore {
                 first_watermark_ms: 0,
                 groups: Vec::new(),
                 keys: Vec::new(),
+                bytes: 0,
                 accumulators: self.spec.aggregates.iter().map(accumulator).collect::<Result<_, _>>()?,
                 rows: Vec::new(),
                 row_groups: Vec::new(),
             },
         };
+        pane.bytes = 0;
         pane.first_offset = span.offsets[row];
         pane.first_watermark_ms = span.record_watermarks[row];
         Ok(pane)
@@ -467,7 +476,7 @@ impl PaneStore {
     /// Forgets keys that no open pane holds and that were not published for a while, so that names that come and go do not
     /// add up. Ids change, so this happens between batches only; no result depends on it.
     fn sweep(&mut self) -> Result<(), Error> {
-        let crowded = self.keys.len() > 2 * self.keys_max.max(self.keys_swept).max(KEYS_SWEPT_MIN);
+        let crowded = self.keys.len() > 2 * self.room.keys().max(self.keys_swept).max(KEYS_SWEPT_MIN);
         if !crowded && (self.keys.len() < KEYS_SWEPT_MIN || self.seals < SEALS_PER_SWEEP) {
             return Ok(());
         }

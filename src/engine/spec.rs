@@ -106,17 +106,27 @@ pub struct PaneSetSpec {
     pub state_limit: Option<StateLimit>,
 }
 
-/// How many keys one pane of one source partition may hold, and what becomes of rows of further keys.
+/// How much one pane of one source partition may hold, and what becomes of rows of further keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct StateLimit {
-    pub keys_max: u32,
+    pub budget: Budget,
     pub beyond: Beyond,
+}
+
+/// The most that a pane holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Budget {
+    Keys(u32),
+    /// Of keys and of their partials, as they are counted: see `engine::panes`.
+    Bytes(u64),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Beyond {
     /// They are dead letters.
     Reject,
+    /// What the partition's open panes hold is published, as partials that later ones add to: nothing is lost.
+    Evict,
     /// The stage stops.
     Fail,
 }

@@ -16,3 +16,4 @@ pub mod signals;
 pub mod stages;
 pub mod topic_reader;
 pub mod trust;
+pub mod versions;

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use homeostat::{
     commands::{
-        backtest, choose, control, demo, detect, diff, explain_decision, keys, model, preview, replay, run, schemas,
-        status, suggest, test, validate,
+        apply, backtest, choose, control, demo, detect, diff, explain_decision, keys, model, preview, replay, run,
+        schemas, status, suggest, test, validate,
     },
     error::{Differs, Found, NotHealed, Refused},
 };
@@ -32,6 +32,8 @@ enum Command {
     Explain(validate::Explain),
     Detect(detect::Detect),
     Diff(diff::Diff),
+    Apply(apply::Apply),
+    Rollback(apply::Rollback),
     Test(test::Test),
     Replay(replay::Replay),
     Preview(preview::Preview),
@@ -65,6 +67,8 @@ fn main() -> ExitCode {
         Command::Explain(command) => command.run(),
         Command::Detect(command) => command.run(),
         Command::Diff(command) => command.run(),
+        Command::Apply(command) => command.run(),
+        Command::Rollback(command) => command.run(),
         Command::Test(command) => command.run(),
         Command::Replay(command) => command.run(),
         Command::Preview(command) => command.run(),

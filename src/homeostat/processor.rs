@@ -1,12 +1,13 @@
 //! The processor: topics made sure of, one thread per stage instance, an ordered end.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, Mutex, PoisonError},
     thread,
     time::Duration,
 };
 
-use engine::spec::Pipeline;
+use engine::{spec::Pipeline, version::Version};
 use kafka::{Broker, CrashPoint, LoopConfig, Observer, Shutdown, Switches, TopicConfig};
 use protocol::{
     Stage, Topics,
@@ -22,6 +23,7 @@ use crate::{
     error::Refused,
     stages::{aggregate, decide, detect},
     topic_reader,
+    versions::Compiler,
 };
 
 /// A stage of the walk.
@@ -48,6 +50,8 @@ impl StageName {
 pub struct Processor {
     pub broker: Arc<dyn Broker>,
     pub pipelines: Arc<[Pipeline]>,
+    /// Versions of the pipelines that may have windows open, oldest first; empty where what runs is what the process began with.
+    pub versions: Vec<Version>,
     pub config: Config,
     pub observer: Arc<dyn Observer>,
     pub shutdown: Shutdown,
@@ -130,28 +134,33 @@ impl Processor {
 
     /// Builds a stage: pure, so that simulation and backtest build the same.
     pub fn stage(&self, name: StageName) -> anyhow::Result<Box<dyn Stage>> {
-        let pipelines = Arc::clone(&self.pipelines);
+        let (pipelines, topics) = (Arc::clone(&self.pipelines), self.topics());
+        let partitions = self.config.topics.panes_partitions;
+        let newest = self.versions.last();
         Ok(match name {
-            StageName::Aggregate => Box::new(aggregate::stage(
-                pipelines,
-                self.topics(),
-                self.config.topics.panes_partitions,
-            )?),
+            StageName::Aggregate => Box::new(match newest {
+                Some(_) => aggregate::following(self.versions.clone(), topics, partitions, Arc::new(Compiler))?,
+                None => aggregate::stage(pipelines, topics, partitions)?,
+            }),
             StageName::Detect => {
                 let options = detect::Options {
                     state_interval_ms: self.config.detect.state_interval.as_millis() as i64,
                     entity_ttl_ms: self.config.detect.entity_ttl.as_millis() as i64,
                 };
-                Box::new(detect::Detect::new(pipelines, self.topics(), options)?)
+                Box::new(match newest {
+                    Some(newest) => detect::Detect::following(newest.clone(), topics, options, Arc::new(Compiler))?,
+                    None => detect::Detect::new(pipelines, topics, options)?,
+                })
             }
-            StageName::Decide => Box::new(Decide::new(
-                decide::policies(&pipelines, &self.topics()),
-                self.topics(),
-                self.config.decide.clone(),
-                self.config.topics.panes_partitions,
-                self.signer.clone(),
-                self.trust.clone(),
-            )),
+            StageName::Decide => {
+                let policies = decide::policies(&pipelines, &topics);
+                let (config, signer) = (self.config.decide.clone(), self.signer.clone());
+                let stage = Decide::new(policies, topics.clone(), config, partitions, signer, self.trust.clone());
+                Box::new(match newest {
+                    Some(_) => stage.following(decide::policies_of_texts(Arc::new(Compiler), topics)),
+                    None => stage,
+                })
+            }
         })
     }
 
@@ -162,27 +171,17 @@ impl Processor {
             self.config.topics.panes_partitions,
             self.config.topics.actions_partitions,
         );
-        let replication = Some(self.config.topics.replication_factor).filter(|factor| *factor > 0);
+        let replication = replication(&self.config);
         let mut wanted: Vec<TopicConfig> = topics
             .all()
             .iter()
             .map(|spec| TopicConfig::from_spec(spec, counts.0, counts.1))
             .collect();
-        let sinks = self.pipelines.iter().flat_map(|pipeline| &pipeline.sinks);
-        let sinks = sinks.map(|sink| sink.topic.clone());
-        for named in self.named_topics(&topics).into_iter().chain(sinks) {
-            // The operator's own topics are taken with as many partitions as they have.
-            let mut exists = false;
-            retry(&self.shutdown, || {
-                exists = self.broker.partition_count(&named)?.is_some();
-                Ok(())
-            })?;
-            if !exists && wanted.iter().all(|topic| topic.name != named) {
-                wanted.push(TopicConfig::new(named, 1));
-            }
-        }
         wanted.iter_mut().for_each(|topic| topic.replication = replication);
         retry(&self.shutdown, || self.broker.ensure_topics(&wanted))?;
+        retry(&self.shutdown, || {
+            ensure_named(&*self.broker, &topics, &self.config, &self.pipelines)
+        })?;
         self.agree_on_generation(&topics)?;
         self.look_at_sources();
         Ok(())
@@ -230,21 +229,6 @@ impl Processor {
         Ok(())
     }
 
-    /// Topics that pipelines name for commands and late rows, under the fleet's prefix.
-    fn named_topics(&self, topics: &Topics) -> Vec<String> {
-        let policies = self
-            .pipelines
-            .iter()
-            .flat_map(|pipeline| &pipeline.policies)
-            .map(|policy| policy.into.clone());
-        let views = self.pipelines.iter().flat_map(|pipeline| &pipeline.views);
-        let late = views.filter_map(|view| view.window.late_topic.clone());
-        policies
-            .chain(late)
-            .map(|name| format!("{}{name}", topics.prefix()))
-            .collect()
-    }
-
     /// Says at startup what an operator would otherwise have to find out.
     fn look_at_sources(&self) {
         for source in self.pipelines.iter().flat_map(|pipeline| &pipeline.sources) {
@@ -274,6 +258,36 @@ impl Processor {
             }
         }
     }
+}
+
+fn replication(config: &Config) -> Option<i32> {
+    Some(config.topics.replication_factor).filter(|factor| *factor > 0)
+}
+
+/// Creates what is missing of the topics that pipelines name: for commands and late rows, under the fleet's prefix, and of sinks. The
+/// operator's own topics are taken with as many partitions as they have.
+pub fn ensure_named(
+    broker: &dyn Broker,
+    topics: &Topics,
+    config: &Config,
+    pipelines: &[Pipeline],
+) -> Result<(), kafka::Error> {
+    let policies = pipelines.iter().flat_map(|pipeline| &pipeline.policies);
+    let into = policies.map(|policy| policy.into.clone());
+    let views = pipelines.iter().flat_map(|pipeline| &pipeline.views);
+    let late = views.filter_map(|view| view.window.late_topic.clone());
+    let prefixed = into.chain(late).map(|name| format!("{}{name}", topics.prefix()));
+    let sinks = pipelines.iter().flat_map(|pipeline| &pipeline.sinks);
+    let named: BTreeSet<String> = prefixed.chain(sinks.map(|sink| sink.topic.clone())).collect();
+    let mut wanted = Vec::new();
+    for name in named {
+        if broker.partition_count(&name)?.is_none() {
+            let mut topic = TopicConfig::new(name, 1);
+            topic.replication = replication(config);
+            wanted.push(topic);
+        }
+    }
+    broker.ensure_topics(&wanted)
 }
 
 /// A broker that is away is waited for until a shutdown is requested; whatever else is wrong is said at once.

@@ -417,6 +417,7 @@ impl Walk {
             idle: false,
             source_offset: *offset,
             sets: Vec::new(),
+            version: 0,
         });
         let progress = SourceProgress {
             source: self.pipeline[0].sources[source].fingerprint,

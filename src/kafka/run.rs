@@ -131,6 +131,8 @@ pub struct StageLoop<'o> {
     config: LoopConfig,
     observer: &'o dyn Observer,
     consumer: Box<dyn Consumer>,
+    /// Whether the consumer was made for a stage that looks at headers.
+    reads_headers: bool,
     side: Option<Box<dyn Consumer>>,
     /// A group member that never joined: the identity that `skip_fencing` commits with.
     nobody: Option<Box<dyn Consumer>>,
@@ -194,12 +196,10 @@ impl<'o> StageLoop<'o> {
         mut config: LoopConfig,
         observer: &'o dyn Observer,
     ) -> Result<Self, Error> {
-        let instance = config.instance.get_or_insert_with(|| uuid::Uuid::new_v4().to_string());
-        let client_id = format!("{}-{instance}", config.client_id);
+        config.instance.get_or_insert_with(|| uuid::Uuid::new_v4().to_string());
         let name = stage.name();
-        let mut consumer_config = ConsumerConfig::new(client_id, Some(&config.group));
-        consumer_config.session_timeout_ms = config.session_timeout_ms;
-        consumer_config.headers = stage.reads_headers();
+        let reads_headers = stage.reads_headers();
+        let consumer_config = consumer_config(&config, reads_headers);
         let mut consumer = broker.consumer(&consumer_config)?;
         let inputs = stage.inputs();
         consumer.subscribe(&inputs)?;
@@ -221,6 +221,7 @@ impl<'o> StageLoop<'o> {
             name,
             observer,
             consumer,
+            reads_headers,
             side: None,
             nobody,
             producer: None,
@@ -344,6 +345,10 @@ impl<'o> StageLoop<'o> {
         if self.poll_side()? {
             turn = Turn::Busy;
         }
+        if self.stage.is_changing() {
+            self.change()?;
+            return Ok(Turn::Busy);
+        }
         if self.now_ms() >= self.next_tick_ms {
             self.tick()?;
         }
@@ -394,6 +399,32 @@ impl<'o> StageLoop<'o> {
             }
         }
         Ok(Turn::Busy)
+    }
+
+    /// Between two assignments the stage takes over what it has heard of. Who reads other topics afterwards joins the group anew.
+    fn change(&mut self) -> Result<(), Error> {
+        self.final_commit()?;
+        self.forget_everything();
+        self.stage.change();
+        let inputs = self.stage.inputs();
+        let known = self.partition_counts.iter().map(|(topic, _)| &**topic);
+        let same = known.eq(inputs.iter().map(String::as_str)) && self.reads_headers == self.stage.reads_headers();
+        if same {
+            self.begin_restore();
+            return Ok(());
+        }
+        self.consumer.close();
+        self.assigned.clear();
+        self.stopped.clear();
+        self.reads_headers = self.stage.reads_headers();
+        self.partition_counts = inputs.iter().map(|topic| (topic.as_str().into(), 0)).collect();
+        self.next_count_ms = 0;
+        let mut consumer = self
+            .broker
+            .consumer(&consumer_config(&self.config, self.reads_headers))?;
+        consumer.subscribe(&inputs)?;
+        self.consumer = consumer;
+        Ok(())
     }
 
     /// The last words of an assignment: the stage may tick once more, then everything is committed.
@@ -580,6 +611,14 @@ impl<'o> StageLoop<'o> {
     fn now_ms(&self) -> i64 {
         self.config.clock.now_ms()
     }
+}
+
+fn consumer_config(config: &LoopConfig, headers: bool) -> ConsumerConfig {
+    let instance = config.instance.as_deref().unwrap_or_default();
+    let mut consumer = ConsumerConfig::new(format!("{}-{instance}", config.client_id), Some(&config.group));
+    consumer.session_timeout_ms = config.session_timeout_ms;
+    consumer.headers = headers;
+    consumer
 }
 
 fn list(partitions: &[TopicPartition]) -> String {

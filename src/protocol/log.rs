@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::message::PipelineText;
+
 /// Name of the header that tells the kind.
 pub const KIND: &str = "kind";
 /// Value of [`KIND`]: an Arrow IPC stream of partial aggregates.
@@ -13,6 +15,8 @@ pub const KIND_PANES: &str = "panes";
 pub const KIND_PROGRESS: &str = "progress";
 /// Value of [`KIND`]: JSON of [`Note`].
 pub const KIND_NOTE: &str = "note";
+/// Value of [`KIND`]: JSON of [`Version`].
+pub const KIND_VERSION: &str = "version";
 /// Name of the header of a pane record.
 pub const HEADER: &str = "pane";
 
@@ -55,6 +59,9 @@ pub struct PartitionProgress {
     /// Pane sets active on this partition, with the first pane each of them holds whole.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sets: Vec<ActiveSet>,
+    /// The newest version of the pipelines that the partition is read for.
+    #[serde(default, skip_serializing_if = "crate::message::is_zero")]
+    pub version: u64,
 }
 
 /// A pane set and the start of the first pane that holds all of its rows.
@@ -63,6 +70,13 @@ pub struct ActiveSet {
     pub set: u64,
     /// `None`: since the first row that was ever read.
     pub first_pane_ms: Option<i64>,
+}
+
+/// The pipelines at one version. Comes before every pane of a set that only this version has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Version {
+    pub version: u64,
+    pub pipelines: Vec<PipelineText>,
 }
 
 /// What decide tells detect.

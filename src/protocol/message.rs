@@ -61,6 +61,13 @@ pub struct TimeProgress {
     /// Entities seen lately on this partition, by pipeline and detector: the base of the fleet-wide share.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub population: BTreeMap<String, u64>,
+    /// The oldest version of the pipelines of which a window is open on this partition; 0 where they have none.
+    #[serde(default, skip_serializing_if = "crate::message::is_zero")]
+    pub version: u64,
+}
+
+pub(crate) fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// What to do. Verbs are the executor's; parameters never come from telemetry's strings.
@@ -501,6 +508,47 @@ pub enum Control {
     },
     /// Layout of the fleet's internal topics, written once.
     Generation { panes_partitions: i32 },
+    /// All pipelines of the fleet at one version; the greatest version is the one in force.
+    Pipelines {
+        /// From 1, without gaps.
+        version: u64,
+        /// By name, ascending.
+        pipelines: Vec<PipelineText>,
+        /// Who keeps them.
+        origin: PipelinesOrigin,
+        /// The earlier version that this one brings back.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        restores: Option<u64>,
+        by: String,
+        #[serde(with = "crate::time")]
+        at: i64,
+        #[serde(default)]
+        reason: String,
+    },
+    /// No window of an older version is open any more, on any partition: nobody need keep its panes.
+    PipelinesSettled { version: u64 },
+}
+
+/// A pipeline as it was applied: nothing outside it is needed to compile it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PipelineText {
+    pub name: String,
+    /// SQL, with every INCLUDE replaced by its text.
+    pub text: String,
+    /// Contents of the files that its tables name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, String>,
+}
+
+/// Who keeps the pipelines of a version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PipelinesOrigin {
+    /// The folder that processes are started with.
+    Folder,
+    /// A person, by command: what lies in folders changes nothing.
+    Operator,
 }
 
 impl Control {
@@ -517,6 +565,8 @@ impl Control {
             Self::Thresholds { service, action, .. } => format!("thresholds/{service}/{action}"),
             Self::Model { policy, .. } => format!("model/{policy}"),
             Self::Generation { .. } => "generation".into(),
+            Self::Pipelines { version, .. } => format!("pipelines/{version}"),
+            Self::PipelinesSettled { .. } => "pipelines_settled".into(),
         }
     }
 }

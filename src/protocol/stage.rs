@@ -138,6 +138,15 @@ pub trait Stage: Send {
         false
     }
 
+    /// Whether the stage has heard of something that it can take over only between two assignments. The loop then commits, forgets
+    /// every partition as if it were revoked, calls [`Stage::change`] and restores. Asked in every turn.
+    fn is_changing(&self) -> bool {
+        false
+    }
+
+    /// Takes over what it has heard of; no partition is assigned. Afterwards [`Stage::inputs`] and [`Stage::reads_headers`] may differ.
+    fn change(&mut self) {}
+
     /// Assigned partitions to leave unread for now (watermark alignment). Asked after every step and tick.
     fn paused(&self) -> Vec<TopicPartition> {
         Vec::new()

@@ -378,6 +378,7 @@ impl Life {
             watermark_ms: Some(self.watermark_ms),
             clock: now_ms - (TURNS - 1) * TURN_MS,
             partition: 0,
+            version: 0,
             population: groups.into(),
         };
         let topic = self.topics.anomalies();

@@ -39,7 +39,7 @@ pub use error::Error;
 pub use explain::explain;
 pub use fleet::Fleet;
 pub use policy::{Choice, Policy};
-pub use stage::Decide;
+pub use stage::{Decide, PoliciesOfTexts};
 pub use suggest::{Suggestion, suggest};
 pub use trust::{Approver, Standing, Trust};
 

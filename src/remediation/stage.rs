@@ -12,7 +12,7 @@ use protocol::{
     Assignment, Batch, CloudEvent, Output, Outputs, Progress, Record, SidePosition, Stage, StageError, Start,
     TopicPartition, Topics, cloudevent, id,
     log::{self, Note},
-    message::{self, Anomaly, ApprovalRecord, Control, Journal, Outcome, TimeProgress},
+    message::{self, Anomaly, ApprovalRecord, Control, Journal, Outcome, PipelineText, TimeProgress},
     signature::Signer,
 };
 
@@ -20,6 +20,9 @@ use crate::{Effect, Fleet, FleetConfig, Input, Message, Policy, Standing, Trust}
 
 /// Bytes of a bad record that its dead letter keeps.
 const DEAD_LETTER_BYTES: usize = 64 * 1024;
+
+/// Turns the texts of a version's pipelines into their policies, or says what is wrong, for people. Pure.
+pub type PoliciesOfTexts = Arc<dyn Fn(&[PipelineText]) -> Result<Vec<Policy>, String> + Send + Sync>;
 
 /// The decide stage of one fleet.
 pub struct Decide {
@@ -29,6 +32,7 @@ pub struct Decide {
     panes_partitions: i32,
     signer: Option<Arc<Signer>>,
     trust: Trust,
+    policies_of: Option<PoliciesOfTexts>,
     owned: Option<Owned>,
 }
 
@@ -39,6 +43,10 @@ struct Owned {
     next_offset: i64,
     journal: Journal,
     urgent: bool,
+    /// By partition of `panes`, the oldest version of the pipelines that has windows open.
+    oldest: BTreeMap<i32, u64>,
+    /// The version that was said to be settled.
+    settled: u64,
 }
 
 impl Decide {
@@ -58,8 +66,15 @@ impl Decide {
             panes_partitions,
             signer,
             trust,
+            policies_of: None,
             owned: None,
         }
+    }
+
+    /// Follows the versions of the pipelines: their policies hold from the record on that says them.
+    pub fn following(mut self, policies_of: PoliciesOfTexts) -> Self {
+        self.policies_of = Some(policies_of);
+        self
     }
 
     fn owned(&mut self, partition: &TopicPartition) -> &mut Owned {
@@ -72,17 +87,91 @@ impl Decide {
                 control: BTreeMap::new(),
             },
             urgent: false,
+            oldest: BTreeMap::new(),
+            settled: 0,
         })
     }
 
+    /// The policies of a version of the pipelines, if that is what the record says, and it is the newest.
+    fn version(&self, record: &Record<'_>) -> Option<Result<Vec<Policy>, String>> {
+        let (policies_of, owned) = (self.policies_of.as_ref()?, self.owned.as_ref()?);
+        if *record.partition.topic != *self.topics.control() {
+            return None;
+        }
+        match message::read("control", record.value?) {
+            Ok(Control::Pipelines { version, pipelines, .. })
+                if owned.version().is_none_or(|newest| version > newest) =>
+            {
+                let policies = policies_of(&pipelines);
+                Some(policies.map_err(|reason| format!("version {version} of the pipelines cannot be run: {reason}")))
+            }
+            _ => None,
+        }
+    }
+
+    /// After a restore the policies are those of the newest version that the state knows. Where they cannot be read, nothing is
+    /// decided by older ones: the partition stands still.
+    fn remember_policies(&mut self) -> Result<(), StageError> {
+        let (Some(policies_of), Some(owned)) = (&self.policies_of, &mut self.owned) else {
+            return Ok(());
+        };
+        let newest = owned.version();
+        let texts = owned.fleet.controls().find_map(|(_, control)| match control {
+            Control::Pipelines { version, pipelines, .. } if Some(*version) == newest => Some(pipelines.clone()),
+            _ => None,
+        });
+        let policies = texts.map(|texts| policies_of(&texts)).transpose();
+        let policies = policies.map_err(|reason| StageError::Partition {
+            partition: owned.partition.clone(),
+            reason: format!(
+                "this program cannot run version {} of the pipelines: {reason}",
+                newest.unwrap_or_default()
+            ),
+        })?;
+        if let Some(policies) = policies {
+            owned.fleet.set_policies(policies);
+        }
+        Ok(())
+    }
+
+    /// Says so when no partition has windows of an old version open any more.
+    fn settle(&mut self, out: &mut Outputs) {
+        let Some(owned) = &mut self.owned else { return };
+        let oldest = owned.oldest.values().min().copied().unwrap_or_default();
+        let is_old = |control: &Control| matches!(control, Control::Pipelines { version, .. } if *version < oldest);
+        let said = owned.fleet.controls().filter_map(|(_, control)| match control {
+            Control::PipelinesSettled { version } => Some(*version),
+            _ => None,
+        });
+        let settled = said.max().unwrap_or_default().max(owned.settled);
+        let complete = owned.oldest.len() == self.panes_partitions as usize;
+        if !complete || oldest <= settled || !owned.fleet.controls().any(|(_, control)| is_old(control)) {
+            return;
+        }
+        owned.settled = oldest;
+        let control = Control::PipelinesSettled { version: oldest };
+        let scope = control.scope();
+        let tenant = self.topics.tenant();
+        let mint = id::derived("control", &[&scope, &oldest.to_string()]);
+        let source = format!("/homeostat/{tenant}/decide");
+        let event = CloudEvent::new(mint, tenant, &source, cloudevent::CONTROL, &scope, owned.fleet.now_ms());
+        out.push(event.output(self.topics.control(), &control));
+    }
+
     fn record(&mut self, record: Record<'_>, out: &mut Outputs) {
+        let version = self.version(&record);
         let topics = &self.topics;
         let Some(owned) = &mut self.owned else { return };
         owned.journal(&record);
         let mut effects = Vec::new();
-        if let Err(reason) = hear(owned, topics, &self.trust, &record, &mut effects) {
-            effects.push(Effect::Unusable(reason));
-        }
+        // A version that cannot be run is not heard of: the one before goes on.
+        let usable = version.transpose().map(|policies| {
+            if let Some(policies) = policies {
+                owned.fleet.set_policies(policies);
+            }
+        });
+        let heard = usable.and_then(|()| hear(owned, topics, &self.trust, &record, &mut effects));
+        effects.extend(heard.err().map(Effect::Unusable));
         if record.partition == &owned.partition {
             owned.next_offset = record.offset + 1;
         } else {
@@ -169,6 +258,7 @@ fn hear(
         cloudevent::PROGRESS => {
             let data: TimeProgress = message::read("progress", value).map_err(text)?;
             apply(Message::Progress(&data));
+            owned.oldest.insert(data.partition, data.version);
         }
         cloudevent::APPROVAL_GRANTED | cloudevent::APPROVAL_DENIED => {
             let event = CloudEvent::read(record).map_err(text)?;
@@ -212,6 +302,15 @@ fn tell_detect(topics: &Topics, partitions: i32, note: &Note, out: &mut Outputs)
 }
 
 impl Owned {
+    /// The newest version of the pipelines that was heard of.
+    fn version(&self) -> Option<u64> {
+        let versions = self.fleet.controls().filter_map(|(_, control)| match control {
+            Control::Pipelines { version, .. } => Some(*version),
+            _ => None,
+        });
+        versions.max()
+    }
+
     fn journal(&mut self, record: &Record<'_>) {
         let topic = &*record.partition.topic;
         match self.journal.consumed.last_mut() {
@@ -271,6 +370,7 @@ impl Stage for Decide {
             .as_ref()
             .map_or(assignment.start_offset, |committed| committed.offset);
         self.owned(partition).next_offset = start;
+        self.remember_policies()?;
         Ok(start)
     }
 
@@ -288,6 +388,7 @@ impl Stage for Decide {
     }
 
     fn before_commit(&mut self, out: &mut Outputs) -> Result<Vec<Progress>, StageError> {
+        self.settle(out);
         let Some(owned) = &mut self.owned else {
             return Ok(Vec::new());
         };

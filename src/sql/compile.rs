@@ -61,23 +61,42 @@ pub(crate) fn parsed(text: &str, errors: &mut Vec<Diagnostic>) -> Statements {
 
 struct Compiler<'a> {
     name: &'a str,
+    known: Known<'a>,
+    failed_detectors: Vec<String>,
+    errors: Vec<Diagnostic>,
+}
+
+/// What names in a SELECT may mean.
+struct Known<'a> {
     lines: LineMap<'a>,
     functions: Functions,
     tables: Vec<Table>,
-    /// Sources and views, and detectors, that are declared, but wrongly: what refers to them is not blamed for it.
-    failed_relations: Vec<String>,
-    failed_detectors: Vec<String>,
-    errors: Vec<Diagnostic>,
+    /// Sources and views that are declared, but wrongly: what refers to them is not blamed for it, as with detectors.
+    failed: Vec<String>,
+}
+
+impl Known<'_> {
+    fn context<'b>(&'b self, statements: &'b Statements) -> select::Context<'b> {
+        select::Context {
+            functions: &self.functions,
+            lines: &self.lines,
+            failed: &self.failed,
+            views: &statements.views,
+            tables: &self.tables,
+        }
+    }
 }
 
 impl<'a> Compiler<'a> {
     fn new(name: &'a str, text: &'a str) -> Self {
         Self {
             name,
-            lines: LineMap::new(text),
-            functions: Functions::new(),
-            tables: Vec::new(),
-            failed_relations: Vec::new(),
+            known: Known {
+                lines: LineMap::new(text),
+                functions: Functions::new(),
+                tables: Vec::new(),
+                failed: Vec::new(),
+            },
             failed_detectors: Vec::new(),
             errors: Vec::new(),
         }
@@ -125,7 +144,7 @@ impl<'a> Compiler<'a> {
             Ok(plan) => plan,
             Err(error) => {
                 self.errors
-                    .push(view::planner_error(&error, Span::default(), &self.lines));
+                    .push(view::planner_error(&error, Span::default(), &self.known.lines));
                 return None;
             }
         };
@@ -200,7 +219,7 @@ impl<'a> Compiler<'a> {
         if tokens[at].is_word("DETECTOR") {
             self.failed_detectors.push(name.value.clone());
         } else {
-            self.failed_relations.push(name.value.clone());
+            self.known.failed.push(name.value.clone());
         }
     }
 
@@ -217,10 +236,12 @@ impl<'a> Compiler<'a> {
         for ast in statements.sources.iter().filter(|ast| lookup::is_file(ast)) {
             match lookup::resolve(ast, catalog, &mut self.errors) {
                 Some(table) => {
-                    table.functions().for_each(|function| self.functions.add(function));
-                    self.tables.push(table);
+                    table
+                        .functions()
+                        .for_each(|function| self.known.functions.add(function));
+                    self.known.tables.push(table);
                 }
-                None => self.failed_relations.push(ast.name.text.clone()),
+                None => self.known.failed.push(ast.name.text.clone()),
             }
         }
     }
@@ -232,7 +253,7 @@ impl<'a> Compiler<'a> {
                 Some(source) => sources.push(source),
                 None => {
                     self.explained(&ast.name);
-                    self.failed_relations.push(ast.name.text.clone());
+                    self.known.failed.push(ast.name.text.clone());
                 }
             }
         }
@@ -242,18 +263,12 @@ impl<'a> Compiler<'a> {
     /// Views of rows, which then count as sources.
     fn rows(&mut self, statements: &Statements, sources: &mut Vec<Source>) {
         for ast in &statements.rows {
-            let context = select::Context {
-                functions: &self.functions,
-                lines: &self.lines,
-                failed: &self.failed_relations,
-                views: &statements.views,
-                tables: &self.tables,
-            };
+            let context = self.known.context(statements);
             match union::resolve(ast, sources, &context, &mut self.errors) {
                 Some(rows) => sources.push(rows),
                 None => {
                     self.explained(&ast.name);
-                    self.failed_relations.push(ast.name.text.clone());
+                    self.known.failed.push(ast.name.text.clone());
                 }
             }
         }
@@ -267,13 +282,7 @@ impl<'a> Compiler<'a> {
             .partition(|ast| join::reads_views(ast, &statements.views));
         let mut views = Vec::new();
         for ast in over_sources {
-            let context = select::Context {
-                functions: &self.functions,
-                lines: &self.lines,
-                failed: &self.failed_relations,
-                views: &statements.views,
-                tables: &self.tables,
-            };
+            let context = self.known.context(statements);
             match view::plan(self.name, ast, sources, &context, &mut self.errors) {
                 Some(view) => views.push(view),
                 None => self.failed_view(ast),
@@ -281,13 +290,7 @@ impl<'a> Compiler<'a> {
         }
         let mut joined = Vec::new();
         for ast in over_views {
-            let context = select::Context {
-                functions: &self.functions,
-                lines: &self.lines,
-                failed: &self.failed_relations,
-                views: &statements.views,
-                tables: &self.tables,
-            };
+            let context = self.known.context(statements);
             match join::plan(self.name, ast, &views, sources, &context, &mut self.errors) {
                 Some(view) => joined.push(view),
                 None => self.failed_view(ast),
@@ -299,7 +302,7 @@ impl<'a> Compiler<'a> {
 
     fn failed_view(&mut self, ast: &ast::View) {
         self.explained(&ast.name);
-        self.failed_relations.push(ast.name.text.clone());
+        self.known.failed.push(ast.name.text.clone());
     }
 
     fn detectors(
@@ -315,7 +318,7 @@ impl<'a> Compiler<'a> {
             let relations = Relations {
                 sources,
                 views,
-                failed: &self.failed_relations,
+                failed: &self.known.failed,
             };
             match detector::resolve(ast, &relations, sets, catalog, &mut self.errors) {
                 Some(detector) => detectors.push(detector),
@@ -339,7 +342,7 @@ impl<'a> Compiler<'a> {
             sources,
             views,
             detectors,
-            failed: self.failed_relations.iter().chain(&self.failed_detectors).collect(),
+            failed: self.known.failed.iter().chain(&self.failed_detectors).collect(),
         };
         let sinks = statements.sinks.iter();
         sinks
@@ -378,7 +381,14 @@ impl<'a> Compiler<'a> {
         let mut policies = Vec::new();
         for ast in &statements.policies {
             let failed = &self.failed_detectors;
-            match policy::resolve(ast, detectors, failed, &self.functions, &self.lines, &mut self.errors) {
+            match policy::resolve(
+                ast,
+                detectors,
+                failed,
+                &self.known.functions,
+                &self.known.lines,
+                &mut self.errors,
+            ) {
                 Some(policy) => policies.push(policy),
                 None => self.explained(&ast.name),
             }

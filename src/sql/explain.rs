@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use engine::assemble::SESSION_PANES_MAX;
 use engine::spec::{
-    ActionSpec, AggregateKind, AggregateSpec, Beyond, DetectorInput, DetectorSpec, OptionValue, PaneSetSpec, Pipeline,
-    PolicySpec, SinkFormat, SinkInput, SinkSpec, SourceSpec, StartupMode, ViewSpec, WindowSpec,
+    ActionSpec, AggregateKind, AggregateSpec, Beyond, Budget, DetectorInput, DetectorSpec, OptionValue, PaneSetSpec,
+    Pipeline, PolicySpec, SinkFormat, SinkInput, SinkSpec, SourceSpec, StartupMode, ViewSpec, WindowSpec,
 };
 
 use crate::{duration::display, source::telemetry_format};
@@ -116,13 +116,14 @@ fn explain_pane_set(out: &mut String, pipeline: &Pipeline, index: usize, set: &P
     if let Some(limit) = set.state_limit {
         let beyond = match limit.beyond {
             Beyond::Reject => "rows of further keys are dead letters",
+            Beyond::Evict => "panes are published early before a further key",
             Beyond::Fail => "a further key stops the stage",
         };
-        line!(
-            out,
-            "  at most {} keys per pane and partition: {beyond}",
-            limit.keys_max
-        );
+        let most = match limit.budget {
+            Budget::Keys(keys) => format!("{keys} keys"),
+            Budget::Bytes(bytes) => format!("{} KB", bytes >> 10),
+        };
+        line!(out, "  at most {most} per pane and partition: {beyond}");
     }
 }
 

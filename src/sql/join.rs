@@ -28,7 +28,7 @@ use crate::{
     anomalies, ast,
     catalog::simplify,
     diagnostic::{Diagnostic, Span, did_you_mean},
-    select::{self, Context},
+    select::{self, Context, conjuncts, sides},
     source::{Source, WINDOW_COLUMNS},
     text::{Name, Parsed},
     view::{View, ViewAggregate, aggregate_name, bare, canonical, condition, planner_error, renamed},
@@ -336,28 +336,14 @@ fn check_parts(parts: &[Part<'_>], sources: &[Source]) -> Parsed<()> {
 fn check_on(on: &SqlExpr, part: &Part<'_>, parts: &[Part<'_>], context: &Context<'_>) -> Parsed<()> {
     let mut keys = BTreeSet::new();
     let mut window = false;
-    let mut rest = vec![on];
-    while let Some(expr) = rest.pop() {
-        let span = context.lines.span(expr.span());
-        match expr {
-            SqlExpr::Nested(inner) => rest.push(inner),
-            SqlExpr::BinaryOp {
-                left,
-                op: BinaryOperator::And,
-                right,
-            } => rest.extend([left.as_ref(), right.as_ref()]),
-            SqlExpr::BinaryOp {
-                left,
-                op: BinaryOperator::Eq,
-                right,
-            } => match equal(left, right, part, parts) {
-                Some(Equal::Window) => window = true,
-                Some(Equal::Key(key)) => {
-                    keys.insert(key);
-                }
-                None => return Err(not_equal(span)),
-            },
-            _ => return Err(not_equal(span)),
+    for conjunct in conjuncts(on) {
+        let span = context.lines.span(conjunct.span());
+        match sides(conjunct).and_then(|(left, right)| equal(left, right, part, parts)) {
+            Some(Equal::Window) => window = true,
+            Some(Equal::Key(key)) => {
+                keys.insert(key);
+            }
+            None => return Err(not_equal(span)),
         }
     }
     if !window {

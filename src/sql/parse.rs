@@ -4,7 +4,7 @@ mod policy;
 mod source;
 
 use datafusion::sql::sqlparser::tokenizer::Token as Tok;
-use engine::spec::{Beyond, OptionValue, StateLimit};
+use engine::spec::{Beyond, Budget, OptionValue, StateLimit};
 
 use crate::{
     ast::{Detector, Rows, Setting, Sink, SinkWhat, Statement, View},
@@ -100,6 +100,7 @@ fn rows(cursor: &mut Cursor<'_>) -> Parsed<Rows> {
 const VIEW_CLAUSES: [&str; 5] = ["ALLOW LATENESS", "LATE DATA TO", "FILL MISSING", "ON STATE LIMIT", "AS"];
 /// As many keys as fit into some 100 MB.
 const STATE_LIMIT_KEYS: u32 = 1_000_000;
+const STATE_LIMIT_BYTES: [(&str, u64); 3] = [("KB", 1 << 10), ("MB", 1 << 20), ("GB", 1 << 30)];
 
 fn view(cursor: &mut Cursor<'_>) -> Parsed<View> {
     let mut view = View {
@@ -149,28 +150,29 @@ fn view(cursor: &mut Cursor<'_>) -> Parsed<View> {
     Ok(view)
 }
 
-/// `STATE LIMIT REJECT | FAIL [AT n KEYS]`
+/// `STATE LIMIT REJECT | EVICT | FAIL [AT n KEYS | AT n KB | MB | GB]`
 fn state_limit(cursor: &mut Cursor<'_>) -> Parsed<StateLimit> {
     cursor.expect("STATE LIMIT")?;
     let beyond = if cursor.eat("REJECT") {
         Beyond::Reject
+    } else if cursor.eat("EVICT") {
+        Beyond::Evict
     } else if cursor.eat("FAIL") {
         Beyond::Fail
-    } else if cursor.is("EVICT") {
-        return Err(Diagnostic::new(
-            "EVICT is not there: which key was seen last would not be the same after a restart",
-            cursor.here(),
-        )
-        .help("use REJECT, which makes rows of further keys dead letters, or FAIL"));
     } else {
-        return Err(cursor.expected("REJECT or FAIL", &["REJECT", "FAIL"]));
+        return Err(cursor.expected("REJECT, EVICT or FAIL", &["REJECT", "EVICT", "FAIL"]));
     };
-    let mut keys_max = STATE_LIMIT_KEYS;
+    let mut budget = Budget::Keys(STATE_LIMIT_KEYS);
     if cursor.eat("AT") {
-        keys_max = cursor.count("a number of keys")?.value;
-        cursor.expect("KEYS")?;
+        let most = cursor.count("a number of keys, or of KB, MB or GB")?.value;
+        let unit = STATE_LIMIT_BYTES.iter().find(|(unit, _)| cursor.eat(unit));
+        budget = match unit {
+            Some((_, bytes)) => Budget::Bytes(u64::from(most) * bytes),
+            None if cursor.eat("KEYS") => Budget::Keys(most),
+            None => return Err(cursor.expected("KEYS, KB, MB or GB", &["KEYS", "KB", "MB", "GB"])),
+        };
     }
-    Ok(StateLimit { keys_max, beyond })
+    Ok(StateLimit { budget, beyond })
 }
 
 /// `EMIT ON WINDOW CLOSE`, `EMIT EVERY interval`, or both.

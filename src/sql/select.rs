@@ -6,7 +6,10 @@ mod names;
 mod window;
 
 use datafusion::sql::sqlparser::{
-    ast::{Expr, GroupByExpr, Ident, ObjectNamePart, Query, Select, SelectItem, SetExpr, Spanned, TableFactor},
+    ast::{
+        BinaryOperator, Expr, GroupByExpr, Ident, ObjectNamePart, Query, Select, SelectItem, SetExpr, Spanned,
+        TableFactor,
+    },
     dialect::GenericDialect,
     parser::{Parser, ParserError},
     tokenizer::{Location, Token as Tok, Word},
@@ -62,6 +65,35 @@ pub(crate) struct Context<'a> {
     pub views: &'a [ast::View],
     /// Tables of files.
     pub tables: &'a [Table],
+}
+
+/// The conditions that an ON or WHERE joins by AND, the last one first.
+pub(crate) fn conjuncts(condition: &Expr) -> Vec<&Expr> {
+    let (mut found, mut rest) = (Vec::new(), vec![condition]);
+    while let Some(expr) = rest.pop() {
+        match expr {
+            Expr::Nested(inner) => rest.push(inner),
+            Expr::BinaryOp {
+                left,
+                op: BinaryOperator::And,
+                right,
+            } => rest.extend([left.as_ref(), right.as_ref()]),
+            other => found.push(other),
+        }
+    }
+    found
+}
+
+/// What is said to be equal.
+pub(crate) fn sides(equality: &Expr) -> Option<(&Expr, &Expr)> {
+    match equality {
+        Expr::BinaryOp {
+            left,
+            op: BinaryOperator::Eq,
+            right,
+        } => Some((left, right)),
+        _ => None,
+    }
 }
 
 /// `None` when something is wrong; what, is in `errors`, except when only its source is.

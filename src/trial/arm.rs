@@ -592,6 +592,7 @@ impl Arm for Product {
             clock: self.now_ms,
             partition: 0,
             population: groups.into(),
+            version: 0,
         };
         self.feed(Message::Progress(&progress))?;
         for (at, anomaly) in seen.anomalies {
@@ -661,6 +662,7 @@ pub fn storm(catalogue: &Catalogue, per_second: usize, seconds: i64) -> Result<(
             clock: now_ms,
             partition: 0,
             population: [(format!("{PIPELINE}.{SICK}"), per_second as u64 * 2)].into(),
+            version: 0,
         };
         product.feed(Message::Progress(&progress))?;
         for at in 0..per_second {

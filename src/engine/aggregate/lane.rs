@@ -21,7 +21,7 @@ use super::{
 use crate::{
     error::Error,
     panes::{PaneStore, Sealed, Span, Unusual},
-    spec::{Beyond, SourceSpec},
+    spec::{Beyond, Budget, SourceSpec},
 };
 
 /// Year 1 to year 9999: what can be written as a time, and far from where arithmetic overflows.
@@ -79,6 +79,9 @@ pub struct Lane {
     delay_ms: i64,
     idle: bool,
     sets: Vec<Set>,
+    keys_max: usize,
+    /// How often everything was published early, since a pane had no room.
+    pub evictions: u64,
     /// Where the partition stood at the commit, until the replay has come there.
     replaying: Option<Standing>,
     /// Records below are no business of this lane.
@@ -117,13 +120,12 @@ impl Lane {
                 (None, _) if past == Past::Unread => FirstPane::Any,
                 // Ahead of every event time seen, not only of the watermark: those rows are gone.
                 (None, Some(watermark_ms)) => FirstPane::At(next_pane(watermark_ms + delay_ms, spec.width_ms)),
+                // Nothing was ever read: a set that comes later has missed as little as those before it.
+                (None, None) if standing.is_some_and(Standing::holds_all) => FirstPane::Any,
                 (None, None) => FirstPane::Pending,
             };
             sets.push(Set {
-                store: PaneStore::new(
-                    spec.clone(),
-                    spec.state_limit.map_or(keys_max, |limit| limit.keys_max as usize),
-                )?,
+                store: PaneStore::new(spec.clone(), keys_max)?,
                 first_pane,
                 sealed: Vec::new(),
             });
@@ -133,6 +135,8 @@ impl Lane {
             delay_ms,
             idle: standing.is_some_and(|s| s.idle),
             sets,
+            keys_max,
+            evictions: 0,
             replaying: None,
             read_from: position,
             receive_timed: false,
@@ -330,19 +334,53 @@ impl Lane {
         }
     }
 
-    fn fold(&mut self, span: std::ops::Range<usize>, rows: &Rows, remarks: &mut Remarks) -> Result<(), Error> {
+    /// Folds rows into every set. Where a set has no room for a record and publishes early, all of them do, so that no row before
+    /// that record is unpublished: a replay never begins before it, and has no less room than there was.
+    fn fold(&mut self, mut span: std::ops::Range<usize>, rows: &Rows, remarks: &mut Remarks) -> Result<(), Error> {
+        while let Some(full) = self.full_before(&span, rows) {
+            self.fold_span(span.start..full, rows, remarks)?;
+            self.publish_all()?;
+            self.evictions += u64::from(!self.is_replaying());
+            span.start = full;
+        }
+        self.fold_span(span, rows, remarks)
+    }
+
+    fn full_before(&self, span: &std::ops::Range<usize>, rows: &Rows) -> Option<usize> {
+        let evicting = self.sets.iter().filter(|set| set.store.evicts());
+        let full = evicting.filter_map(|set| set.store.full_before(&self.span(set, span.clone(), rows)));
+        full.min()
+    }
+
+    fn span<'a>(&'a self, set: &Set, span: std::ops::Range<usize>, rows: &'a Rows) -> Span<'a> {
+        Span {
+            rows: span,
+            floor_ms: self.watermark_ms.map(|ms| floor(ms, set.store.spec().width_ms)),
+            first_pane_ms: set.first_pane_ms(),
+            offsets: &rows.offsets,
+            record_watermarks: &self.record_watermarks,
+        }
+    }
+
+    /// Takes out what is open, as partials that later ones add to.
+    fn publish_all(&mut self) -> Result<(), Error> {
+        let publish = self.publishing();
+        for set in &mut self.sets {
+            let floor_ms = self.watermark_ms.map(|ms| floor(ms, set.store.spec().width_ms));
+            let sealed = set.store.flush(floor_ms)?.filter(|_| publish == Publish::Yes);
+            sealed.into_iter().for_each(|sealed| set.keep(sealed));
+        }
+        Ok(())
+    }
+
+    fn fold_span(&mut self, span: std::ops::Range<usize>, rows: &Rows, remarks: &mut Remarks) -> Result<(), Error> {
         let mut unusual = Unusual::default();
         for (index, set) in self.sets.iter_mut().enumerate() {
             let floor_ms = self.watermark_ms.map(|ms| floor(ms, set.store.spec().width_ms));
-            let first_pane_ms = match set.first_pane {
-                FirstPane::Any => None,
-                FirstPane::At(ms) => Some(ms),
-                FirstPane::Pending => Some(i64::MAX),
-            };
             let span = Span {
                 rows: span.clone(),
                 floor_ms,
-                first_pane_ms,
+                first_pane_ms: set.first_pane_ms(),
                 offsets: &rows.offsets,
                 record_watermarks: &self.record_watermarks,
             };
@@ -354,19 +392,22 @@ impl Lane {
                 event_time_ms: self.times_ms[row as usize],
                 floor_ms: floor_ms.unwrap_or(i64::MIN),
             }));
-            let keys_max = set.store.keys_max();
             let limit = set.store.spec().state_limit;
+            let most = match limit.map_or(Budget::Keys(self.keys_max as u32), |limit| limit.budget) {
+                Budget::Keys(keys) => format!("{keys} keys"),
+                Budget::Bytes(bytes) => format!("{bytes} bytes"),
+            };
             if !unusual.over_limit.is_empty() && limit.is_some_and(|limit| limit.beyond == Beyond::Fail) {
                 let views = set.store.spec().windows.iter().map(|window| window.view.as_str());
                 let view = views.collect::<Vec<_>>().join(", ");
-                return Err(Error::StateLimit { view, keys_max });
+                return Err(Error::StateLimit { view, most });
             }
             remarks
                 .unusable
                 .extend(unusual.over_limit.drain(..).map(|row| Unusable {
                     row: row as usize,
                     fault: Fault::KeyLimit,
-                    reason: format!("its pane holds {keys_max} keys already, as many as it may"),
+                    reason: format!("its pane holds {most} already, as many as it may"),
                 }));
         }
         Ok(())
@@ -405,11 +446,7 @@ impl Lane {
         }
         let falls_idle = std::mem::take(&mut self.idle_due) && !self.idle;
         if falls_idle || self.receive_timed {
-            for set in &mut self.sets {
-                let floor_ms = self.watermark_ms.map(|ms| floor(ms, set.store.spec().width_ms));
-                let sealed = set.store.flush(floor_ms)?;
-                sealed.into_iter().for_each(|sealed| set.keep(sealed));
-            }
+            self.publish_all()?;
         }
         if falls_idle {
             self.idle = true;
@@ -460,7 +497,7 @@ impl Lane {
 
     /// What detect is told. A set that waits for its first row is held back for ever, unless the partition is idle: then it
     /// holds nobody up.
-    pub fn progress(&self, partition: i32, source_offset: i64) -> PartitionProgress {
+    pub fn progress(&self, partition: i32, source_offset: i64, version: u64) -> PartitionProgress {
         let idle = self.replaying.as_ref().map_or(self.idle, |standing| standing.idle);
         let active = |(set, first_pane)| match first_pane {
             FirstPane::Any => Some(ActiveSet {
@@ -483,6 +520,7 @@ impl Lane {
             idle,
             source_offset,
             sets: self.first_panes().into_iter().filter_map(active).collect(),
+            version,
         }
     }
 
@@ -499,6 +537,15 @@ enum Publish {
 }
 
 impl Set {
+    /// The first pane that takes rows; `None`: any.
+    fn first_pane_ms(&self) -> Option<i64> {
+        match self.first_pane {
+            FirstPane::Any => None,
+            FirstPane::At(ms) => Some(ms),
+            FirstPane::Pending => Some(i64::MAX),
+        }
+    }
+
     fn keep(&mut self, sealed: Sealed) {
         let rest = match self.sealed.last_mut() {
             Some(last) => last.join(sealed),

@@ -1,7 +1,7 @@
 //! Commit metadata of a source partition: where each source stands on it, and where a replay has to begin.
 //!
-//! Text, one section per source: `v1;fingerprint:watermark:low_water:low_watermark:idle[:set,first_pane]…;…`. Fingerprints are 16
-//! hexadecimal digits; `-` stands for none, `?` for a set that waits for its first row.
+//! Text, one section per source: `v1[@version];fingerprint:watermark:low_water:low_watermark:idle[:set,first_pane]…;…`. The version is
+//! that of the pipelines; fingerprints are 16 hexadecimal digits; `-` stands for none, `?` for a set that waits for its first row.
 
 use std::fmt::Write;
 
@@ -9,8 +9,9 @@ use crate::error::Error;
 
 /// Kafka keeps at most so much by default.
 pub const BYTES_MAX: usize = 4_096;
-/// `v1` and what one source and one set take at most, with their separators.
+/// What it begins with, what a version of the pipelines adds at most, and what one source and one set take at most, with their separators.
 const VERSION: &str = "v1";
+const PIPELINES_BYTES_MAX: usize = 1 + 20;
 const SOURCE_BYTES_MAX: usize = 1 + 16 + 1 + 20 + 1 + 20 + 1 + 20 + 1 + 1;
 const SET_BYTES_MAX: usize = 1 + 16 + 1 + 20;
 
@@ -38,13 +39,24 @@ pub struct Standing {
     pub sets: Vec<(u64, FirstPane)>,
 }
 
-/// Whether so many sources and sets fit on one topic.
-pub fn fits(sources: usize, sets: usize) -> bool {
-    VERSION.len() + sources * SOURCE_BYTES_MAX + sets * SET_BYTES_MAX <= BYTES_MAX
+impl Standing {
+    /// Whether some set has every row that was ever read.
+    pub fn holds_all(&self) -> bool {
+        self.sets.iter().any(|(_, first_pane)| *first_pane == FirstPane::Any)
+    }
 }
 
-pub fn encode(standings: &[Standing]) -> String {
+/// Whether so many sources and sets fit on one topic.
+pub fn fits(sources: usize, sets: usize) -> bool {
+    VERSION.len() + PIPELINES_BYTES_MAX + sources * SOURCE_BYTES_MAX + sets * SET_BYTES_MAX <= BYTES_MAX
+}
+
+/// `version` is that of the pipelines, 0 where they have none.
+pub fn encode(version: u64, standings: &[Standing]) -> String {
     let mut text = String::from(VERSION);
+    if version > 0 {
+        let _ = write!(text, "@{version}");
+    }
     let time = |time: Option<i64>| time.map_or_else(|| "-".to_owned(), |time| time.to_string());
     for standing in standings {
         let _ = write!(
@@ -70,17 +82,22 @@ pub fn encode(standings: &[Standing]) -> String {
 
 /// Metadata of a reader that comes later than the first record: of rows before its offset nothing is known.
 pub fn nothing_known() -> String {
-    encode(&[])
+    encode(0, &[])
 }
 
-pub fn decode(text: &str) -> Result<Vec<Standing>, Error> {
+/// The version of the pipelines, and where each source stands.
+pub fn decode(text: &str) -> Result<(u64, Vec<Standing>), Error> {
     let mut sections = text.split(';');
-    if sections.next() != Some(VERSION) {
-        return Err(unreadable(text));
-    }
-    sections
-        .map(|section| standing(section).ok_or_else(|| unreadable(text)))
-        .collect()
+    let version = sections
+        .next()
+        .and_then(|first| first.strip_prefix(VERSION))
+        .and_then(|rest| match rest.strip_prefix('@') {
+            Some(version) => version.parse().ok(),
+            None => rest.is_empty().then_some(0),
+        })
+        .ok_or_else(|| unreadable(text))?;
+    let standings = sections.map(|section| standing(section).ok_or_else(|| unreadable(text)));
+    Ok((version, standings.collect::<Result<_, _>>()?))
 }
 
 fn unreadable(text: &str) -> Error {
@@ -158,15 +175,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(standings in proptest::collection::vec(any_standing(), 0..4)) {
-            let text = encode(&standings);
+        fn what_is_written_is_read(version: u64, standings in proptest::collection::vec(any_standing(), 0..4)) {
+            let text = encode(version, &standings);
             let sets = standings.iter().map(|standing| standing.sets.len()).sum();
             prop_assert!(!fits(standings.len(), sets) || text.len() <= BYTES_MAX);
-            prop_assert_eq!(decode(&text).unwrap(), standings);
+            prop_assert_eq!(decode(&text).unwrap(), (version, standings));
         }
 
         #[test]
-        fn any_text_is_read_or_refused(text in "(v1)?[;:,?0-9a-f-]{0,80}") {
+        fn any_text_is_read_or_refused(text in "(v1)?[@;:,?0-9a-f-]{0,80}") {
             let _ = decode(&text);
         }
     }

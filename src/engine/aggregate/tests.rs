@@ -20,7 +20,7 @@ use super::Options;
 use crate::{
     assemble::{Assembler, ClosedWindow},
     panes::read_panes,
-    spec::{Beyond, Format, PaneSetSpec, Pipeline, StateLimit},
+    spec::{Beyond, Budget, Format, PaneSetSpec, Pipeline, StateLimit},
 };
 use harness::*;
 
@@ -149,6 +149,28 @@ proptest! {
         let mut plain = Harness::new(vec![pipeline(sets.clone())], log);
         finish(&mut plain);
         prop_assert_eq!(contents(&harness), contents(&plain));
+    }
+
+    /// Too many keys are published early: windows hold what they would have held, crash or no crash.
+    #[test]
+    fn what_is_evicted_is_in_its_window_all_the_same(
+        log in log(3),
+        acts in proptest::collection::vec(act(3), 0..60),
+        budget in prop_oneof![(1..4_u32).prop_map(Budget::Keys), (60..400_u64).prop_map(Budget::Bytes)],
+    ) {
+        let limited = || {
+            let mut set = by_service();
+            set.state_limit = Some(StateLimit { budget, beyond: Beyond::Evict });
+            vec![set, large()]
+        };
+        let mut harness = Harness::new(vec![pipeline(limited())], log.clone());
+        perform(&mut harness, &acts);
+        finish(&mut harness);
+        check(&harness, &limited());
+        let mut plain = Harness::new(vec![pipeline(limited())], log.clone());
+        finish(&mut plain);
+        prop_assert_eq!(contents(&harness), contents(&plain));
+        prop_assert!(harness.on("t.dead_letters").len() == plain.on("t.dead_letters").len());
     }
 
     #[test]
@@ -503,7 +525,10 @@ fn a_view_says_itself_how_many_keys_it_takes_and_whether_more_stop_it() {
         .collect();
     let limited = |beyond| {
         let mut set = by_service();
-        set.state_limit = Some(StateLimit { keys_max: 3, beyond });
+        set.state_limit = Some(StateLimit {
+            budget: Budget::Keys(3),
+            beyond,
+        });
         set
     };
     let mut harness = Harness::new(vec![pipeline(vec![limited(Beyond::Reject)])], vec![log.clone()]);
@@ -678,6 +703,7 @@ fn partitions_ahead_of_the_slowest_are_paused() {
             idle: false,
             source_offset: 1,
             sets: Vec::new(),
+            version: 0,
         }],
         clock: 0,
     };

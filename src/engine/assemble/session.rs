@@ -40,6 +40,11 @@ impl Default for Sessions {
 }
 
 impl Sessions {
+    /// Whether some session is open that began before this time, by the start of its first pane.
+    pub fn are_open_before(&self, time_ms: i64) -> bool {
+        self.open_from_ms < time_ms
+    }
+
     /// Whether an open session may have rows in this pane.
     pub fn holds(&self, pane_start_ms: i64) -> bool {
         pane_start_ms >= self.open_from_ms
@@ -94,6 +99,11 @@ impl Ring {
             for session in sessions(spans, gap_ms, SESSION_PANES_MAX * width_ms) {
                 let passed_ms = session.last_ms + gap_ms + lateness_ms;
                 let known = told_ms.is_some_and(|told| session.last_ms <= told);
+                let turn = &self.views[view].turn;
+                // The ones that begin later are the next version's, the ones that began before were the last one's.
+                if !turn.takes(session.first_ms + 1) || !turn.is_after(session.first_ms + 1) {
+                    continue;
+                }
                 if known || before.is_some_and(|before| passed_ms <= before) {
                     continue;
                 }
@@ -200,14 +210,7 @@ impl Ring {
         let (rows, bounds) = project(&spec, keys, values, &bounds, true)?;
         let mut from = 0;
         for same in bounds.chunk_by(|left, right| left == right) {
-            closed.push(ClosedWindow {
-                pipeline: self.pipeline,
-                view: self.views[view].index,
-                start_ms: same[0].0,
-                end_ms: same[0].1,
-                early_ms: None,
-                rows: rows.slice(from, same.len()),
-            });
+            closed.push(self.views[view].closed(same[0], None, rows.slice(from, same.len())));
             from += same.len();
         }
         Ok(())

@@ -149,6 +149,7 @@ fn progress(count: i32, partition: i32, watermark: i64, idle: bool, source_offse
         idle,
         source_offset,
         sets,
+        version: 0,
     };
     SourceProgress {
         source: SOURCE,
@@ -293,8 +294,7 @@ fn a_union_closes_when_every_living_source_has_passed_and_never_before_all_have_
     assert_eq!(results(&closed), [((1_000, "a".to_owned()), (2, 11.0))].into());
     // Restored at this point, it closes no window twice and none too few; idle, the second source holds nothing.
     let table = serde_json::from_str(&serde_json::to_string(assembler.table()).unwrap()).unwrap();
-    let mut restored = Assembler::new(std::slice::from_ref(&pipeline)).unwrap();
-    restored.restore(table);
+    let mut restored = Assembler::restored(&[(0, std::slice::from_ref(&pipeline))], table, None).unwrap();
     feed(&mut restored, 4, 1_000, true, 20.0);
     for assembler in [&mut assembler, &mut restored] {
         let idle = other(progress(1, 0, 1_500, true, 5));
@@ -363,5 +363,155 @@ proptest! {
         prop_assert_eq!(results(&closed), expected);
         prop_assert_eq!(assembler.pane_count(), 0);
         prop_assert_eq!(assembler.needed_since(), None);
+    }
+}
+
+/// One partition while a version of the pipelines replaces another.
+struct Switching {
+    /// Event times, in log order, each with the log position at which the partition's watermark has come there.
+    times: Vec<i64>,
+    /// After how many rows it is read for the new version, too.
+    switch_after: usize,
+}
+
+/// The rows of `switching`, one source partition each, through an assembler that changes from one version to the other.
+fn switched(old: &Pipeline, new: &Pipeline, switching: &[Switching], follow_at: usize) -> Vec<ClosedWindow> {
+    let mut assembler = Assembler::of(1, std::slice::from_ref(old)).unwrap();
+    let (width_old, width_new) = (old.pane_sets[0].width_ms, new.pane_sets[0].width_ms);
+    let mut closed = Vec::new();
+    let mut log = 0;
+    let steps = switching.iter().map(|partition| partition.times.len()).max().unwrap();
+    let mut first_panes = vec![None; switching.len()];
+    let count = switching.len() as i32;
+    for step in 0..=steps {
+        if step == follow_at {
+            assembler.follow(2, std::slice::from_ref(new)).unwrap();
+            let versions = [(1, std::slice::from_ref(old)), (2, std::slice::from_ref(new))];
+            // What stands is what is written; the panes come again with the replay, so that only the standings are compared.
+            let written = serde_json::to_string(&assembler.standings()).unwrap();
+            let read: Vec<Standing> = serde_json::from_str(&written).unwrap();
+            let table = assembler.table().clone();
+            let restored = Assembler::restored(&versions, table, Some(&read)).unwrap();
+            assert_eq!(restored.standings(), read);
+        }
+        for (partition, rows) in switching.iter().enumerate() {
+            log += 1;
+            let at = partition as i32;
+            let before = rows.times[..step.min(rows.times.len())].iter().copied().max();
+            let switched = step >= follow_at.max(rows.switch_after);
+            if switched {
+                let first = before.map(|greatest| greatest - greatest.rem_euclid(width_new) + width_new);
+                first_panes[partition].get_or_insert(first);
+            }
+            if let Some(time) = rows.times.get(step) {
+                let row = |pipeline: &Pipeline, width: i64| {
+                    let start = time - time.rem_euclid(width);
+                    (start, panes(pipeline, start, log, &[("a".into(), vec![1.0])].into()))
+                };
+                let watermark = before.unwrap_or(i64::MIN);
+                let floored = |width: i64| {
+                    if watermark == i64::MIN {
+                        watermark
+                    } else {
+                        watermark - watermark.rem_euclid(width)
+                    }
+                };
+                let (_, batch) = row(old, width_old);
+                assembler
+                    .panes(log, &header(at, floored(width_old), log), &batch)
+                    .unwrap();
+                let (start, batch) = row(new, width_new);
+                let whole =
+                    first_panes[partition].is_some_and(|first: Option<i64>| first.is_none_or(|first| start >= first));
+                if whole && new.pane_sets[0].fingerprint != SET {
+                    let mut header = header(at, floored(width_new), log);
+                    header.set = new.pane_sets[0].fingerprint;
+                    assembler.panes(log, &header, &batch).unwrap();
+                }
+            }
+            let greatest = rows.times[..rows.times.len().min(step + 1)].iter().copied().max();
+            let ended = step >= rows.times.len();
+            let watermark = if ended { 1_000_000 } else { greatest.unwrap_or(0) };
+            let mut told = progress(count, at, watermark, false, log);
+            let active = |set: u64, first_pane_ms: Option<i64>| ActiveSet { set, first_pane_ms };
+            told.partitions[0].sets = vec![active(SET, None)];
+            if let Some(first) = first_panes[partition] {
+                told.partitions[0].version = 2;
+                if new.pane_sets[0].fingerprint != SET {
+                    told.partitions[0]
+                        .sets
+                        .push(active(new.pane_sets[0].fingerprint, first));
+                }
+            }
+            closed.extend(assembler.progress(&told).unwrap().closed);
+        }
+    }
+    assert_eq!(
+        assembler.oldest_version(),
+        Some(2),
+        "the old version is over at the end"
+    );
+    closed
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    /// Every end has its window, once, whole, of one version; and where windows do not overlap, every row is in one of them.
+    #[test]
+    fn one_version_follows_another_without_a_gap_or_a_double_row(
+        steps in prop::collection::vec((1..1_500i64, 0..700i64), 60..90),
+        (old_size, old_slide) in prop::sample::select(vec![(1_000, 1_000), (4_000, 1_000), (2_000, 2_000), (6_000, 3_000)]),
+        (new_size, new_slide) in prop::sample::select(vec![(1_000, 1_000), (3_000, 3_000), (5_000, 1_000), (4_000, 2_000)]),
+        (old_late, new_late) in prop::sample::select(vec![(0, 0), (1_000, 0), (0, 2_000)]),
+        same_set: bool,
+        follow_at in 0..20usize,
+        switches in (0..25usize, 0..25usize),
+    ) {
+        let old = pipeline(window(old_size, old_slide, old_late), 0);
+        let mut new = pipeline(window(new_size, new_slide, new_late), 0);
+        if !same_set {
+            new.pane_sets[0].fingerprint = SET + 1;
+        }
+        let mut at = [0, 0];
+        let mut times = [Vec::new(), Vec::new()];
+        for (forward, jitter) in &steps {
+            for partition in 0..2 {
+                at[partition] += if partition == 0 { *forward } else { 1_500 - forward };
+                // Never behind the pane that its watermark is in: no row is late.
+                let floor = at[partition] - at[partition].rem_euclid(1_000);
+                times[partition].push(floor.max(at[partition] - jitter));
+            }
+        }
+        let [first, second] = times;
+        let switching = [
+            Switching { times: first.clone(), switch_after: switches.0 },
+            Switching { times: second.clone(), switch_after: switches.1 },
+        ];
+        let closed = switched(&old, &new, &switching, follow_at);
+        let rows: Vec<i64> = first.iter().chain(&second).copied().collect();
+        let mut ends = BTreeMap::new();
+        let mut last_old = i64::MIN;
+        let mut first_new = i64::MAX;
+        for window in &closed {
+            prop_assert!(ends.insert(window.end_ms, window.version).is_none(), "two windows end at {}", window.end_ms);
+            let within = |time: &&i64| (window.start_ms..window.end_ms).contains(*time);
+            let expected = rows.iter().filter(within).count() as i64;
+            let counts = window.rows.column(3).as_primitive::<Int64Type>();
+            let found: i64 = counts.iter().flatten().sum();
+            prop_assert_eq!(found, expected, "window {} to {} of version {}", window.start_ms, window.end_ms, window.version);
+            match window.version {
+                1 => last_old = last_old.max(window.end_ms),
+                _ => first_new = first_new.min(window.end_ms),
+            }
+        }
+        prop_assert!(last_old < first_new, "{last_old} {first_new}");
+        prop_assert!(first_new < i64::MAX, "the new version never came");
+        if old_size == old_slide && new_size == new_slide {
+            let total: i64 = closed.iter().flat_map(|window| {
+                window.rows.column(3).as_primitive::<Int64Type>().iter().flatten().collect::<Vec<_>>()
+            }).sum();
+            prop_assert_eq!(total, rows.len() as i64);
+        }
     }
 }

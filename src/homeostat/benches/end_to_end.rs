@@ -404,6 +404,7 @@ fn processor() -> anyhow::Result<Processor> {
     Ok(Processor {
         broker: Arc::new(Memory::new(Arc::new(SystemClock))),
         pipelines: Arc::from([pipeline]),
+        versions: Vec::new(),
         config: config::load_text("")?,
         observer: Arc::new(()),
         shutdown: Shutdown::new(),

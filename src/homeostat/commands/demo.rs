@@ -109,6 +109,7 @@ fn run_beside_processor(options: &Options, config: Config, pipelines: Arc<[Pipel
     let processor = Processor {
         broker: Arc::clone(&broker),
         pipelines,
+        versions: Vec::new(),
         config,
         observer: observation.stages(),
         shutdown: shutdown.clone(),

@@ -35,7 +35,7 @@ enum Fate {
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize)]
-struct Change {
+pub struct Change {
     kind: &'static str,
     name: String,
     fate: Fate,
@@ -59,20 +59,57 @@ impl Diff {
         for change in changes(&old[0], &new[0]) {
             match self.output {
                 Output::Json => print_json(&change),
-                Output::Text => {
-                    let sign = match change.fate {
-                        Fate::Same => '=',
-                        Fate::Keeps => '~',
-                        Fate::Rebuilds => '!',
-                        Fate::Added => '+',
-                        Fate::Removed => '-',
-                    };
-                    println!("{sign} {} {}: {}", change.kind, change.name, change.detail);
-                }
+                Output::Text => change.print(),
             }
         }
         Ok(())
     }
+}
+
+impl Change {
+    /// For people.
+    pub fn print(&self) {
+        let sign = match self.fate {
+            Fate::Same => '=',
+            Fate::Keeps => '~',
+            Fate::Rebuilds => '!',
+            Fate::Added => '+',
+            Fate::Removed => '-',
+        };
+        println!("{sign} {} {}: {}", self.kind, self.name, self.detail);
+    }
+
+    pub fn is_same(&self) -> bool {
+        self.fate == Fate::Same
+    }
+}
+
+/// What becomes of everything in a fleet's pipelines, with the pipeline's name before each.
+pub fn sets(old: &[Pipeline], new: &[Pipeline]) -> Vec<Change> {
+    let empty = |pipeline: &Pipeline| Pipeline {
+        name: pipeline.name.clone(),
+        sources: Vec::new(),
+        pane_sets: Vec::new(),
+        views: Vec::new(),
+        detectors: Vec::new(),
+        policies: Vec::new(),
+        sinks: Vec::new(),
+    };
+    let names: BTreeSet<&String> = old.iter().chain(new).map(|pipeline| &pipeline.name).collect();
+    let mut all = Vec::new();
+    for name in names {
+        let find = |pipelines: &[Pipeline]| pipelines.iter().find(|pipeline| pipeline.name == *name).cloned();
+        let (a, b) = (find(old), find(new));
+        let nothing = a.as_ref().or(b.as_ref()).map(empty);
+        let (Some(a), Some(b)) = (a.or(nothing.clone()), b.or(nothing)) else {
+            continue;
+        };
+        all.extend(changes(&a, &b).into_iter().map(|change| Change {
+            name: format!("{name}.{}", change.name),
+            ..change
+        }));
+    }
+    all
 }
 
 fn changes(old: &Pipeline, new: &Pipeline) -> Vec<Change> {
@@ -87,7 +124,7 @@ fn changes(old: &Pipeline, new: &Pipeline) -> Vec<Change> {
             if old.fingerprint == new.fingerprint {
                 return (Fate::Same, "reads on where it is".into());
             }
-            let detail = "another topic, format, column or watermark: partitions are read anew, and every view on it starts anew";
+            let detail = "another topic, format, column or watermark: it is read on as another source, beside the old one while windows of that are open";
             (Fate::Rebuilds, detail.into())
         },
     );
@@ -159,11 +196,14 @@ fn view(old: &Pipeline, a: &ViewSpec, new: &Pipeline, b: &ViewSpec) -> (Fate, St
         sets.map(|set| pipeline.pane_sets[*set].fingerprint).collect()
     };
     if panes(old, a) != panes(new, b) {
-        let detail = "source, WHERE, GROUP BY, aggregates or the width of its panes changed: windows start anew";
+        let detail = "source, WHERE, GROUP BY, aggregates or the width of its panes changed: runs beside the old one until it has whole windows, then takes over at a common end";
         return (Fate::Rebuilds, detail.into());
     }
     if a.window != b.window {
-        return (Fate::Keeps, "panes stay, windows are cut anew from them".into());
+        return (
+            Fate::Keeps,
+            "panes stay; takes over from the old windows at a common end".into(),
+        );
     }
     let shown = |view: &ViewSpec| {
         let having = view.having.as_ref().map(ToString::to_string);
@@ -190,7 +230,10 @@ fn detector(old: &Pipeline, a: &DetectorSpec, new: &Pipeline, b: &DetectorSpec) 
     if let (DetectorInput::View(from), DetectorInput::View(to)) = (a.input, b.input)
         && view(old, &old.views[from], new, &new.views[to]).0 == Fate::Rebuilds
     {
-        return (Fate::Keeps, "keeps what it learned; its view starts anew".into());
+        return (
+            Fate::Keeps,
+            "keeps what it learned; goes over when its view does".into(),
+        );
     }
     if a.options == b.options {
         return (Fate::Same, "keeps what it learned".into());

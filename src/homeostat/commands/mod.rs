@@ -1,5 +1,6 @@
 //! What `homeostat` can be told to do, one file each.
 
+pub mod apply;
 pub mod backtest;
 pub mod choose;
 pub mod control;

@@ -2,14 +2,15 @@
 
 use std::{io::IsTerminal, path::PathBuf, sync::Arc};
 
+use engine::spec::Pipeline;
 use kafka::{Broker, CrashPoint, Shutdown, Switches};
 use tracing::{info, warn};
 
 use crate::{
     commands::keys,
     config, observe, pipelines,
-    processor::{Processor, StageName, require_exactly_once},
-    trust,
+    processor::{Processor, StageName, ensure_named, require_exactly_once},
+    trust, versions,
 };
 
 /// Runs the pipelines of a folder until SIGTERM or Ctrl-C, then drains.
@@ -22,6 +23,9 @@ pub struct Run {
     /// Folder with NAME/pipeline.sql; all of them are applied
     #[arg(long, default_value = "pipelines")]
     pipelines: PathBuf,
+    /// Apply every change of the folder while it runs
+    #[arg(long)]
+    watch: bool,
     /// Configuration file; defaults when it is left out
     #[arg(long)]
     config: Option<PathBuf>,
@@ -38,7 +42,7 @@ impl Run {
         let config = config::load(self.config.as_deref())?;
         crate::log::start(&config.log)?;
         let files = pipelines::find(&self.pipelines)?;
-        let pipelines = pipelines::compile_all(&files, std::io::stderr().is_terminal())?;
+        let (texts, pipelines) = versions::texts(&files, std::io::stderr().is_terminal())?;
         let signer = match &config.signing.key_file {
             Some(key_file) => Some(Arc::new(keys::signer(key_file)?)),
             None => None,
@@ -54,9 +58,7 @@ impl Run {
         require_exactly_once(&*broker)?;
         let shutdown = Shutdown::new();
         crate::signals::request_on_signal(shutdown.clone())?;
-        let names: Vec<&str> = pipelines.iter().map(|pipeline| pipeline.name.as_str()).collect();
         info!(
-            pipelines = names.join(","),
             bootstrap = config.kafka.bootstrap,
             signing_key = signer.as_ref().map(|signer| signer.id()),
             "starting"
@@ -69,9 +71,10 @@ impl Run {
         let (crash, switches) = test_faults()?;
         let observation = observe::start(self.listen.unwrap_or(config.http.listen), "homeostat")?;
         let observer = observation.stages();
-        let processor = Processor {
+        let mut processor = Processor {
             broker,
             pipelines,
+            versions: Vec::new(),
             config,
             observer,
             shutdown,
@@ -80,6 +83,33 @@ impl Run {
             crash,
             switches,
         };
+        processor.ensure_topics()?;
+        let topics = processor.topics();
+        let now_ms = kafka::Clock::now_ms(&kafka::SystemClock);
+        processor.versions = versions::at_start(&*processor.broker, &topics, &texts, &processor.pipelines, now_ms)?;
+        if let Some(newest) = processor.versions.last() {
+            processor.pipelines = Arc::clone(&newest.pipelines);
+            let names: Vec<&str> = newest.texts.iter().map(|text| text.name.as_str()).collect();
+            info!(
+                version = newest.number,
+                pipelines = names.join(","),
+                "pipelines in force"
+            );
+        }
+        if self.watch {
+            let (broker, config) = (Arc::clone(&processor.broker), processor.config.clone());
+            let named = topics.clone();
+            let prepare = move |pipelines: &[Pipeline]| Ok(ensure_named(&*broker, &named, &config, pipelines)?);
+            let shutdown = processor.shutdown.clone();
+            versions::watch(
+                &processor.broker,
+                topics,
+                self.pipelines.clone(),
+                texts,
+                prepare,
+                shutdown,
+            )?;
+        }
         let ended = processor.run(&stages);
         info!("drained");
         ended

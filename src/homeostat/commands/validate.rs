@@ -23,7 +23,8 @@ pub struct Explain {
     path: PathBuf,
 }
 
-fn files(paths: &[PathBuf]) -> Result<Vec<pipelines::File>, Refused> {
+/// The pipelines that paths name: files, folders of one, folders of several.
+pub fn files(paths: &[PathBuf]) -> Result<Vec<pipelines::File>, Refused> {
     let mut files = Vec::new();
     for path in paths {
         if path.is_dir() && !path.join("pipeline.sql").is_file() {

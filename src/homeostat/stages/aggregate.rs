@@ -6,6 +6,7 @@ use engine::{
     Error,
     aggregate::{Aggregate, Decode, Decoders, Options, Rows},
     spec::{Format, Pipeline, SourceSpec},
+    version::{Compile, Version},
 };
 use protocol::{Record, TimestampKind, Topics};
 use telemetry::{Decoder, Headers, RecordMeta};
@@ -17,6 +18,20 @@ pub fn stage(pipelines: Arc<[Pipeline]>, topics: Topics, panes_partitions: i32) 
         ..Options::default()
     };
     Aggregate::new(&pipelines, topics, options, &Telemetry)
+}
+
+/// The aggregate stage of a fleet whose pipelines are versioned.
+pub fn following(
+    versions: Vec<Version>,
+    topics: Topics,
+    panes_partitions: i32,
+    compile: Arc<dyn Compile>,
+) -> Result<Aggregate, Error> {
+    let options = Options {
+        panes_partitions,
+        ..Options::default()
+    };
+    Aggregate::following(versions, topics, options, Arc::new(Telemetry), compile)
 }
 
 /// The `telemetry` crate as the engine asks for it.

@@ -1,10 +1,13 @@
 //! Decide: what pipelines say of policies, as `remediation` knows it.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use engine::spec::{ActionSpec, DetectorInput, OptionValue, Pipeline, PolicySpec};
+use engine::{
+    spec::{ActionSpec, DetectorInput, OptionValue, Pipeline, PolicySpec},
+    version::Compile,
+};
 use protocol::Topics;
-use remediation::{Choice, Limit, Policy};
+use remediation::{Choice, Limit, PoliciesOfTexts, Policy};
 use serde_json::{Map, Value};
 
 /// The detector that alarms about what has not come yet.
@@ -19,6 +22,11 @@ pub fn policies(pipelines: &[Pipeline], topics: &Topics) -> Vec<Policy> {
         pipeline.policies.iter().map(convert).collect::<Vec<_>>()
     };
     pipelines.iter().flat_map(of).collect()
+}
+
+/// The policies of a version's pipelines, whose texts a control record holds.
+pub fn policies_of_texts(compile: Arc<dyn Compile>, topics: Topics) -> PoliciesOfTexts {
+    Arc::new(move |texts| compile.compile(texts).map(|compiled| policies(&compiled, &topics)))
 }
 
 /// The decided part of a policy, as `remediation` knows it.

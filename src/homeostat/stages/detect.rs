@@ -6,6 +6,7 @@
 //! the stages"). A pane record that cannot be read becomes a dead letter.
 
 mod judge;
+mod live;
 mod part;
 mod silence;
 mod sink;
@@ -19,7 +20,8 @@ use engine::{
     assemble::{Assembled, Assembler, ClosedWindow, LatePane},
     json,
     panes::read_panes,
-    spec::{DetectorInput, Pipeline, SinkInput},
+    spec::{Pipeline, SinkInput},
+    version::{Compile, Version},
 };
 use protocol::{
     Assignment, Batch, CloudEvent, Outputs, Progress, Record, Stage, StageError, Start, TopicPartition, Topics,
@@ -29,9 +31,9 @@ use protocol::{
 };
 
 use super::DEAD_LETTER_BYTES;
-use part::{Entity, EntityRecord, Part, ProgressRecord, seed};
+use live::Live;
+use part::{EntityRecord, Part, ProgressRecord};
 use sink::write_rows;
-use watch::Watch;
 
 /// How often detect writes what it knows.
 #[derive(Clone, Debug)]
@@ -74,8 +76,11 @@ struct Counts {
 
 /// The detect stage.
 pub struct Detect {
-    pipelines: Arc<[Pipeline]>,
-    watches: Vec<Watch>,
+    /// What a partition without a state begins with.
+    initial: Arc<Live>,
+    /// The same for every partition that is at these versions.
+    lives: BTreeMap<Vec<u64>, Arc<Live>>,
+    compile: Option<Arc<dyn Compile>>,
     topics: Topics,
     options: Options,
     parts: BTreeMap<TopicPartition, Part>,
@@ -87,19 +92,30 @@ pub struct Detect {
 impl Detect {
     /// Fails when a detector's name or options are not valid; `validate` says the same with a place.
     pub fn new(pipelines: Arc<[Pipeline]>, topics: Topics, options: Options) -> Result<Self, detector::Error> {
-        let mut watches = Vec::new();
-        for (index, pipeline) in pipelines.iter().enumerate() {
-            for at in 0..pipeline.detectors.len() {
-                watches.push(Watch::declared(index, pipeline, at)?);
-            }
-            let judged = pipeline.views.iter().filter_map(|view| view.judged.as_ref());
-            for spec in judged.flat_map(|judged| &judged.detectors) {
-                watches.push(Watch::inner(index, pipeline, spec)?);
-            }
-        }
+        Self::of(Version::fixed(pipelines), topics, options, None)
+    }
+
+    /// The stage of a fleet whose pipelines are versioned: it begins with this version where there is no state, and goes over to others
+    /// where the log says so.
+    pub fn following(
+        version: Version,
+        topics: Topics,
+        options: Options,
+        compile: Arc<dyn Compile>,
+    ) -> Result<Self, detector::Error> {
+        Self::of(version, topics, options, Some(compile))
+    }
+
+    fn of(
+        version: Version,
+        topics: Topics,
+        options: Options,
+        compile: Option<Arc<dyn Compile>>,
+    ) -> Result<Self, detector::Error> {
         Ok(Self {
-            pipelines,
-            watches,
+            initial: Arc::new(Live::new(vec![version])?),
+            lives: BTreeMap::new(),
+            compile,
             topics,
             options,
             parts: BTreeMap::new(),
@@ -115,11 +131,39 @@ impl Detect {
         self
     }
 
+    /// Windows and versions as they stood at low-water.
+    fn restored(
+        &mut self,
+        partition: &TopicPartition,
+        record: &ProgressRecord,
+    ) -> Result<(Assembler, Arc<Live>), StageError> {
+        let mut versions = Vec::new();
+        for number in &record.versions {
+            let told = self.part(partition)?.stored_versions.get(number).cloned();
+            let told = told.ok_or_else(|| StageError::Partition {
+                partition: partition.clone(),
+                reason: format!("the state topic has no version {number} of the pipelines, which windows are open of"),
+            })?;
+            versions.push(self.compiled(told)?);
+        }
+        let live = match versions.is_empty() {
+            true => Arc::clone(&self.initial),
+            false => self.live(versions)?,
+        };
+        let versions = live.versions.iter();
+        let versions: Vec<_> = versions.map(|version| (version.number, &*version.pipelines)).collect();
+        let standings = Some(&*record.standings).filter(|_| !record.versions.is_empty());
+        let assembler = Assembler::restored(&versions, record.table.clone(), standings);
+        Ok((assembler.map_err(|error| StageError::Fatal(chain(&error)))?, live))
+    }
+
     fn part(&mut self, partition: &TopicPartition) -> Result<&mut Part, StageError> {
         if !self.parts.contains_key(partition) {
-            let assembler = Assembler::new(&self.pipelines).map_err(|error| StageError::Fatal(error.to_string()))?;
-            self.parts
-                .insert(partition.clone(), Part::new(assembler, self.watches.len()));
+            let live = Arc::clone(&self.initial);
+            let version = &live.versions[0];
+            let assembler =
+                Assembler::of(version.number, &version.pipelines).map_err(|error| StageError::Fatal(chain(&error)))?;
+            self.parts.insert(partition.clone(), Part::new(assembler, live));
         }
         Ok(self.parts.get_mut(partition).expect("inserted above"))
     }
@@ -146,6 +190,7 @@ impl Detect {
                 part.note(note);
                 return Ok(());
             }
+            Ok(Entry::Version(version)) => return self.follow(part, record.offset, version),
             Err(reason) => {
                 self.reject(&record, &reason, live, out);
                 return Ok(());
@@ -163,6 +208,66 @@ impl Detect {
             Err(error) => self.reject(&record, &chain(&error), live, out),
         }
         Ok(())
+    }
+
+    /// Goes over to a version of the pipelines.
+    fn follow(&mut self, part: &mut Part, offset: i64, told: log::Version) -> Result<(), StageError> {
+        if told.version <= part.live.newest() || self.compile.is_none() {
+            return Ok(());
+        }
+        let version = self.compiled(told)?;
+        tracing::info!(version = version.number, offset, "pipelines taken over");
+        part.assembler
+            .follow(version.number, &version.pipelines)
+            .map_err(|error| StageError::Fatal(chain(&error)))?;
+        let versions = part.live.versions.iter().cloned().chain([version]).collect();
+        self.renew(part, versions, offset)
+    }
+
+    /// Goes on with those of these versions that still have windows to close.
+    fn renew(&mut self, part: &mut Part, mut versions: Vec<Version>, offset: i64) -> Result<(), StageError> {
+        let newest = versions.last().map_or(0, |version| version.number);
+        let oldest = part.assembler.oldest_version().unwrap_or(newest);
+        versions.retain(|version| version.number >= oldest || version.number == newest);
+        let live = self.live(versions)?;
+        part.adopt(live, offset);
+        Ok(())
+    }
+
+    fn live(&mut self, versions: Vec<Version>) -> Result<Arc<Live>, StageError> {
+        let numbers: Vec<u64> = versions.iter().map(|version| version.number).collect();
+        if let Some(live) = self.lives.get(&numbers) {
+            return Ok(Arc::clone(live));
+        }
+        let live = Live::new(versions).map_err(|error| StageError::Fatal(chain(&error)))?;
+        let live = Arc::new(live);
+        // Those that no partition is at any more.
+        self.lives.retain(|_, live| Arc::strong_count(live) > 1);
+        self.lives.insert(numbers, Arc::clone(&live));
+        Ok(live)
+    }
+
+    fn compiled(&self, told: log::Version) -> Result<Version, StageError> {
+        let lives = self.lives.values().chain([&self.initial]);
+        let mut known = lives.flat_map(|live| &live.versions);
+        if let Some(version) = known.find(|version| version.number == told.version) {
+            return Ok(version.clone());
+        }
+        let refused = |reason: String| {
+            StageError::Fatal(format!(
+                "version {} of the pipelines is in force, and this program cannot run it: {reason}",
+                told.version
+            ))
+        };
+        let compile = self
+            .compile
+            .as_ref()
+            .ok_or_else(|| refused("it follows no versions".into()))?;
+        Ok(Version {
+            number: told.version,
+            pipelines: compile.compile(&told.pipelines).map_err(refused)?,
+            texts: told.pipelines.into(),
+        })
     }
 
     fn reject(&mut self, record: &Record<'_>, reason: &str, live: bool, out: &mut Outputs) {
@@ -193,16 +298,19 @@ impl Detect {
         }
         if live {
             for late in &assembled.late {
-                self.late(record, late, out);
+                let live = Arc::clone(&part.live);
+                self.late(live.pipeline(late.version, late.pipeline), record, late, out);
             }
         }
-        if record.offset > part.score_from {
-            for window in &assembled.closed {
-                self.window(part, record.offset, window, live, out)?;
-            }
-            if assembled.advanced {
-                self.silences(part, record.offset, live, out)?;
-            }
+        let scored = record.offset > part.score_from;
+        for window in assembled.closed.iter().filter(|_| scored) {
+            self.window(part, record.offset, window, live, out)?;
+        }
+        if assembled.handed_over {
+            self.renew(part, part.live.versions.clone(), record.offset)?;
+        }
+        if assembled.advanced && scored {
+            self.silences(part, record.offset, live, out)?;
         }
         Ok(())
     }
@@ -216,7 +324,9 @@ impl Detect {
         live: bool,
         out: &mut Outputs,
     ) -> Result<(), StageError> {
-        let judged = match &self.pipelines[window.pipeline].views[window.view].judged {
+        let versions = Arc::clone(&part.live);
+        let pipeline = versions.pipeline(window.version, window.pipeline);
+        let judged = match &pipeline.views[window.view].judged {
             Some(_) if window.rows.num_rows() > 0 => Some(self.judge(part, offset, window)?),
             _ => None,
         };
@@ -228,22 +338,21 @@ impl Detect {
             tap.closed(window);
         }
         if live {
-            write_rows(&self.topics, &self.pipelines[window.pipeline], window, out);
+            write_rows(&self.topics, pipeline, window, out);
         }
         // What is not over is not scored.
         let over = window.early_ms.is_none();
-        for (at, watch) in self.watches.iter().enumerate().filter(|_| over) {
-            let input = DetectorInput::View(window.view);
-            let judges = watch.pipeline == window.pipeline && watch.spec.input == input && !watch.is_inner;
-            if !judges || window.rows.num_rows() == 0 {
+        for (at, watch) in versions.watches.iter().enumerate().filter(|_| over) {
+            if watch.is_inner || !watch.is_on(window) || window.rows.num_rows() == 0 {
                 continue;
             }
+            part.own(at, offset);
             let fatal = |error: arrow::error::ArrowError| StageError::Fatal(format!("{}: {error}", watch.id));
-            let scored = watch.score(part, at, offset, window).map_err(fatal)?;
+            let scored = watch.score(part, offset, window).map_err(fatal)?;
             let rulings = watch.rulings(&window.rows, &scored).map_err(fatal)?;
             for (row, score) in scored.iter().enumerate() {
                 let Some((key, score)) = score else { continue };
-                let entity = part.entities[at].get_mut(key).expect("scored above");
+                let entity = part.entities[watch.slot].get_mut(key).expect("scored above");
                 let change = watch.alarm(&mut entity.meta.alarm, score.is_anomaly(), &rulings, row);
                 if live && (tap.is_some() || !watch.sinks.is_empty()) {
                     let change = change.clone().unwrap_or_default();
@@ -265,8 +374,7 @@ impl Detect {
         Ok(())
     }
 
-    fn late(&mut self, record: Record<'_>, late: &LatePane, out: &mut Outputs) {
-        let pipeline = &self.pipelines[late.pipeline];
+    fn late(&mut self, pipeline: &Pipeline, record: Record<'_>, late: &LatePane, out: &mut Outputs) {
         let view = &pipeline.views[late.view];
         self.counts.late += late.rows.num_rows() as u64;
         let name = format!("{}.{}", pipeline.name, view.name);
@@ -337,7 +445,8 @@ impl Detect {
 
     fn time(&self, part: &Part, record: &Record<'_>, place: &str, watermark_ms: Option<i64>) -> protocol::Output {
         let partition = record.partition.partition;
-        let population = self.watches.iter().zip(&part.entities);
+        let owners = part.owners.iter().map(|owner| &part.live.watches[*owner]);
+        let population = owners.zip(&part.entities);
         let data = TimeProgress {
             watermark_ms,
             clock: part.clock_ms,
@@ -346,6 +455,7 @@ impl Detect {
                 .filter(|(watch, _)| !watch.is_inner)
                 .map(|(watch, entities)| (watch.id.clone(), entities.len() as u64))
                 .collect(),
+            version: part.live.versions[0].number,
         };
         let tenant = self.topics.tenant();
         let key = id::derived("progress", &[&partition.to_string(), &record.offset.to_string(), place]);
@@ -365,6 +475,7 @@ enum Entry {
     Panes(PaneHeader, RecordBatch),
     Progress(SourceProgress),
     Note(Note),
+    Version(log::Version),
 }
 
 fn read(record: &Record<'_>) -> Result<Entry, String> {
@@ -381,6 +492,7 @@ fn read(record: &Record<'_>) -> Result<Entry, String> {
             ))
         }
         Ok(log::KIND_PROGRESS) => Ok(Entry::Progress(serde_json::from_slice(value).map_err(json)?)),
+        Ok(log::KIND_VERSION) => Ok(Entry::Version(serde_json::from_slice(value).map_err(json)?)),
         Ok(log::KIND_NOTE) => Ok(Entry::Note(serde_json::from_slice(value).map_err(json)?)),
         other => Err(format!("unknown kind {other:?}")),
     }
@@ -417,37 +529,29 @@ impl Stage for Detect {
             self.part(partition)?.restored = record;
             return Ok(());
         }
-        let Some((watch, entity_key)) = key.strip_prefix("detector/").and_then(|rest| rest.split_once('/')) else {
+        if let Some(number) = key.strip_prefix("version/") {
+            let number: u64 = number.parse().map_err(|_| broken(format!("state {key}: no number")))?;
+            let version = value.map(serde_json::from_slice).transpose();
+            let version = version.map_err(|error| broken(format!("state {key}: {error}")))?;
+            let stored = &mut self.part(partition)?.stored_versions;
+            stored.remove(&number);
+            stored.extend(version.map(|version| (number, version)));
             return Ok(());
-        };
-        // State of a detector that is declared no more stays in the topic until its key is compacted away.
-        let Some(at) = self.watches.iter().position(|known| known.id == watch) else {
+        }
+        let Some((id, entity_key)) = key.strip_prefix("detector/").and_then(|rest| rest.split_once('/')) else {
             return Ok(());
         };
         let Some(value) = value else {
-            self.part(partition)?.entities[at].remove(entity_key);
+            if let Some(stored) = self.part(partition)?.stored.get_mut(id) {
+                stored.remove(entity_key);
+            }
             return Ok(());
         };
-        let watch = &self.watches[at];
         let split = value.iter().position(|byte| *byte == b'\n').unwrap_or(value.len());
-        let (record, snapshot) = value.split_at(split);
-        let record: EntityRecord =
-            serde_json::from_slice(record).map_err(|error| broken(format!("state {key}: {error}")))?;
-        let state = watch
-            .algorithm
-            .restore(seed(&watch.id, entity_key), snapshot.get(1..).unwrap_or_default());
-        let state = match state {
-            Ok(state) => state,
-            // Other parameters: the entity learns anew, and its alarm stays.
-            Err(_) => watch.algorithm.fresh(seed(&watch.id, entity_key)),
-        };
-        let entity = Entity {
-            state,
-            meta: record.meta,
-            includes: record.includes,
-            unwritten_since: None,
-        };
-        self.part(partition)?.entities[at].insert(entity_key.to_owned(), entity);
+        serde_json::from_slice::<EntityRecord>(&value[..split])
+            .map_err(|error| broken(format!("state {key}: {error}")))?;
+        let stored = self.part(partition)?.stored.entry(id.to_owned()).or_default();
+        stored.insert(entity_key.to_owned(), value.to_vec());
         Ok(())
     }
 
@@ -482,7 +586,13 @@ impl Stage for Detect {
                 record.low_water
             )));
         }
-        part.assembler.restore(record.table);
+        let (assembler, live) = self.restored(partition, &record)?;
+        let part = self.part(partition)?;
+        part.assembler = assembler;
+        part.owners = live.owners(&part.assembler);
+        part.entities = live.slots.iter().map(|_| BTreeMap::new()).collect();
+        part.live = live;
+        (0..part.owners.len()).for_each(|slot| part.revive(slot));
         part.open = record.open;
         part.clock_ms = record.clock_ms;
         part.written_low_water = Some(low_water);
@@ -528,10 +638,13 @@ impl Stage for Detect {
                 });
             };
             if !replaying {
-                for (key, value) in part.flush(&self.watches, &self.options) {
+                for (key, value) in part.flush(&self.options) {
                     write(key, value);
                 }
                 part.advance_low_water();
+                for (key, value) in part.flush_versions() {
+                    write(key, value);
+                }
                 let start = part
                     .snapshots
                     .front()

@@ -4,6 +4,7 @@
 // A test that cannot go on fails right there.
 #![allow(clippy::unwrap_used)]
 
+mod edits;
 mod scenarios;
 mod world;
 

@@ -270,6 +270,12 @@ fn approval() -> impl Strategy<Value = ApprovalRecord> {
     )
 }
 
+fn pipelines() -> impl Strategy<Value = (u64, Vec<PipelineText>)> {
+    let files = prop::collection::btree_map(name(), words(), 0..2);
+    let pipeline = (name(), words(), files).prop_map(|(name, text, files)| PipelineText { name, text, files });
+    (1..1_000_000u64, prop::collection::vec(pipeline, 0..3))
+}
+
 fn control() -> impl Strategy<Value = Control> {
     let pair = || (name(), words(), words());
     prop_oneof![
@@ -321,6 +327,29 @@ fn control() -> impl Strategy<Value = Control> {
             reason: String::new()
         }),
         (1..64i32).prop_map(|panes_partitions| Control::Generation { panes_partitions }),
+        (
+            pipelines(),
+            proptest::option::of(1..9u64),
+            pair(),
+            time(),
+            any::<bool>()
+        )
+            .prop_map(
+                |((version, pipelines), restores, (_, by, reason), at, folder)| Control::Pipelines {
+                    version,
+                    pipelines,
+                    origin: if folder {
+                        PipelinesOrigin::Folder
+                    } else {
+                        PipelinesOrigin::Operator
+                    },
+                    restores,
+                    by,
+                    at,
+                    reason,
+                }
+            ),
+        (1..9u64).prop_map(|version| Control::PipelinesSettled { version }),
     ]
 }
 
@@ -372,7 +401,7 @@ proptest! {
             });
         }
         fits(cloudevent::PROGRESS, &TimeProgress {
-            watermark_ms: numbers.2, clock: from, partition: 3, population: [("shop.slow".to_owned(), 6)].into(),
+            watermark_ms: numbers.2, clock: from, partition: 3, population: [("shop.slow".to_owned(), 6)].into(), version: 2,
         });
         fits(cloudevent::JOURNAL, &Journal {
             consumed: vec![("homeostat.anomalies".into(), 0, 17)],

@@ -38,6 +38,7 @@ fn past() -> Vec<Recorded> {
             clock: at_ms,
             partition: 0,
             population: [("shop.slow".to_owned(), 20)].into(),
+            version: 0,
         };
         past.push(Recorded {
             broker_ms: at_ms,

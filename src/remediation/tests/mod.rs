@@ -128,6 +128,7 @@ impl World {
             clock: self.now_ms,
             partition: 0,
             population: self.population.clone(),
+            version: 0,
         };
         self.feed(Message::Progress(&data))
     }

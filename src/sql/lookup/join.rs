@@ -14,7 +14,7 @@ use datafusion::sql::sqlparser::{
 use super::Table;
 use crate::{
     diagnostic::{Diagnostic, Span, did_you_mean},
-    select::Context,
+    select::{Context, conjuncts, sides},
     source::Source,
     text::{Cursor, LineMap, Name, Parsed, Token, find},
 };
@@ -180,42 +180,25 @@ fn check_as_of(looked_up: &[(LookedUp<'_>, Span)], times: &[Name], source: &Sour
 /// ON: equality with every key column of the table. What stands on the other side, by key column.
 fn key(on: &SqlExpr, alias: &str, table: &Table, context: &Context<'_>) -> Parsed<Vec<SqlExpr>> {
     let mut found: Vec<Option<SqlExpr>> = vec![None; table.key.len()];
-    let mut rest = vec![on];
-    while let Some(expr) = rest.pop() {
+    for conjunct in conjuncts(on) {
         let not_key = || {
-            Diagnostic::new(
-                "a table is joined on its key, nothing else",
-                context.lines.span(expr.span()),
-            )
-            .help("write other conditions into WHERE")
+            let span = context.lines.span(conjunct.span());
+            Diagnostic::new("a table is joined on its key, nothing else", span)
+                .help("write other conditions into WHERE")
         };
-        match expr {
-            SqlExpr::Nested(inner) => rest.push(inner),
-            SqlExpr::BinaryOp {
-                left,
-                op: BinaryOperator::And,
-                right,
-            } => rest.extend([left.as_ref(), right.as_ref()]),
-            SqlExpr::BinaryOp {
-                left,
-                op: BinaryOperator::Eq,
-                right,
-            } => {
-                let of_table = |side: &SqlExpr| match side {
-                    SqlExpr::CompoundIdentifier(parts) => match parts.as_slice() {
-                        [of, column] if of.value.eq_ignore_ascii_case(alias) => {
-                            table.key.iter().position(|key| key.eq_ignore_ascii_case(&column.value))
-                        }
-                        _ => None,
-                    },
-                    _ => None,
-                };
-                match (of_table(left), of_table(right)) {
-                    (Some(at), None) => found[at] = Some(right.as_ref().clone()),
-                    (None, Some(at)) => found[at] = Some(left.as_ref().clone()),
-                    _ => return Err(not_key()),
+        let of_table = |side: &SqlExpr| match side {
+            SqlExpr::CompoundIdentifier(parts) => match parts.as_slice() {
+                [of, column] if of.value.eq_ignore_ascii_case(alias) => {
+                    table.key.iter().position(|key| key.eq_ignore_ascii_case(&column.value))
                 }
-            }
+                _ => None,
+            },
+            _ => None,
+        };
+        let (left, right) = sides(conjunct).ok_or_else(not_key)?;
+        match (of_table(left), of_table(right)) {
+            (Some(at), None) => found[at] = Some(right.clone()),
+            (None, Some(at)) => found[at] = Some(left.clone()),
             _ => return Err(not_key()),
         }
     }

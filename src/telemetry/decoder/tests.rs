@@ -2,6 +2,9 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema};
 
+#[path = "../fuzz/any_bytes.rs"]
+mod any_bytes;
+
 use super::*;
 use crate::{
     dictionary, map_entry, metadata_column, schema,
@@ -248,4 +251,29 @@ fn maps_repeated_in_many_rows_are_bounded() {
         Ok(10_000),
         "as an entry it is a code"
     );
+}
+
+/// The fuzzer's body on a bounded number of inputs: good records, spliced into each other and broken.
+#[test]
+fn any_bytes_are_rows_or_a_rejection() {
+    let corpus = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata")).unwrap();
+    let mut corpus: Vec<Vec<u8>> = corpus
+        .map(|file| std::fs::read(file.unwrap().path()).unwrap())
+        .collect();
+    corpus.sort();
+    corpus.extend(SAMPLES.iter().map(|(_, sample)| sample.as_bytes().to_vec()));
+    let mut random = Random::new(5);
+    for _ in 0..testing::count(6_000) {
+        let mut input = corpus[random.below(corpus.len())].clone();
+        if random.chance(0.3) {
+            let other = &corpus[random.below(corpus.len())];
+            input.truncate(random.below(input.len()));
+            input.extend(&other[random.below(other.len())..]);
+        }
+        if random.chance(0.9) {
+            input = random.break_bytes(input).unwrap_or_default();
+        }
+        input.insert(0, random.below(any_bytes::FORMATS.len()) as u8);
+        any_bytes::decode(&input);
+    }
 }

@@ -9,10 +9,7 @@ use arrow::{
     error::ArrowError,
 };
 use detector::Score;
-use engine::{
-    assemble::ClosedWindow,
-    spec::{DetectorInput, JudgedSpec},
-};
+use engine::{assemble::ClosedWindow, spec::JudgedSpec};
 use protocol::StageError;
 
 use super::{Detect, part::Part};
@@ -25,7 +22,8 @@ impl Detect {
         offset: i64,
         window: &ClosedWindow,
     ) -> Result<ClosedWindow, StageError> {
-        let pipeline = &self.pipelines[window.pipeline];
+        let live = Arc::clone(&part.live);
+        let pipeline = live.pipeline(window.version, window.pipeline);
         let view = &pipeline.views[window.view];
         let fatal = |error: ArrowError| StageError::Fatal(format!("{}.{}: {error}", pipeline.name, view.name));
         let judged = view
@@ -33,11 +31,11 @@ impl Detect {
             .as_ref()
             .ok_or_else(|| StageError::Fatal(format!("{} is not judged", view.name)))?;
         let mut columns = window.rows.columns().to_vec();
-        let own = self.watches.iter().enumerate().filter(|(_, watch)| {
-            watch.is_inner && watch.pipeline == window.pipeline && watch.spec.input == DetectorInput::View(window.view)
-        });
+        let own = live.watches.iter().enumerate();
+        let own = own.filter(|(_, watch)| watch.is_inner && watch.is_on(window));
         for ((at, watch), time) in own.zip(&judged.times) {
-            let scored = watch.score(part, at, offset, window).map_err(fatal)?;
+            part.own(at, offset);
+            let scored = watch.score(part, offset, window).map_err(fatal)?;
             let (_, value) = &watch.spec.features[0];
             let value = window.rows.column(*value);
             columns.push(Arc::clone(window.rows.column(*time)));

@@ -1,14 +1,17 @@
 //! One `panes` partition: its windows, its entities, and from where a replay would have to begin.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
 
 use detector::State;
-use engine::assemble::{Assembler, ProgressTable};
+use engine::assemble::{Assembler, ProgressTable, Standing};
 use protocol::log::Note;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Options, watch::Watch};
+use super::{Options, live::Live};
 
 /// Whether an entity is alarming, for the detector and for each policy.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -25,6 +28,10 @@ pub(super) struct Alarm {
 pub(super) struct Entity {
     pub(super) state: Box<dyn State>,
     pub(super) meta: Meta,
+    /// Version of the pipelines whose detector it is the state of.
+    pub(super) version: u64,
+    /// A state of a version that the replay has yet to come to.
+    pub(super) ahead: Option<Vec<u8>>,
     /// Offset of `panes` whose effects the written state includes.
     pub(super) includes: i64,
     /// The last offset at which the written state still was the state.
@@ -48,6 +55,8 @@ pub(super) struct Meta {
 #[derive(Serialize, Deserialize)]
 pub(super) struct EntityRecord {
     pub(super) includes: i64,
+    #[serde(default)]
+    pub(super) version: u64,
     pub(super) meta: Meta,
 }
 
@@ -58,6 +67,12 @@ pub(super) struct ProgressRecord {
     pub(super) table: ProgressTable,
     pub(super) open: BTreeMap<String, uuid::Uuid>,
     pub(super) clock_ms: i64,
+    /// Versions of the pipelines that had windows open, oldest first, and where their views stood. None where pipelines are not
+    /// versioned.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) versions: Vec<u64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) standings: Vec<Standing>,
 }
 
 pub(super) struct Snapshot {
@@ -69,7 +84,10 @@ pub(super) struct Snapshot {
 /// One `panes` partition.
 pub(super) struct Part {
     pub(super) assembler: Assembler,
-    /// By watch, then by the entity's key: JSON of its KEY values.
+    pub(super) live: Arc<Live>,
+    /// For each slot, the watch whose state its entities have.
+    pub(super) owners: Vec<usize>,
+    /// By slot, then by the entity's key: JSON of its KEY values.
     pub(super) entities: Vec<BTreeMap<String, Entity>>,
     pub(super) open: BTreeMap<String, uuid::Uuid>,
     /// Outputs of records below this were published by an earlier life.
@@ -85,6 +103,10 @@ pub(super) struct Part {
     pub(super) flushed_slot: Option<i64>,
     pub(super) snapshots: VecDeque<Snapshot>,
     pub(super) restored: Option<ProgressRecord>,
+    /// State as it was read: by detector, then by the entity's key. What is of no detector yet may be of a later version's.
+    pub(super) stored: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
+    /// Versions whose texts are in the state topic.
+    pub(super) stored_versions: BTreeMap<u64, protocol::log::Version>,
 }
 
 impl Entity {
@@ -94,10 +116,12 @@ impl Entity {
 }
 
 impl Part {
-    pub(super) fn new(assembler: Assembler, watches: usize) -> Self {
+    pub(super) fn new(assembler: Assembler, live: Arc<Live>) -> Self {
         Self {
+            owners: live.owners(&assembler),
             assembler,
-            entities: (0..watches).map(|_| BTreeMap::new()).collect(),
+            entities: live.slots.iter().map(|_| BTreeMap::new()).collect(),
+            live,
             open: BTreeMap::new(),
             committed: 0,
             score_from: -1,
@@ -110,6 +134,8 @@ impl Part {
             flushed_slot: None,
             snapshots: VecDeque::new(),
             restored: None,
+            stored: BTreeMap::new(),
+            stored_versions: BTreeMap::new(),
         }
     }
 
@@ -135,18 +161,59 @@ impl Part {
         if !due || self.snapshots.back().is_some_and(|last| last.offset >= offset) {
             return;
         }
-        let record = ProgressRecord {
-            low_water: self.next_offset,
-            table: self.assembler.table().clone(),
-            open: self.open.clone(),
-            clock_ms: self.clock_ms,
-        };
+        let record = self.progress_record(self.next_offset);
         let needed_since = self.assembler.needed_since().unwrap_or(self.next_offset);
         self.snapshots.push_back(Snapshot {
             offset,
             needed_since,
             record,
         });
+    }
+
+    /// Everything that a replay from here would need to know.
+    fn progress_record(&self, low_water: i64) -> ProgressRecord {
+        let versions = self.live.numbers();
+        let standings = if versions.is_empty() {
+            Vec::new()
+        } else {
+            self.assembler.standings()
+        };
+        ProgressRecord {
+            low_water,
+            table: self.assembler.table().clone(),
+            open: self.open.clone(),
+            clock_ms: self.clock_ms,
+            versions,
+            standings,
+        }
+    }
+
+    /// The texts of versions that a replay may need, and tombstones of those that none needs.
+    pub(super) fn flush_versions(&mut self) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+        let running = self.live.numbers();
+        let needed = self.snapshots.iter().flat_map(|snapshot| &snapshot.record.versions);
+        let needed: BTreeSet<u64> = needed.copied().chain(running).collect();
+        let mut written = Vec::new();
+        let key = |number: u64| format!("version/{number}").into_bytes();
+        for version in self.live.versions.iter().filter(|version| version.number > 0) {
+            self.stored_versions.entry(version.number).or_insert_with(|| {
+                let text = protocol::log::Version {
+                    version: version.number,
+                    pipelines: version.texts.to_vec(),
+                };
+                let value = serde_json::to_vec(&text).expect("texts have string keys");
+                written.push((key(version.number), Some(value)));
+                text
+            });
+        }
+        self.stored_versions.retain(|number, _| {
+            let kept = needed.contains(number);
+            if !kept {
+                written.push((key(*number), None));
+            }
+            kept
+        });
+        written
     }
 
     /// Moves low-water as far as the oldest unwritten state allows.
@@ -176,7 +243,7 @@ impl Part {
     }
 
     /// State keys and values of the entities whose turn it is, and forgets those long gone.
-    pub(super) fn flush(&mut self, watches: &[Watch], options: &Options) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+    pub(super) fn flush(&mut self, options: &Options) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
         let slots = (options.state_interval_ms / 1_000).max(1);
         let now = self.clock_ms / 1_000;
         let from = self.flushed_slot.map_or(now, |last| last + 1).max(now - slots + 1);
@@ -189,9 +256,9 @@ impl Part {
         // In event time: who reads a backlog has seen nobody lately by the clock.
         let watermark_ms = self.assembler.table().watermark_ms();
         let mut written = Vec::new();
-        for (watch, entities) in watches.iter().zip(&mut self.entities) {
+        for (id, entities) in self.live.slots.iter().zip(&mut self.entities) {
             entities.retain(|key, entity| {
-                let name = format!("detector/{}/{key}", watch.id);
+                let name = format!("detector/{id}/{key}");
                 let forgotten = |now_ms: i64| {
                     entity.meta.last_ms != i64::MIN && entity.meta.last_ms + options.entity_ttl_ms < now_ms
                 };
@@ -199,7 +266,7 @@ impl Part {
                     written.push((name.into_bytes(), None));
                     return false;
                 }
-                let slot = (seed(&watch.id, key) % slots as u64) as i64;
+                let slot = (seed(id, key) % slots as u64) as i64;
                 if entity.unwritten_since.is_some() && turn.contains(&slot) {
                     entity.unwritten_since = None;
                     entity.includes = includes;
@@ -216,6 +283,7 @@ impl Entity {
     pub(super) fn encode(&self) -> Vec<u8> {
         let record = EntityRecord {
             includes: self.includes,
+            version: self.version,
             meta: self.meta.clone(),
         };
         let mut bytes = serde_json::to_vec(&record).expect("state has string keys and finite numbers");
@@ -242,12 +310,7 @@ pub(super) fn seed(watch: &str, key: &str) -> u64 {
 impl Part {
     /// The first point a replay can start from: where this life began.
     pub(super) fn begin(&mut self) {
-        let record = ProgressRecord {
-            low_water: self.low_water,
-            table: self.assembler.table().clone(),
-            open: self.open.clone(),
-            clock_ms: self.clock_ms,
-        };
+        let record = self.progress_record(self.low_water);
         self.snapshots.push_back(Snapshot {
             offset: self.low_water - 1,
             needed_since: self.low_water,

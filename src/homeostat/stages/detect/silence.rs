@@ -28,15 +28,17 @@ impl Detect {
         live: bool,
         out: &mut Outputs,
     ) {
-        for (at, watch) in self.watches.iter().enumerate() {
+        let versions = Arc::clone(&part.live);
+        for watch in &versions.watches {
             let input = DetectorInput::PaneSet(sighting.pane_set);
-            if watch.pipeline != sighting.pipeline || watch.spec.input != input {
+            let place = (watch.version, watch.pipeline);
+            if place != (sighting.version, sighting.pipeline) || watch.spec.input != input {
                 continue;
             }
             for (row, seen) in sighting.last_seen_ms.iter().enumerate() {
                 let Some(seen) = *seen else { continue };
                 let target = watch.keys(&sighting.keys, row);
-                let entity = watch.entity(part, at, &target);
+                let entity = watch.entity(part, &target);
                 if offset <= entity.includes {
                     continue;
                 }
@@ -75,11 +77,13 @@ impl Detect {
         live: bool,
         out: &mut Outputs,
     ) -> Result<(), StageError> {
-        for (at, watch) in self.watches.iter().enumerate() {
-            if !matches!(watch.spec.input, DetectorInput::PaneSet(_)) {
-                continue;
-            }
-            for entity in part.entities[at].values_mut() {
+        let versions = Arc::clone(&part.live);
+        let newest = versions
+            .watches
+            .iter()
+            .filter(|watch| watch.version == versions.newest());
+        for watch in newest.filter(|watch| watch.panes.is_some()) {
+            for entity in part.entities[watch.slot].values_mut() {
                 let Some(table) = part.assembler.table().sources.get(&entity.meta.source) else {
                     continue;
                 };

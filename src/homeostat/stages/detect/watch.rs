@@ -7,11 +7,11 @@ use arrow::{
     compute::cast,
     datatypes::{DataType, Float64Type},
 };
-use detector::{Detector, Row, Score};
+use detector::{Detector, Row, Score, State};
 use engine::{
     assemble::ClosedWindow,
     json,
-    spec::{DetectorSpec, Pipeline, PolicySpec, SinkInput, SinkSpec},
+    spec::{DetectorInput, DetectorSpec, Pipeline, PolicySpec, SinkInput, SinkSpec},
 };
 use protocol::{CloudEvent, Target, Topics, cloudevent, id, message::Anomaly};
 use serde_json::Value;
@@ -20,6 +20,10 @@ use super::part::{Alarm, Entity, Meta, Part, seed};
 
 /// A declared detector with its algorithm and the policies that rest on it.
 pub(super) struct Watch {
+    /// Of the pipelines that it is declared in.
+    pub(super) version: u64,
+    /// Where its entities are.
+    pub(super) slot: usize,
     pub(super) pipeline: usize,
     pub(super) pipeline_name: String,
     pub(super) spec: DetectorSpec,
@@ -27,6 +31,11 @@ pub(super) struct Watch {
     pub(super) algorithm: Arc<dyn Detector>,
     /// `<pipeline>.<detector>`: names it in state keys and metrics.
     pub(super) id: String,
+    /// The view that it is on, as `pipeline.view`.
+    pub(super) view: Option<String>,
+    /// Of silence: fingerprints of the pane set and of its source.
+    pub(super) panes: Option<u64>,
+    pub(super) source: Option<u64>,
     /// What takes every score.
     pub(super) sinks: Vec<SinkSpec>,
     /// Its scores are columns of a view, and nothing else.
@@ -35,7 +44,12 @@ pub(super) struct Watch {
 
 impl Watch {
     /// A detector of the pipeline.
-    pub(super) fn declared(index: usize, pipeline: &Pipeline, at: usize) -> Result<Self, detector::Error> {
+    pub(super) fn declared(
+        version: u64,
+        index: usize,
+        pipeline: &Pipeline,
+        at: usize,
+    ) -> Result<Self, detector::Error> {
         let policies = pipeline.policies.iter().filter(|policy| policy.detector == at);
         let sinks = pipeline
             .sinks
@@ -45,14 +59,28 @@ impl Watch {
             policies: policies.cloned().collect(),
             sinks: sinks.cloned().collect(),
             is_inner: false,
-            ..Self::inner(index, pipeline, &pipeline.detectors[at])?
+            ..Self::inner(version, index, pipeline, &pipeline.detectors[at])?
         })
     }
 
     /// A detector of ML_DETECT_ANOMALIES.
-    pub(super) fn inner(index: usize, pipeline: &Pipeline, spec: &DetectorSpec) -> Result<Self, detector::Error> {
+    pub(super) fn inner(
+        version: u64,
+        index: usize,
+        pipeline: &Pipeline,
+        spec: &DetectorSpec,
+    ) -> Result<Self, detector::Error> {
         let features: Vec<String> = spec.features.iter().map(|(name, _)| name.clone()).collect();
+        let (view, set) = match spec.input {
+            DetectorInput::View(view) => (Some(&pipeline.views[view]), None),
+            DetectorInput::PaneSet(set) => (None, Some(&pipeline.pane_sets[set])),
+        };
         Ok(Self {
+            version,
+            slot: 0,
+            view: view.map(|view| view.window.view.clone()),
+            panes: set.map(|set| set.fingerprint),
+            source: set.map(|set| pipeline.sources[set.source].fingerprint),
             pipeline: index,
             pipeline_name: pipeline.name.clone(),
             policies: Vec::new(),
@@ -64,6 +92,31 @@ impl Watch {
         })
     }
 
+    /// Whether it watches the view whose window this is.
+    pub(super) fn is_on(&self, window: &ClosedWindow) -> bool {
+        (self.version, self.pipeline) == (window.version, window.pipeline)
+            && self.spec.input == DetectorInput::View(window.view)
+    }
+
+    /// Whether a state of one is a state of the other.
+    pub(super) fn is_alike(&self, other: &Self) -> bool {
+        self.learns_the_same(other) && self.spec.options == other.spec.options
+    }
+
+    /// Whether what one has learned means something to the other.
+    pub(super) fn learns_the_same(&self, other: &Self) -> bool {
+        let names = |columns: &[(String, usize)]| columns.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+        let (a, b) = (&self.spec, &other.spec);
+        a.using == b.using && names(&a.keys) == names(&b.keys) && names(&a.features) == names(&b.features)
+    }
+
+    /// A state as it was written. With other parameters the entity learns anew, and its alarm stays.
+    pub(super) fn restore(&self, key: &str, snapshot: &[u8]) -> Box<dyn State> {
+        let seed = seed(&self.id, key);
+        let restored = self.algorithm.restore(seed, snapshot);
+        restored.unwrap_or_else(|_| self.algorithm.fresh(seed))
+    }
+
     pub(super) fn keys(&self, columns: &[ArrayRef], row: usize) -> BTreeMap<String, Value> {
         self.spec
             .keys
@@ -72,15 +125,17 @@ impl Watch {
             .collect()
     }
 
-    pub(super) fn entity<'a>(&self, part: &'a mut Part, at: usize, target: &BTreeMap<String, Value>) -> &'a mut Entity {
+    pub(super) fn entity<'a>(&self, part: &'a mut Part, target: &BTreeMap<String, Value>) -> &'a mut Entity {
         let key = self.key(target);
-        part.entities[at].entry(key).or_insert_with_key(|key| Entity {
+        part.entities[self.slot].entry(key).or_insert_with_key(|key| Entity {
             state: self.algorithm.fresh(seed(&self.id, key)),
             meta: Meta {
                 target: target.clone(),
                 last_ms: i64::MIN,
                 ..Meta::default()
             },
+            version: self.version,
+            ahead: None,
             includes: -1,
             unwritten_since: None,
         })
@@ -95,7 +150,6 @@ impl Watch {
     pub(super) fn score(
         &self,
         part: &mut Part,
-        at: usize,
         offset: i64,
         window: &ClosedWindow,
     ) -> Result<Vec<Option<(String, Score)>>, arrow::error::ArrowError> {
@@ -114,7 +168,7 @@ impl Watch {
         for row in 0..window.rows.num_rows() {
             let target = self.keys(window.rows.columns(), row);
             let learn = !part.open.contains_key(&target_of(self, &target).1);
-            let entity = self.entity(part, at, &target);
+            let entity = self.entity(part, &target);
             if offset <= entity.includes {
                 scores.push(None);
                 continue;

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use engine::version::Compile;
 use executor::{
     admission::Refusal,
     command::{Addressee, Reader},
@@ -14,7 +15,8 @@ use executor::{
 use homeostat::{
     config,
     pipelines::Detectors,
-    processor::{Processor, StageName},
+    processor::{self, Processor, StageName},
+    versions::{self, Compiler, History, Next},
 };
 use kafka::{
     Broker, Class, Clock, Consumer, ConsumerConfig, LoopConfig, Memory, Shutdown, StageLoop, Switches, TopicConfig,
@@ -24,7 +26,7 @@ use kafka::{
 };
 use protocol::{
     Batch, TopicPartition, cloudevent,
-    message::OutcomeStatus,
+    message::{OutcomeStatus, PipelineText, PipelinesOrigin},
     schema,
     signature::{self, Signer, TrustedKey},
 };
@@ -172,6 +174,15 @@ struct Executor {
 
 impl World {
     pub fn new(seed: u64, plan: Plan) -> Self {
+        Self::running(seed, plan, PIPELINE, false)
+    }
+
+    /// A fleet whose pipelines are versioned, as those of `homeostat run` are, with statements beside the usual ones.
+    pub fn versioned(seed: u64, plan: Plan, statements: &str) -> Self {
+        Self::running(seed, plan, &format!("{PIPELINE}{statements}"), true)
+    }
+
+    fn running(seed: u64, plan: Plan, text: &str, versioned: bool) -> Self {
         let began_ms = 1_790_000_000_000;
         let clock = Arc::new(VirtualClock::new(began_ms));
         let memory = Memory::new(clock.clone());
@@ -184,11 +195,12 @@ impl World {
                 heartbeats,
             ])
             .unwrap();
-        let pipeline = sql::compile("sim", PIPELINE, &Detectors)
-            .unwrap_or_else(|refused| panic!("{}", refused.render("sim", PIPELINE, false)));
-        let processor = Processor {
+        let pipeline = sql::compile("sim", text, &Detectors)
+            .unwrap_or_else(|refused| panic!("{}", refused.render("sim", text, false)));
+        let mut processor = Processor {
             broker: Arc::new(memory.clone()),
             pipelines: Arc::from([pipeline]),
+            versions: Vec::new(),
             config: config::load_text(CONFIG).unwrap(),
             observer: Arc::new(()),
             shutdown: Shutdown::new(),
@@ -201,6 +213,11 @@ impl World {
             },
         };
         processor.ensure_topics().unwrap();
+        if versioned {
+            let (topics, texts) = (processor.topics(), [text_of(text)]);
+            let running = versions::at_start(&memory, &topics, &texts, &processor.pipelines, began_ms);
+            processor.versions = running.unwrap();
+        }
         let executor = Executor::new(&memory, &processor);
         let services = (0..SERVICES).map(|at| Service {
             name: format!("s{at}"),
@@ -246,7 +263,99 @@ impl World {
         (self.seed >> 33) % below
     }
 
+    /// Applies another text, as `homeostat apply` does.
+    pub fn apply(&mut self, statements: &str, from: &str, to: &str) {
+        let text = format!("{PIPELINE}{statements}");
+        let edited = text.replace(from, to);
+        assert!(from.is_empty() || edited != text, "{from}");
+        let (topics, texts) = (self.processor.topics(), vec![text_of(&edited)]);
+        let compiled = Compiler.compile(&texts).unwrap();
+        let named = processor::ensure_named(&self.memory, &topics, &self.processor.config, &compiled);
+        named.unwrap();
+        let written = versions::put(&self.memory, &topics, self.now_ms(), &mut |history| {
+            versions::check(history, &compiled)?;
+            Ok(Some(Next {
+                texts: texts.clone(),
+                origin: PipelinesOrigin::Operator,
+                restores: None,
+                by: "test".into(),
+                reason: String::new(),
+            }))
+        });
+        assert!(written.unwrap().is_some());
+    }
+
+    /// The oldest version of the pipelines that may have windows open.
+    pub fn settled(&self) -> u64 {
+        History::read(&self.memory, &self.processor.topics()).unwrap().settled
+    }
+
+    /// Windows that a detector has scored: service, start, end, rows, sum.
+    pub fn windows(&self, detector: &str) -> Vec<(String, i64, i64, u64, f64)> {
+        let time = |value: &Value| protocol::time::from_rfc3339(value.as_str().unwrap()).unwrap();
+        let anomalies = self.events(&self.processor.topics().anomalies(), cloudevent::ANOMALY);
+        let of = anomalies.iter().filter(|data| data["detector"] == detector);
+        of.map(|data| {
+            let number = |name: &str| data["features"][name].as_f64().unwrap();
+            let service = data["target"]["service"].as_str().unwrap().to_owned();
+            let (start, end) = (time(&data["window_start"]), time(&data["window_end"]));
+            (service, start, end, number("n") as u64, number("total"))
+        })
+        .collect()
+    }
+
+    /// Windows of `load` of any length: each whole, none twice, and every row up to the last of its service in exactly one.
+    pub fn rows_are_shared_out(&self) -> Result<(), String> {
+        let mut windows = self.windows("every");
+        windows.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
+        for pair in windows.windows(2) {
+            if pair[0].0 == pair[1].0 && pair[1].1 < pair[0].2 {
+                return Err(format!("windows overlap: {:?} {:?}", pair[0], pair[1]));
+            }
+        }
+        let mut counted: BTreeMap<&str, u64> = BTreeMap::new();
+        for (service, start, end, n, total) in &windows {
+            let own = |(at, ts, _): &&(usize, i64, f64)| *service == format!("s{at}") && (*start..*end).contains(ts);
+            let rows: Vec<f64> = self.rows.iter().filter(own).map(|(_, _, ms)| *ms).collect();
+            let sum: f64 = rows.iter().sum();
+            if rows.len() as u64 != *n || (sum - total).abs() > 1e-6 * sum.abs().max(1.0) {
+                return Err(format!(
+                    "window {start} to {end} of {service} is {n}, {total}, not {}, {sum}",
+                    rows.len()
+                ));
+            }
+            *counted.entry(service).or_default() += n;
+        }
+        for at in 0..SERVICES {
+            let service = format!("s{at}");
+            let rows = self.rows.iter().filter(|(of, _, _)| *of == at).count() as u64;
+            let found = counted.get(service.as_str()).copied().unwrap_or_default();
+            if rows != found {
+                return Err(format!("{found} of {rows} rows of {service} are in a window"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Every row that a sink has written, in no order.
+    pub fn sink(&self, topic: &str) -> BTreeSet<String> {
+        let records = self.memory.read_committed(topic);
+        let text = |record: &Stored| String::from_utf8(record.value.clone().unwrap()).unwrap();
+        let all: BTreeSet<String> = records.iter().map(text).collect();
+        assert_eq!(all.len(), records.len(), "a row was written twice");
+        all
+    }
+
+    /// Whether versions of the pipelines are followed, and stages that start begin with those that run.
+    fn refresh(&mut self) {
+        if !self.processor.versions.is_empty() {
+            let history = History::read(&self.memory, &self.processor.topics()).unwrap();
+            self.processor.versions = history.running().unwrap();
+        }
+    }
+
     fn start(&mut self, name: StageName) {
+        self.refresh();
         self.instances += 1;
         let mut config = LoopConfig::new(name.as_str());
         config.instance = Some(self.instances.to_string());
@@ -346,6 +455,13 @@ impl World {
     /// Time with everything that the plan has in store.
     pub fn live(&mut self, duration_ms: i64) {
         self.run_for(CALM_MS);
+        self.storm(duration_ms);
+        // Who broke is found, healed and judged.
+        self.run_for(45_000);
+    }
+
+    /// Time in which everything happens that the plan has in store.
+    pub fn storm(&mut self, duration_ms: i64) {
         self.inject();
         let until_ms = self.now_ms() + duration_ms;
         while self.now_ms() < until_ms {
@@ -354,8 +470,6 @@ impl World {
         }
         self.memory.heal();
         self.memory.delay_markers(None);
-        // Who broke is found, healed and judged.
-        self.run_for(45_000);
     }
 
     fn step(&mut self, uneven: bool) {
@@ -587,6 +701,15 @@ impl World {
                 .unwrap();
         }
         self.run_for(5_000);
+        self.check(end_ms)
+    }
+
+    /// Lets every window close: what came after these rows would be late.
+    pub fn end(&mut self) {
+        let _ = self.finish();
+    }
+
+    fn check(&self, end_ms: i64) -> Result<(), String> {
         let both = [self.rows.as_slice(), &self.jobs].concat();
         are_exact("every", self.scored("every")?, &self.rows, end_ms)?;
         are_exact("everywhere", self.scored("everywhere")?, &both, end_ms)?;
@@ -679,6 +802,14 @@ impl World {
 
 /// By service and start: rows, and their sum.
 type Windows = BTreeMap<(String, i64), (u64, f64)>;
+
+fn text_of(text: &str) -> PipelineText {
+    PipelineText {
+        name: "sim".into(),
+        text: text.to_owned(),
+        files: BTreeMap::new(),
+    }
+}
 
 fn insert(windows: &mut Windows, service: &Value, start: &Value, counted: (u64, f64)) -> Result<(), String> {
     let start = protocol::time::from_rfc3339(start.as_str().unwrap()).unwrap();

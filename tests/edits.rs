@@ -1,0 +1,221 @@
+//! Pipelines that are edited while processes run, on a real Kafka: what is applied goes over without a gap or a double row, through a
+//! SIGKILL; what is not valid changes nothing.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, ensure};
+use protocol::cloudevent;
+use serde_json::Value;
+
+use crate::{
+    fleet::{Fleet, Published},
+    programs::program,
+    workload::{self, CONFIG, PIPELINE},
+};
+
+const WIDER: (&str, &str) = ("INTERVAL '10' SECOND)", "INTERVAL '20' SECOND)");
+const LOWER: (&str, &str) = ("(upper = 0)", "(upper = -1)");
+
+/// What `homeostat` answers: exit code and everything it said.
+fn homeostat(fleet: &Fleet, arguments: &[&str]) -> anyhow::Result<(i32, String)> {
+    let done = program("homeostat")
+        .args(arguments)
+        .args(["--config", "homeostat.toml", "--by", "ada"])
+        .env("KAFKA_BOOTSTRAP", &fleet.bootstrap)
+        .current_dir(fleet.folder.path())
+        .output()?;
+    let said = String::from_utf8_lossy(&done.stdout).into_owned() + &String::from_utf8_lossy(&done.stderr);
+    Ok((done.status.code().unwrap_or(-1), said))
+}
+
+/// Writes the pipeline, edited, into a folder of its own or of the fleet's.
+fn write(fleet: &Fleet, folder: &str, edits: &[(&str, &str)]) -> anyhow::Result<()> {
+    let mut text = PIPELINE.replace("{prefix}", &fleet.prefix);
+    for (from, to) in edits {
+        ensure!(text.contains(from), "{from}");
+        text = text.replace(from, to);
+    }
+    let folder = fleet.folder.path().join(folder).join("edits");
+    fs::create_dir_all(&folder)?;
+    Ok(fs::write(folder.join("pipeline.sql"), text)?)
+}
+
+/// (service, start) → (end, rows, sum), no window twice.
+fn windows(anomalies: &[Published]) -> anyhow::Result<BTreeMap<(String, i64), (i64, i64, f64)>> {
+    let time = |value: &Value| protocol::time::from_rfc3339(value.as_str().unwrap_or_default()).unwrap_or_default();
+    let mut windows = BTreeMap::new();
+    for record in anomalies.iter().filter(|record| record.kind() == cloudevent::ANOMALY) {
+        let data = record.json();
+        let service = data["target"]["service"].as_str().unwrap_or_default().to_owned();
+        if service == "end" {
+            continue;
+        }
+        let number = |name: &str| data["features"][name].as_f64().unwrap_or_default();
+        let window = (time(&data["window_end"]), number("n") as i64, number("total"));
+        let double = windows.insert((service, time(&data["window_start"])), window);
+        ensure!(double.is_none(), "a window was published twice: {data}");
+    }
+    Ok(windows)
+}
+
+/// Every window is whole, none overlaps another, and every row is in one.
+fn are_exact(windows: &BTreeMap<(String, i64), (i64, i64, f64)>, rows: &[(i32, Vec<u8>)]) -> anyhow::Result<()> {
+    let mut read = Vec::new();
+    for (_, row) in rows {
+        let row: Value = serde_json::from_slice(row)?;
+        let service = row["service"].as_str().unwrap_or_default().to_owned();
+        if service != "end" {
+            read.push((
+                service,
+                row["ts"].as_i64().unwrap_or_default(),
+                row["ms"].as_f64().unwrap_or_default(),
+            ));
+        }
+    }
+    let mut last: Option<(&String, i64)> = None;
+    for ((service, start), (end, n, total)) in windows {
+        let within = read
+            .iter()
+            .filter(|(of, ts, _)| of == service && (*start..*end).contains(ts));
+        let (count, sum) = within.fold((0, 0.0), |(count, sum), (_, _, ms)| (count + 1, sum + ms));
+        ensure!(
+            (count, sum) == (*n, *total),
+            "{service} {start} to {end}: {n}, {total}, not {count}, {sum}"
+        );
+        ensure!(
+            last.is_none_or(|last| last.0 != service || last.1 <= *start),
+            "{service} {start} overlaps"
+        );
+        last = Some((service, *end));
+    }
+    let counted: i64 = windows.values().map(|(_, n, _)| n).sum();
+    ensure!(
+        counted == read.len() as i64,
+        "{counted} of {} rows are in windows",
+        read.len()
+    );
+    Ok(())
+}
+
+fn log_says(log: &Path, what: &str, patience: Duration) -> anyhow::Result<()> {
+    let deadline = Instant::now() + patience;
+    while !fs::read_to_string(log)?.contains(what) {
+        ensure!(
+            Instant::now() < deadline,
+            "{what:?} is not in {}",
+            fs::read_to_string(log)?
+        );
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    Ok(())
+}
+
+#[test]
+fn an_applied_edit_loses_no_window_and_doubles_none_through_a_kill_and_a_rollback() -> anyhow::Result<()> {
+    let fleet = Fleet::new("edits", PIPELINE, CONFIG)?;
+    fleet.create("app", 4, false)?;
+    let rows = workload::rows(4, 320, 5, 4);
+    let part = rows.len() / 4;
+    let mut first = fleet.start(&[])?;
+    let second = fleet.start(&[])?;
+    fleet.feed("app", rows[..part].iter().cloned())?;
+    fleet.wait("anomalies", Duration::from_secs(60), |found| found.len() > 10)?;
+
+    // What is not valid changes nothing and says why.
+    write(&fleet, "wrong", &[("sum(ms)", "sun(ms)")])?;
+    let (code, said) = homeostat(&fleet, &["apply", "wrong"])?;
+    ensure!(code == 2 && said.contains("sun"), "{code} {said}");
+    let (_, listed) = homeostat(&fleet, &["rollback", "--list"])?;
+    ensure!(listed.lines().count() == 1 && listed.starts_with("* 1 "), "{listed}");
+
+    // A threshold, then a window, with a process that dies while it goes over.
+    write(&fleet, "lower", &[LOWER])?;
+    let (code, said) = homeostat(&fleet, &["apply", "lower", "--reason", "see more"])?;
+    ensure!(
+        code == 0 && said.contains("~ detector edits.every") && said.contains("version 2 is applied"),
+        "{said}"
+    );
+    fleet.feed("app", rows[part..2 * part].iter().cloned())?;
+    write(&fleet, "wider", &[LOWER, WIDER])?;
+    let (code, said) = homeostat(&fleet, &["apply", "wider"])?;
+    ensure!(code == 0 && said.contains("view edits.load"), "{said}");
+    std::thread::sleep(Duration::from_millis(1_500));
+    first.child.kill()?;
+    first.child.wait()?;
+    let third = fleet.start(&[])?;
+    log_says(&third.log, "pipelines in force version=3", Duration::from_secs(60))?;
+    fleet.feed("app", rows[2 * part..3 * part].iter().cloned())?;
+    let wide = |found: &[Published]| {
+        let windows = windows(found).unwrap_or_default();
+        windows
+            .iter()
+            .filter(|((_, start), (end, _, _))| end - start == 20_000)
+            .count()
+    };
+    fleet.wait("anomalies", Duration::from_secs(90), |found| wide(found) > 4)?;
+
+    let (code, said) = homeostat(&fleet, &["rollback"])?;
+    ensure!(code == 0 && said.contains("version 4 is applied"), "{said}");
+    std::thread::sleep(Duration::from_secs(5));
+    fleet.feed("app", rows[3 * part..].iter().cloned())?;
+    let all = rows.len() as i64 - 4;
+    let counted = |found: &[Published]| windows(found).map_or(i64::MAX, |all| all.values().map(|(_, n, _)| n).sum());
+    let found = fleet.wait("anomalies", Duration::from_secs(120), |found| counted(found) >= all)?;
+    are_exact(&windows(&found)?, &rows)?;
+    let (_, listed) = homeostat(&fleet, &["rollback", "--list"])?;
+    ensure!(
+        listed
+            .lines()
+            .last()
+            .is_some_and(|line| line.contains("by ada, as version 2")),
+        "{listed}"
+    );
+    ensure!(
+        fleet.read("late")?.is_empty() && fleet.read("dead_letters")?.is_empty(),
+        "no row was bad or late"
+    );
+    assert_eq!(second.terminate()?, 0);
+    assert_eq!(third.terminate()?, 0);
+    are_exact(&windows(&fleet.read("anomalies")?)?, &rows)
+}
+
+#[test]
+fn a_watched_folder_is_applied_when_it_changes_and_never_when_it_is_wrong() -> anyhow::Result<()> {
+    let fleet = Fleet::new("watched", PIPELINE, CONFIG)?;
+    fs::rename(
+        fleet.folder.path().join("pipelines/watched"),
+        fleet.folder.path().join("pipelines/edits"),
+    )?;
+    fleet.create("app", 2, false)?;
+    let rows = workload::rows(3, 120, 5, 2);
+    let half = rows.len() / 2;
+    let process = fleet.start_with(&["--watch"], &[])?;
+    fleet.feed("app", rows[..half].iter().cloned())?;
+    fleet.wait("anomalies", Duration::from_secs(60), |found| found.len() > 5)?;
+    write(&fleet, "pipelines", &[("count(*) AS n", "count(*) AS")])?;
+    log_says(&process.log, "are not applied", Duration::from_secs(20))?;
+    write(&fleet, "pipelines", &[LOWER])?;
+    log_says(
+        &process.log,
+        "the folder's pipelines are applied version=2",
+        Duration::from_secs(20),
+    )?;
+    fleet.feed("app", rows[half..].iter().cloned())?;
+    let all = rows.len() as i64 - 2;
+    let counted = |found: &[Published]| windows(found).map_or(i64::MAX, |all| all.values().map(|(_, n, _)| n).sum());
+    let found = fleet.wait("anomalies", Duration::from_secs(60), |found| counted(found) >= all)?;
+    are_exact(&windows(&found)?, &rows)?;
+    let (_, listed) = homeostat(&fleet, &["rollback", "--list"])?;
+    let newest = listed.lines().last().context("versions")?;
+    ensure!(
+        newest.starts_with("* 2 ") && newest.contains("by homeostat run"),
+        "{listed}"
+    );
+    assert_eq!(process.terminate()?, 0);
+    Ok(())
+}
