@@ -219,7 +219,8 @@ impl<S: Series, A: Several<S>> State for Bank<S, A> {
             out.upper[index] = reading.upper;
         }
         out.share_by_square();
-        if self.own_history && out.score >= 0.5 && !self.calibration.is_rare(evidence) {
+        // A row that may not be learned belongs to what is known to be wrong: there the alarm stands as long as the departure does.
+        if self.own_history && row.learn && out.score >= 0.5 && !self.calibration.is_rare(evidence) {
             // Below the alarm level, in the order of the evidence.
             out.share(1.0 - 0.25 / out.score);
         }

@@ -327,6 +327,24 @@ fn defaults_alarm_seldom_on_a_busy_series_and_still_see_a_shift() {
 }
 
 #[test]
+fn a_default_alarm_stands_while_it_may_not_learn() {
+    for name in ["ewma", "robust_zscore", "seasonal", "holt_winters"] {
+        let mut state = build(name, &[], 1).fresh(1);
+        let mut noise = Noise(17);
+        let mut at = |row: i64, shift: f64, learn: bool| {
+            let value = 50.0 + noise.normal() + shift;
+            step(&mut *state, START_MS + row * STEP_MS, &[value], learn).is_anomaly()
+        };
+        for row in 0..2000 {
+            at(row, 0.0, true);
+        }
+        assert!(at(2000, 40.0, true), "{name}: the fault begins");
+        let standing = (2001..2021).filter(|row| at(*row, 40.0, false)).count();
+        assert_eq!(standing, 20, "{name}: the fault lasts");
+    }
+}
+
+#[test]
 fn an_alarm_level_that_is_written_is_taken_at_its_word() {
     let values = busy(40, 5000);
     for (name, level) in [
