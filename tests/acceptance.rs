@@ -105,9 +105,9 @@ fn a_million_keys_under_a_budget_stay_within_their_memory() -> anyhow::Result<()
     fleet.create("app", 2, false)?;
     let process = fleet.start(&[])?;
     let row = |key: usize, ts: i64| format!("{{\"service\":\"service-{key:07}\",\"ms\":1.5,\"ts\":{ts}}}").into_bytes();
-    for chunk in 0..KEYS / 50_000 {
-        let keys = chunk * 50_000..(chunk + 1) * 50_000;
-        let second = (chunk * 3) as i64 % 60;
+    for chunk in 0..KEYS / 10_000 {
+        let keys = chunk * 10_000..(chunk + 1) * 10_000;
+        let second = chunk as i64 * 60 / 100;
         fleet.feed(
             "app",
             keys.map(|key| (key as i32 % 2, row(key, BEGIN_MS + second * 1_000))),

@@ -98,7 +98,7 @@ fn what_was_edited_is_brought_back() {
 
 #[test]
 fn edits_are_exact_whatever_crashes_between() {
-    for seed in 0..8 {
+    for seed in 0..4 {
         let edits = [OTHER_THRESHOLD, WIDER, OTHER_AGGREGATE, OTHER_DELAY];
         let edits = [edits[seed as usize % 4], edits[(seed as usize + 1) % 4]];
         let mut world = edited(seed, true, &edits);

@@ -349,7 +349,9 @@ impl World {
     /// Whether versions of the pipelines are followed, and stages that start begin with those that run.
     fn refresh(&mut self) {
         if !self.processor.versions.is_empty() {
-            let history = History::read(&self.memory, &self.processor.topics()).unwrap();
+            // A broker that fails now is asked again.
+            let read = || History::read(&self.memory, &self.processor.topics()).ok();
+            let history = (0..1_000).find_map(|_| read()).unwrap();
             self.processor.versions = history.running().unwrap();
         }
     }
