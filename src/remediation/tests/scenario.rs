@@ -6,7 +6,7 @@ use std::{fmt::Write, fs, path::Path, time::Duration};
 use protocol::message::{Control, Mode, OutcomeStatus};
 
 use super::World;
-use crate::{Choice, Effect, FleetConfig, Limit, Message, Policy};
+use crate::{Choice, Effect, FleetConfig, Limit, Policy};
 
 #[test]
 fn scenarios() {
