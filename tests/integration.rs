@@ -3,6 +3,7 @@
 // A test that cannot go on fails right there.
 #![allow(clippy::unwrap_used)]
 
+mod classes;
 mod commands;
 mod contract;
 mod delivery;
