@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod acceptance;
+mod classes;
 mod commands;
 mod contract;
 mod delivery;
