@@ -399,10 +399,7 @@ fn all_classes(fleet: &Fleet, shop: &Shop) -> anyhow::Result<()> {
         let settled =
             |service: &&str| ["front", "held"].contains(service) || state(service).as_deref() == Some("closed");
         Ok(state("hopeless").as_deref() == Some("escalated")
-            && BROKEN
-                .iter()
-                .filter(|service| **service != "hopeless")
-                .all(|service| settled(&service)))
+            && BROKEN.iter().filter(|service| **service != "hopeless").all(settled))
     })?;
     let maintained = words(
         &fleet.read("decisions")?,

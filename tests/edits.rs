@@ -45,8 +45,11 @@ fn write(fleet: &Fleet, folder: &str, edits: &[(&str, &str)]) -> anyhow::Result<
     Ok(fs::write(folder.join("pipeline.sql"), text)?)
 }
 
-/// (service, start) → (end, rows, sum), no window twice.
-fn windows(anomalies: &[Published]) -> anyhow::Result<BTreeMap<(String, i64), (i64, i64, f64)>> {
+/// (service, start) → (end, rows, sum).
+type Windows = BTreeMap<(String, i64), (i64, i64, f64)>;
+
+/// No window comes twice.
+fn windows(anomalies: &[Published]) -> anyhow::Result<Windows> {
     let time = |value: &Value| protocol::time::from_rfc3339(value.as_str().unwrap_or_default()).unwrap_or_default();
     let mut windows = BTreeMap::new();
     for record in anomalies.iter().filter(|record| record.kind() == cloudevent::ANOMALY) {
@@ -64,7 +67,7 @@ fn windows(anomalies: &[Published]) -> anyhow::Result<BTreeMap<(String, i64), (i
 }
 
 /// Every window is whole, none overlaps another, and every row is in one.
-fn are_exact(windows: &BTreeMap<(String, i64), (i64, i64, f64)>, rows: &[(i32, Vec<u8>)]) -> anyhow::Result<()> {
+fn are_exact(windows: &Windows, rows: &[(i32, Vec<u8>)]) -> anyhow::Result<()> {
     let mut read = Vec::new();
     for (_, row) in rows {
         let row: Value = serde_json::from_slice(row)?;

@@ -164,6 +164,9 @@ fn read(broker: &dyn Broker, topics: &Topics) -> anyhow::Result<History> {
     Ok(history)
 }
 
+/// The pipelines of the version to come, and the earlier version that they are of.
+type Wanted = (Vec<PipelineText>, Option<u64>);
+
 /// Writes one version, having said what it changes.
 struct Writer<'a> {
     broker: &'a dyn Broker,
@@ -175,10 +178,7 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    fn write(
-        &self,
-        make: impl Fn(&History) -> Result<(Vec<PipelineText>, Option<u64>), Refused>,
-    ) -> anyhow::Result<()> {
+    fn write(&self, make: impl Fn(&History) -> Result<Wanted, Refused>) -> anyhow::Result<()> {
         let history = read(self.broker, self.topics)?;
         let (texts, _) = make(&history)?;
         let new = compiled(&texts)?;
@@ -198,7 +198,7 @@ impl Writer<'_> {
     fn put(
         &self,
         new: &Arc<[Pipeline]>,
-        make: &dyn Fn(&History) -> Result<(Vec<PipelineText>, Option<u64>), Refused>,
+        make: &dyn Fn(&History) -> Result<Wanted, Refused>,
     ) -> anyhow::Result<Option<u64>> {
         if self.dry_run {
             return Ok(None);
