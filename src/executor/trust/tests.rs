@@ -125,7 +125,7 @@ fn what_cannot_be_trusted_is_refused_with_its_file_and_the_fix() {
         (
             vec![entry(directory.path(), "private.pem", &signer(1).private_pem())],
             None,
-            "private.pem: is a private key; executors take the public one",
+            "private.pem: is a private key; the public one belongs here",
         ),
         (vec![good(), good()], None, "which another entry names already"),
         (
