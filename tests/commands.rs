@@ -425,7 +425,7 @@ fn keys_are_made_shown_and_rotated_and_never_overwritten() -> anyhow::Result<()>
     };
     check(&entries.join("\n"))?.is(0, "the configuration is valid");
     check("require_signature = true")?.is(2, "needs a [[trust]] entry");
-    check("[[trust]]\nkey_file = \"signing.pem\"")?.is(2, "executors take the public one");
+    check("[[trust]]\nkey_file = \"signing.pem\"")?.is(2, "the public one belongs here");
     check("[[trust]]\nkey_file = \"signing.pub.pem\"\nnot_befor = \"x\"")?.is(2, "not_before");
 
     keys(&["rotate", "--activate", file[0], file[1]])?.is(0, next.id());
