@@ -104,6 +104,15 @@ fn main() -> ExitCode {
                 Some(refused) => eprintln!("{}", refused.text()),
                 None => eprintln!("error: {error:#}"),
             }
+            let broker_is_away = |cause: &(dyn std::error::Error + 'static)| {
+                let error = cause.downcast_ref::<kafka::Error>();
+                error.is_some_and(|error| error.class() == kafka::Class::Retriable)
+            };
+            if error.chain().any(broker_is_away) {
+                eprintln!(
+                    "  help: is the broker up? KAFKA_BOOTSTRAP, or kafka.bootstrap in the configuration, says where it is"
+                );
+            }
             ExitCode::from(2)
         }
     }

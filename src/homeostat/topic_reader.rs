@@ -8,7 +8,8 @@ use protocol::{Batch, Record, TopicPartition};
 /// How long a command waits for a broker that does not answer.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Calls `each` with every committed record there is, partition by partition in offset order.
+/// Calls `each` with every committed record there is, partition by partition in offset order. Half a topic is an error: a command
+/// that took it for the whole would say or write what is wrong.
 pub fn read(broker: &dyn Broker, topic: &str, mut each: impl FnMut(Record<'_>)) -> Result<(), Error> {
     let count = broker
         .partition_count(topic)?
@@ -29,7 +30,11 @@ fn read_partition(
     consumer.assign(&[(partition.clone(), low)])?;
     let mut batch = Batch::default();
     let deadline = Instant::now() + PATIENCE;
-    while consumer.position(partition).unwrap_or(low) < high && Instant::now() < deadline {
+    while consumer.position(partition).unwrap_or(low) < high {
+        if Instant::now() >= deadline {
+            let reason = format!("{partition} was not read up to offset {high} within {PATIENCE:?}");
+            return Err(Error::retriable("reading a topic", reason));
+        }
         if consumer.poll(Duration::from_millis(100), &mut batch)? == Polled::Records {
             batch.iter().for_each(&mut *each);
         }
