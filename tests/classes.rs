@@ -30,7 +30,7 @@ use serde_json::Value;
 use tests::rig;
 
 use crate::{
-    fleet::{Fleet, Process, Published},
+    fleet::{Fleet, Over, Process, Published},
     programs::program,
 };
 
@@ -321,14 +321,6 @@ fn until(what: &str, mut done: impl FnMut() -> anyhow::Result<bool>) -> anyhow::
         thread::sleep(Duration::from_millis(300));
     }
     Ok(())
-}
-
-struct Over<'a>(&'a AtomicBool);
-
-impl Drop for Over<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
 }
 
 #[test]

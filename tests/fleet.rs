@@ -5,7 +5,10 @@ use std::{
     fs,
     path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -16,6 +19,15 @@ use serde_json::Value;
 use tests::rig;
 
 use crate::programs::program;
+
+/// Says that a test is over, however it ends: its other threads look at the flag.
+pub struct Over<'a>(pub &'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
 
 /// One record as read back.
 #[derive(Clone, Debug)]

@@ -26,7 +26,7 @@ use protocol::{Output, cloudevent};
 use tests::rig;
 
 use crate::{
-    fleet::{Fleet, Process, Published},
+    fleet::{Fleet, Over, Process, Published},
     programs::program,
     workload::CONFIG,
 };
@@ -523,14 +523,6 @@ fn a_command_that_a_person_took_back_is_not_carried_out() -> anyhow::Result<()> 
         ensure!(processor.terminate()? == 0 && hand.terminate()? == 0);
         Ok(())
     })
-}
-
-struct Over<'a>(&'a AtomicBool);
-
-impl Drop for Over<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
 }
 
 #[test]
