@@ -56,7 +56,8 @@ impl Sums {
                 slope().map(|slope| self.y.value() / count - slope * (self.x.value() / count))
             }
             PairStatistic::R2 => match (slope()?, yy()) {
-                (_, 0.0) => Some(1.0),
+                // As DataFusion has it: nothing varies that could be explained.
+                (_, 0.0) => None,
                 (slope, spread) => Some(slope * xy / spread),
             },
         }

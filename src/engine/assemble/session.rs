@@ -175,6 +175,9 @@ impl Ring {
             places.insert((*entity, session.first_ms), (group, session.last_ms));
         }
         let first_state = 2 + self.spec.keys.len();
+        // Accumulators of DataFusion take it that every group has come by the time that it is counted.
+        let mut order: Vec<Option<u32>> = vec![None; over.len()];
+        let mut met = 0;
         for block in self.panes.values().flatten() {
             let (mut rows, mut groups) = (Vec::new(), Vec::new());
             for (row, span) in self.spans(view, block)?.into_iter().enumerate() {
@@ -184,7 +187,10 @@ impl Ring {
                 if let Some((_, (group, last_ms))) = found.filter(|(_, (_, last_ms))| span.last_ms <= *last_ms) {
                     debug_assert!(span.first_ms <= *last_ms);
                     rows.push(row as u32);
-                    groups.push(*group as u32);
+                    groups.push(*order[*group].get_or_insert_with(|| {
+                        met += 1;
+                        met - 1
+                    }));
                 }
             }
             if rows.is_empty() {
@@ -194,13 +200,14 @@ impl Ring {
             for (accumulator, at) in accumulators.iter_mut().zip(&spec.aggregates) {
                 let (from, to) = self.states[*at];
                 let states = take_arrays(&block.states[from - first_state..to - first_state], &rows, None)?;
-                accumulator.merge(&groups, &states, over.len())?;
+                accumulator.merge(&groups, &states, met as usize)?;
             }
         }
         let values: Vec<ArrayRef> = accumulators
             .iter_mut()
             .map(|accumulator| accumulator.evaluate())
             .collect::<Result<_, _>>()?;
+        let values = take_arrays(&values, &UInt32Array::from(order), None)?;
         let keys = over.iter().map(|(_, entity)| self.keys[*entity as usize].row());
         let keys = self.converter.convert_rows(keys)?;
         let bounds: Vec<(i64, i64)> = over
