@@ -1,8 +1,10 @@
 //! Aggregates of the language that DataFusion has not: `quantile(x, q)`, and those over event time: `rate`, `increase`,
-//! `delta`, `slope`, `first` and `last` of `(x[, event_time])`.
+//! `delta`, `slope`, `first` and `last` of `(x[, event_time])`; and `histogram_quantile(q)`.
 //!
-//! The engine runs them natively. These definitions plan them, and compute them exactly over all rows: what a batch query
+//! The engine runs them natively, but for the last. These definitions plan them, and compute them exactly over all rows: what a batch query
 //! with them gives is the oracle of the engine's.
+
+pub(crate) mod histogram;
 
 use std::{mem::size_of_val, sync::Arc};
 
@@ -24,6 +26,7 @@ pub fn aggregates() -> Vec<AggregateUDF> {
     Kind::ALL
         .into_iter()
         .map(|kind| AggregateUDF::new_from_impl(Exact::new(kind)))
+        .chain([AggregateUDF::new_from_impl(histogram::HistogramQuantile::new())])
         .collect()
 }
 

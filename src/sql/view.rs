@@ -26,6 +26,7 @@ use crate::{
     catalog::{Functions, simplify},
     detector::type_name,
     diagnostic::{Diagnostic, Span},
+    functions::histogram,
     pane_set::{WIDTH_MAX_PANES, pane_width_ms},
     select::{self, Flat, Window},
     source::{Source, WINDOW_COLUMNS},
@@ -631,24 +632,27 @@ fn mergeable(function: &AggregateFunction, span: Span) -> Result<(), Diagnostic>
 pub(crate) fn quantile_share(function: &AggregateFunction) -> Option<f64> {
     match function.params.args.as_slice() {
         [_, Expr::Literal(ScalarValue::Float64(Some(q)), _)] => Some(*q),
+        [Expr::Literal(ScalarValue::Float64(Some(q)), _), _, ..] if function.func.name() == histogram::NAME => Some(*q),
         _ => None,
     }
 }
 
 fn check_quantile(function: &AggregateFunction, span: Span) -> Result<(), Diagnostic> {
-    if function.func.name() != "quantile" {
-        return Ok(());
-    }
+    let name = function.func.name();
+    let example = match name {
+        "quantile" => "quantile(x, 0.99)",
+        histogram::NAME => "histogram_quantile(0.99)",
+        _ => return Ok(()),
+    };
     if function.params.distinct {
-        return Err(Diagnostic::new("quantile(DISTINCT …) is not supported", span).help("remove DISTINCT"));
+        return Err(Diagnostic::new(format!("{name}(DISTINCT …) is not supported"), span).help("remove DISTINCT"));
     }
-    match quantile_share(function) {
-        Some(q) if (0.0..=1.0).contains(&q) => Ok(()),
-        Some(q) => {
-            Err(Diagnostic::new(format!("{q} is not a share between 0 and 1"), span).help("write quantile(x, 0.99)"))
-        }
-        None => Err(Diagnostic::new("the share of a quantile is a constant", span).help("write quantile(x, 0.99)")),
-    }
+    let wrong = match quantile_share(function) {
+        Some(q) if (0.0..=1.0).contains(&q) => return Ok(()),
+        Some(q) => format!("{q} is not a share between 0 and 1"),
+        None => "the share of a quantile is a constant".into(),
+    };
+    Err(Diagnostic::new(wrong, span).help(format!("write {example}")))
 }
 
 /// Where the calls of a function stand in a query.

@@ -15,7 +15,7 @@ use super::DEPTH_MAX;
 use crate::{
     catalog::{Function as Found, Functions},
     diagnostic::{Diagnostic, did_you_mean},
-    functions::takes_event_time,
+    functions::{histogram, takes_event_time},
     source::WINDOW_COLUMNS,
     text::{LineMap, find},
 };
@@ -153,7 +153,9 @@ impl Names<'_> {
         match self.functions.find(&lower) {
             None => {
                 let near = did_you_mean(&lower, self.functions.names());
-                let help = near.unwrap_or_else(|| "functions are those of DataFusion, and quantile and rate".into());
+                let help = near.unwrap_or_else(|| {
+                    "functions are those of DataFusion, and quantile, rate and histogram_quantile".into()
+                });
                 refuse(format!("unknown function `{name}`"), help)
             }
             Some(Found::Scalar(scalar)) if !Functions::is_pure(scalar) => {
@@ -201,6 +203,12 @@ impl Names<'_> {
         match name {
             name if takes_event_time(name) && list.args.len() == 1 => {
                 list.args.push(argument(Expr::Identifier(Ident::new(&self.event_time))))
+            }
+            // Which columns make a histogram is the format's to know.
+            histogram::NAME if list.args.len() == 1 && self.columns.iter().any(|column| column == "bucket_counts") => {
+                let columns = [self.event_time.as_str()].into_iter().chain(histogram::COLUMNS);
+                let columns = columns.map(|column| argument(Expr::Identifier(Ident::with_quote('"', column))));
+                list.args.extend(columns);
             }
             "variance" => rename(function, "var"),
             "approx_median" if list.args.len() == 1 => {
