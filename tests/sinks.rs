@@ -1,4 +1,5 @@
-//! Invariants 1 and 5 for what sinks write, on a real Kafka: windows, sessions, early rows, a union of sources and judged rows are,
+//! Invariants 1 and 5 for what sinks write, on a real Kafka: windows, sessions, early rows, a union of sources, rows joined
+//! with a table in a topic, and judged rows are,
 //! over a SIGKILL, what a replay of the same records gives, in every format of a sink.
 
 use std::{
@@ -46,6 +47,15 @@ SELECT service, window_end, total,
     OVER (PARTITION BY service ORDER BY window_end) AS found
 FROM load;
 
+CREATE TABLE teams (service STRING, team STRING, since TIMESTAMP(3), PRIMARY KEY (service), WATERMARK FOR since AS since)
+WITH (connector = 'kafka', topic = '{prefix}teams', format = 'json');
+CREATE VIEW owned AS SELECT ts, t.team, ms FROM app LEFT JOIN teams FOR SYSTEM_TIME AS OF ts AS t ON app.service = t.service
+WHERE app.service <> 'end';
+CREATE FEATURE VIEW by_team AS
+SELECT team, window_end, count(*) AS n, sum(ms) AS total
+FROM TUMBLE(TABLE owned, DESCRIPTOR(ts), INTERVAL '10' SECOND) GROUP BY team, window_end;
+
+CREATE SINK team_rows FROM by_team WITH (topic = '{prefix}by_team', format = 'json');
 CREATE SINK load_rows FROM load WITH (topic = '{prefix}load', format = 'json');
 CREATE SINK burst_rows FROM bursts WITH (topic = '{prefix}bursts', format = 'json');
 CREATE SINK so_far_rows FROM so_far WITH (topic = '{prefix}so_far', format = 'json');
@@ -57,7 +67,7 @@ CREATE SINK late_rows FROM LATE ROWS OF load WITH (topic = '{prefix}late_rows', 
 CREATE SINK bad_rows FROM DEAD LETTERS OF app WITH (topic = '{prefix}bad_rows', format = 'cloudevents');
 ";
 
-const VIEWS: [&str; 5] = ["load", "bursts", "so_far", "work", "judged"];
+const VIEWS: [&str; 6] = ["load", "bursts", "so_far", "work", "judged", "by_team"];
 const CONFIG: &str = "[detect]\nstate_interval = \"5s\"\n";
 const SECONDS: i64 = 80;
 
@@ -91,6 +101,20 @@ fn feeds() -> [Vec<(i32, Vec<u8>)>; 2] {
     [app, jobs]
 }
 
+/// Who owns a service, known at the start, and what changes in the second half.
+fn teams() -> [Vec<(i32, Vec<u8>)>; 2] {
+    let row = |partition: i32, service: &str, team: &str, second: i64| {
+        let since = BEGIN_MS + second * 1_000;
+        let row = format!("{{\"service\":\"{service}\",\"team\":\"{team}\",\"since\":{since}}}");
+        (partition, row.into_bytes())
+    };
+    let known = [row(0, "s0", "red", 0), row(1, "s1", "red", 0), row(1, "s1", "blue", 25)];
+    [
+        known.to_vec(),
+        vec![row(0, "s0", "green", 65), row(1, "s1", "green", 70)],
+    ]
+}
+
 /// Rows as text, each as often as it is there; those of the closing service apart.
 fn counted(rows: impl Iterator<Item = Value>) -> BTreeMap<String, u32> {
     let mut counted = BTreeMap::new();
@@ -113,7 +137,8 @@ fn replayed(
         .arg(pipeline)
         .arg("--output")
         .arg(folder.join("replayed"));
-    for (name, rows) in ["app", "jobs"].into_iter().zip(feeds) {
+    let teams = teams().concat();
+    for (name, rows) in [("app", &feeds[0]), ("jobs", &feeds[1]), ("teams", &teams)] {
         let file = folder.join(format!("{name}.jsonl"));
         let lines: Vec<&[u8]> = rows.iter().map(|(_, row)| row.as_slice()).collect();
         fs::write(&file, lines.join(&b'\n'))?;
@@ -140,6 +165,9 @@ fn what_sinks_write_over_a_kill_is_what_a_replay_gives() -> anyhow::Result<()> {
     let fleet = Fleet::new("sinks", PIPELINE, CONFIG)?;
     fleet.create("app", 4, false)?;
     fleet.create("jobs", 2, false)?;
+    fleet.create("teams", 3, false)?;
+    let [known, changed] = teams();
+    fleet.feed("teams", known)?;
     let feeds = feeds();
     let expected = replayed(&fleet, &feeds)?;
     let halves = feeds.each_ref().map(|rows| rows.split_at(rows.len() / 2));
@@ -150,6 +178,7 @@ fn what_sinks_write_over_a_kill_is_what_a_replay_gives() -> anyhow::Result<()> {
     fleet.wait("work", Duration::from_secs(60), |found| found.len() > 10)?;
     // SIGKILL.
     drop(first);
+    fleet.feed("teams", changed)?;
     let second = fleet.start(&[])?;
     for (topic, (_, half)) in ["app", "jobs"].into_iter().zip(halves) {
         fleet.feed(topic, half.iter().cloned())?;
@@ -165,6 +194,9 @@ fn what_sinks_write_over_a_kill_is_what_a_replay_gives() -> anyhow::Result<()> {
         assert_eq!(json(&found), expected[view], "{view}");
     }
     ensure!(expected["so_far"].keys().any(|row| row.contains("\"is_final\":false")));
+    for team in ["red", "blue", "green"] {
+        ensure!(expected["by_team"].keys().any(|row| row.contains(team)), "{team}");
+    }
     ensure!(expected["judged"].keys().any(|row| row.contains("\"is_anomaly\":true")));
     fleet.wait("late_rows", Duration::from_secs(30), |found| !found.is_empty())?;
     ensure!(second.terminate()? == 0);

@@ -40,6 +40,7 @@ use crate::{
     json,
     panes::{Sealed, write_panes},
     spec::{Pipeline, SourceSpec, StartupMode},
+    table::Tables,
     version::{Compile, Version},
 };
 
@@ -185,6 +186,7 @@ pub struct Aggregate {
     options: Options,
     sinks: SideSinks,
     decoders: Vec<Box<dyn Decode>>,
+    tables: Tables,
     partitions: BTreeMap<TopicPartition, Partition>,
     partition_counts: BTreeMap<Arc<str>, i32>,
     peers: BTreeMap<(u64, i32), Peer>,
@@ -202,10 +204,11 @@ impl Aggregate {
         options: Options,
         decoders: &dyn Decoders,
     ) -> Result<Self, Error> {
-        let (sources, decoders) = planned(pipelines, decoders)?;
+        let (sources, decoders, tables) = planned(pipelines, decoders)?;
         Ok(Self {
             decoders,
             sources,
+            tables,
             follow: Follow::default(),
             dead_letters: topics.dead_letters().into(),
             panes: topics.panes().into(),
@@ -238,6 +241,12 @@ impl Aggregate {
         stage.sinks = sinks;
         stage.follow = Follow::new(versions, decoders, compile);
         Ok(stage)
+    }
+
+    /// The last record of a table that was no row: its offset, and why.
+    pub fn refused_by_table(&self, table: &str) -> Option<(i64, &str)> {
+        let (offset, reason) = self.tables.refusal(table)?;
+        Some((*offset, reason))
     }
 
     /// What other instances say of their progress (rule 4): it steers which partitions are paused, never what is published.
@@ -610,13 +619,17 @@ impl Partition {
     }
 }
 
-type Planned = (Vec<SourcePlan>, Vec<Box<dyn Decode>>);
+type Planned = (Vec<SourcePlan>, Vec<Box<dyn Decode>>, Tables);
 
 fn planned(pipelines: &[Pipeline], decoders: &dyn Decoders) -> Result<Planned, Error> {
-    let sources = plan::plan(pipelines)?;
+    let mut sources = plan::plan(pipelines)?;
+    let mut tables = Tables::default();
+    for set in sources.iter_mut().flat_map(|source| &mut source.sets) {
+        tables.bind(set, decoders)?;
+    }
     let decoders = sources.iter().map(|source| decoders.decoder(&source.spec));
     let decoders = decoders.collect::<Result<_, _>>()?;
-    Ok((sources, decoders))
+    Ok((sources, decoders, tables))
 }
 
 /// The pipelines of all versions, newest first: what they share is named as the newest names it.
@@ -673,6 +686,11 @@ impl Stage for Aggregate {
         self.decoders.iter().any(|decoder| decoder.reads_headers())
     }
 
+    fn tables(&self) -> Vec<String> {
+        let topics: BTreeSet<&str> = self.tables.topics().collect();
+        topics.into_iter().map(str::to_owned).collect()
+    }
+
     /// Every instance's progress goes to every partition of `panes`: one of them tells it all.
     fn side_inputs(&self, _partition: &TopicPartition) -> Vec<TopicPartition> {
         let mut sides = vec![TopicPartition::new(Arc::clone(&self.panes), 0)];
@@ -680,6 +698,14 @@ impl Stage for Aggregate {
             sides.push(TopicPartition::new(self.topics.control(), 0));
         }
         sides
+    }
+
+    fn idle_inputs(&self) -> Vec<TopicPartition> {
+        let control = self
+            .follow
+            .is_on()
+            .then(|| TopicPartition::new(self.topics.control(), 0));
+        control.into_iter().collect()
     }
 
     fn side_position(&self, side: &TopicPartition) -> SidePosition {
@@ -698,8 +724,9 @@ impl Stage for Aggregate {
         let (changed, newest) = self
             .follow
             .change(|versions, decoders| planned(&all(versions), decoders));
-        if let Some((sources, decoders)) = changed {
+        if let Some((sources, decoders, tables)) = changed {
             self.sources = sources;
+            self.tables = tables;
             self.decoders = decoders;
             self.sinks = SideSinks::new(&newest);
             // Named by index, and the indices are others now.
@@ -735,6 +762,7 @@ impl Stage for Aggregate {
             .insert(Arc::clone(&place.topic), assignment.partition_count);
         if self.partitions.is_empty() {
             self.follow.announce_anew();
+            self.tables.forget();
         }
         self.partitions.insert(place.clone(), partition);
         self.progress_due = true;
@@ -753,6 +781,8 @@ impl Stage for Aggregate {
                 self.peers_say(&run);
             } else if *run.place.topic == *self.topics.control() {
                 run.records().for_each(|record| self.follow.hear(&record));
+            } else if self.tables.topics().any(|topic| topic == &*run.place.topic) {
+                run.records().for_each(|record| self.tables.read(&record));
             } else {
                 self.run(&run, out).map_err(fatal)?;
             }
@@ -827,6 +857,10 @@ impl Stage for Aggregate {
             let labels = [("source", self.sources[*source].name.as_str())];
             sink("state_evictions_total", &labels, *count as f64);
         }
+        self.tables.observe(|table, keys, refused| {
+            sink("table_keys", &[("table", table)], keys as f64);
+            sink("table_records_refused_total", &[("table", table)], refused as f64);
+        });
         for (view, count) in &self.counters.late {
             sink("late_rows_total", &[("view", view)], *count as f64);
         }

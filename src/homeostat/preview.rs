@@ -8,7 +8,7 @@
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -46,6 +46,8 @@ pub struct Preview {
     aggregate: Aggregate,
     detect: Detect,
     consumer: Box<dyn Consumer>,
+    /// Reads the tables that rows are joined with.
+    tables: Option<Box<dyn Consumer>>,
     topics: Topics,
     paused: BTreeSet<TopicPartition>,
     records: Batch,
@@ -85,11 +87,13 @@ impl Preview {
             partition_count: 1,
         };
         detect.assigned(&TopicPartition::new(topics.panes(), 0), &first)?;
+        let tables = read_tables(broker, &mut aggregate)?;
         consumer.assign(&positions)?;
         Ok(Self {
             aggregate,
             detect,
             consumer,
+            tables,
             topics,
             paused: BTreeSet::new(),
             records: Batch::default(),
@@ -102,6 +106,11 @@ impl Preview {
     /// Reads on for at most so long; the rows of the windows that closed.
     pub fn turn(&mut self, timeout: Duration, now_ms: i64) -> anyhow::Result<Vec<RecordBatch>> {
         let mut out = Outputs::default();
+        if let Some(tables) = &mut self.tables
+            && tables.poll(Duration::ZERO, &mut self.records)? == Polled::Records
+        {
+            self.aggregate.step(&self.records, &mut out)?;
+        }
         match self.consumer.poll(timeout, &mut self.records)? {
             Polled::Records => self.aggregate.step(&self.records, &mut out)?,
             Polled::OutOfRange(place) => {
@@ -147,6 +156,40 @@ impl Preview {
         self.detect.before_commit(&mut unsaid)?;
         self.detect.committed();
         Ok(())
+    }
+}
+
+/// Reads tables to their ends, and tells who reads on.
+fn read_tables(broker: &dyn Broker, aggregate: &mut Aggregate) -> anyhow::Result<Option<Box<dyn Consumer>>> {
+    let (mut positions, mut ends) = (Vec::new(), Vec::new());
+    for topic in aggregate.tables() {
+        let count = broker.partition_count(&topic)?;
+        let count =
+            count.ok_or_else(|| Refused::new(format!("there is no topic {topic}")).help("a table is read from it"))?;
+        for place in kafka::partitions_of(&topic, count) {
+            let (low, high) = broker.watermarks(&place)?;
+            ends.push((place.clone(), high));
+            positions.push((place, low));
+        }
+    }
+    if positions.is_empty() {
+        return Ok(None);
+    }
+    let mut consumer = broker.consumer(&ConsumerConfig::new("homeostat-preview-tables", None))?;
+    consumer.assign(&positions)?;
+    let deadline = Instant::now() + PATIENCE;
+    let (mut batch, mut unsaid) = (Batch::default(), Outputs::default());
+    loop {
+        ends.retain(|(place, end)| consumer.position(place).unwrap_or_default() < *end);
+        let Some((place, end)) = ends.first() else {
+            return Ok(Some(consumer));
+        };
+        if Instant::now() >= deadline {
+            anyhow::bail!("{place} was not read up to offset {end} within {PATIENCE:?}");
+        }
+        if consumer.poll(Duration::from_millis(100), &mut batch)? == Polled::Records {
+            aggregate.step(&batch, &mut unsaid)?;
+        }
     }
 }
 

@@ -70,9 +70,8 @@ impl Processor {
         self.config.topics()
     }
 
-    /// Runs the stages until a shutdown is requested, or one of them cannot go on.
+    /// Runs the stages until a shutdown is requested, or one of them cannot go on. The topics are there: see [`Self::ensure_topics`].
     pub fn run(&self, stages: &[StageName]) -> anyhow::Result<()> {
-        self.ensure_topics()?;
         let failed = Mutex::new(None);
         thread::scope(|scope| {
             for name in stages {
@@ -264,8 +263,8 @@ fn replication(config: &Config) -> Option<i32> {
     Some(config.topics.replication_factor).filter(|factor| *factor > 0)
 }
 
-/// Creates what is missing of the topics that pipelines name: for commands and late rows, under the fleet's prefix, and of sinks. The
-/// operator's own topics are taken with as many partitions as they have.
+/// Creates what is missing of the topics that pipelines name: for commands and late rows, under the fleet's prefix, of sinks, and of
+/// tables, which are compacted. The operator's own topics are taken with as many partitions as they have.
 pub fn ensure_named(
     broker: &dyn Broker,
     topics: &Topics,
@@ -283,6 +282,19 @@ pub fn ensure_named(
     for name in named {
         if broker.partition_count(&name)?.is_none() {
             let mut topic = TopicConfig::new(name, 1);
+            topic.replication = replication(config);
+            wanted.push(topic);
+        }
+    }
+    let tables: BTreeSet<String> = pipelines
+        .iter()
+        .flat_map(engine::table::tables)
+        .map(|table| table.source.topic.clone())
+        .collect();
+    for name in tables {
+        if broker.partition_count(&name)?.is_none() {
+            let mut topic = TopicConfig::new(name, 1);
+            topic.cleanup = protocol::topic::Cleanup::Compact;
             topic.replication = replication(config);
             wanted.push(topic);
         }

@@ -9,6 +9,7 @@
 //! Spread over several partitions, in whatever order, the same files give the same bytes: totals are exact, and what
 //! depends on order goes by event time.
 
+mod cost;
 pub mod input;
 mod lines;
 #[cfg(test)]
@@ -28,6 +29,7 @@ use engine::{
     Error,
     aggregate::{Aggregate, Decode, Decoders, Options, Rows},
     spec::{DetectorInput, Pipeline, SinkFormat, SinkInput, SinkSpec, SourceSpec},
+    table::TableSpec,
 };
 use protocol::{
     Assignment, Batch, Clock, Outputs, Stage, TimestampKind, TopicPartition, Topics,
@@ -42,6 +44,7 @@ use crate::{
         detect::{self, Detect},
     },
 };
+pub use cost::{Cost, cost_per_row};
 pub use input::Input;
 pub use lines::Replayed;
 use lines::{Lines, Shared};
@@ -64,13 +67,13 @@ pub struct Refusals {
 }
 
 /// Replays one pipeline over the files of its sources: `inputs[i]` is of `pipeline.sources[i]`, `None` where there is
-/// none. `partitions` spreads every source in a fixed random order.
+/// none. Those behind the sources' are of [`engine::table::tables`], which need one. `partitions` spreads every source in a fixed random order.
 pub fn replay(
     pipeline: &Pipeline,
     inputs: Vec<Option<Input>>,
     partitions: i32,
 ) -> anyhow::Result<(Replayed, Refusals)> {
-    let mut inputs: Vec<Option<Arc<Input>>> = inputs.into_iter().map(|input| input.map(Arc::new)).collect();
+    let (mut inputs, tables) = split(pipeline, inputs)?;
     let files = from_files(pipeline);
     let lines = Arc::new(Mutex::new(Lines::new(&files)));
     let mut refusals = Refusals::default();
@@ -87,7 +90,9 @@ pub fn replay(
             }
         }
         if group.iter().any(|source| inputs[*source].is_some()) {
-            let mut walk = Walk::new(files.clone(), &inputs, partitions, Shared(Arc::clone(&lines)))?;
+            let decoders = Files(&inputs, &tables);
+            let mut walk = Walk::new(files.clone(), &decoders, partitions, Shared(Arc::clone(&lines)))?;
+            walk.tables(&tables)?;
             walk.sources(&group, &inputs, &lines)?;
             refusals.add(walk.refusals);
         }
@@ -100,6 +105,24 @@ pub fn replay(
     }
     let replayed = lock(&lines).take();
     Ok((replayed, refusals))
+}
+
+type Inputs = (Vec<Option<Arc<Input>>>, Vec<(Arc<TableSpec>, Arc<Input>)>);
+
+/// Inputs of sources, and those of tables, each of which needs one.
+fn split(pipeline: &Pipeline, mut inputs: Vec<Option<Input>>) -> Result<Inputs, Refused> {
+    inputs.resize_with(inputs.len().max(pipeline.sources.len()), || None);
+    let mut tables = Vec::new();
+    let mut given = inputs.split_off(pipeline.sources.len()).into_iter();
+    for table in engine::table::tables(pipeline) {
+        let Some(Some(input)) = given.next() else {
+            let name = &table.name;
+            return Err(Refused::new(format!("table {name} has no file"))
+                .help(format!("give it one, if only an empty one: --source {name}=FILE")));
+        };
+        tables.push((table, Arc::new(input)));
+    }
+    Ok((inputs.into_iter().map(|input| input.map(Arc::new)).collect(), tables))
 }
 
 /// Sources that views read, each once.
@@ -235,7 +258,7 @@ struct Walk {
 }
 
 impl Walk {
-    fn new(pipeline: Pipeline, inputs: &[Option<Arc<Input>>], partitions: i32, tap: Shared) -> anyhow::Result<Self> {
+    fn new(pipeline: Pipeline, decoders: &Files<'_>, partitions: i32, tap: Shared) -> anyhow::Result<Self> {
         let pipeline: Arc<[Pipeline]> = vec![pipeline].into();
         let topics = Topics::new("replay.");
         let options = Options {
@@ -243,7 +266,7 @@ impl Walk {
             keys_max: i32::MAX as usize / 4,
             ..Options::default()
         };
-        let mut aggregate = Aggregate::new(&pipeline, topics.clone(), options, &Files(inputs))?;
+        let mut aggregate = Aggregate::new(&pipeline, topics.clone(), options, decoders)?;
         let mut detect =
             Detect::new(Arc::clone(&pipeline), topics.clone(), detect::Options::default())?.tapped(Box::new(tap));
         let first = |partition_count| Assignment {
@@ -273,6 +296,26 @@ impl Walk {
             now_ms: 1,
             refusals: Refusals::default(),
         })
+    }
+
+    /// The rows of tables, in the order of their files; all of them before the first row of a source, as live.
+    fn tables(&mut self, tables: &[(Arc<TableSpec>, Arc<Input>)]) -> anyhow::Result<()> {
+        for (table, input) in tables {
+            self.records.clear();
+            let handle = self.records.partition(&table.source.topic, 0);
+            for at in 0..input.len() as u32 {
+                let (time, key) = ((0, TimestampKind::LogAppend), at.to_le_bytes());
+                // With a value, for without one it would end the row; which, its file tells.
+                self.records
+                    .push(handle, i64::from(at), time, Some(&key), Some(&key), []);
+            }
+            self.aggregate.step(&self.records, &mut Outputs::default())?;
+            if let Some((offset, reason)) = self.aggregate.refused_by_table(&table.name) {
+                let place = input.place(offset as u32);
+                return Err(Refused::new(format!("{place}: no row of table {}: {reason}", table.name)).into());
+            }
+        }
+        Ok(())
     }
 
     /// Sources that views read together, by event time.
@@ -488,12 +531,21 @@ fn mix(value: u64) -> u64 {
 }
 
 /// Decoders that find the value of a record in its file, by the number that is its key.
-struct Files<'a>(&'a [Option<Arc<Input>>]);
+struct Files<'a>(&'a [Option<Arc<Input>>], &'a [(Arc<TableSpec>, Arc<Input>)]);
 
 impl Decoders for Files<'_> {
     fn decoder(&self, source: &SourceSpec) -> Result<Box<dyn Decode>, Error> {
-        let input = usize::try_from(source.fingerprint).ok().and_then(|at| self.0.get(at));
-        let Some(Some(input)) = input else {
+        let table = self
+            .1
+            .iter()
+            .find(|(table, _)| table.source.fingerprint == source.fingerprint);
+        let input = match table {
+            Some((_, input)) => Some(input),
+            None => usize::try_from(source.fingerprint)
+                .ok()
+                .and_then(|at| self.0.get(at)?.as_ref()),
+        };
+        let Some(input) = input else {
             return Telemetry.decoder(source);
         };
         if let Some(table) = &input.table {

@@ -215,31 +215,54 @@ pub struct Next {
     pub reason: String,
 }
 
-/// Writes the next version, as `decide` makes it of those before; `None` writes nothing.
+/// Writes the next version, as `decide` makes it of those before; `None` writes nothing. The number that was written.
 pub fn put(
     broker: &dyn Broker,
     topics: &Topics,
     now_ms: i64,
     decide: &mut dyn FnMut(&History) -> Result<Option<Next>, Refused>,
 ) -> anyhow::Result<Option<u64>> {
+    put_after(broker, topics, now_ms, decide).map(|(number, _)| number)
+}
+
+/// The number that was written, and the versions there are then. Every look at them is a connection to the broker: no more than it takes.
+fn put_after(
+    broker: &dyn Broker,
+    topics: &Topics,
+    now_ms: i64,
+    decide: &mut dyn FnMut(&History) -> Result<Option<Next>, Refused>,
+) -> anyhow::Result<(Option<u64>, History)> {
     for _ in 0..ATTEMPTS_MAX {
         // Most often there is nothing to write, which needs no transaction.
-        if decide(&History::read(broker, topics)?)?.is_none() {
-            return Ok(None);
+        let history = History::read(broker, topics)?;
+        if decide(&history)?.is_none() {
+            return Ok((None, history));
         }
         let client = format!("{}apply", topics.prefix());
         let mut producer = broker.producer(&ProducerConfig::transactional(client.clone(), client))?;
         producer.begin()?;
-        let history = History::read(broker, topics)?;
+        let mut history = History::read(broker, topics)?;
         let Some(next) = decide(&history)? else {
             producer.abort()?;
-            return Ok(None);
+            return Ok((None, history));
         };
         let number = history.newest().map_or(1, |newest| newest.number + 1);
+        let applied = Applied {
+            number,
+            texts: next.texts.clone(),
+            origin: next.origin,
+            restores: next.restores,
+            by: next.by.clone(),
+            at_ms: now_ms,
+            reason: next.reason.clone(),
+        };
         let outputs = records(topics, number, next, &history, now_ms)?;
         let written = outputs.iter().try_for_each(|output| producer.send(output));
         match written.and_then(|()| producer.commit()) {
-            Ok(()) => return Ok(Some(number)),
+            Ok(()) => {
+                history.versions.insert(number, applied);
+                return Ok((Some(number), history));
+            }
             Err(error) => warn!(%error, "the version could not be written; somebody else may have written one"),
         }
     }
@@ -306,7 +329,7 @@ pub fn at_start(
     pipelines: &Arc<[Pipeline]>,
     now_ms: i64,
 ) -> anyhow::Result<Vec<Version>> {
-    put(broker, topics, now_ms, &mut |history| match history.newest() {
+    let (_, history) = put_after(broker, topics, now_ms, &mut |history| match history.newest() {
         Some(newest) if newest.texts == texts => Ok(None),
         Some(newest) if newest.origin == PipelinesOrigin::Operator => {
             warn!(
@@ -323,7 +346,7 @@ pub fn at_start(
             Ok(Some(of_folder(texts)))
         }
     })?;
-    Ok(History::read(broker, topics)?.running()?)
+    Ok(history.running()?)
 }
 
 fn of_folder(texts: &[PipelineText]) -> Next {

@@ -35,6 +35,8 @@ const BACKOFF_MS: std::ops::RangeInclusive<i64> = 50..=5_000;
 /// How often the partition counts of the inputs are looked up.
 const PARTITION_COUNT_INTERVAL_MS: i64 = 5_000;
 const SAMPLE_INTERVAL_MS: i64 = 1_000;
+/// Who has waited for partitions so long follows what is said meanwhile.
+const IDLE_AFTER_MS: i64 = 3_000;
 
 /// How a loop runs. Two processes may run with equal configurations: nothing in it names the instance.
 #[derive(Clone)]
@@ -168,6 +170,10 @@ pub struct StageLoop<'o> {
     next_sample_ms: i64,
     next_count_ms: i64,
     partition_counts: Vec<(Arc<str>, i32)>,
+    /// Of the tables that are read.
+    table_counts: Vec<(Arc<str>, i32)>,
+    /// Since when the group has given nothing; 0 until it is first seen.
+    waiting_since_ms: i64,
     retry_at_ms: i64,
     backoff_ms: i64,
     producers_made: u64,
@@ -248,6 +254,8 @@ impl<'o> StageLoop<'o> {
             next_sample_ms: 0,
             next_count_ms: 0,
             partition_counts: inputs.iter().map(|topic| (topic.as_str().into(), 0)).collect(),
+            table_counts: Vec::new(),
+            waiting_since_ms: 0,
             retry_at_ms: 0,
             backoff_ms: *BACKOFF_MS.start(),
             producers_made: 0,
@@ -321,9 +329,34 @@ impl<'o> StageLoop<'o> {
         let polled = self.consumer.poll(wait, &mut batch);
         self.batch = batch;
         match polled? {
-            Polled::Idle | Polled::Records => Ok(Turn::Idle),
+            Polled::Idle | Polled::Records => self.follow_idle(),
             event => self.rebalance(event),
         }
+    }
+
+    /// The group has given nothing: what the stage follows all the same.
+    fn follow_idle(&mut self) -> Result<Turn, Error> {
+        let now_ms = self.now_ms();
+        if self.waiting_since_ms == 0 {
+            self.waiting_since_ms = now_ms;
+        }
+        if !self.assigned.is_empty() || now_ms - self.waiting_since_ms < IDLE_AFTER_MS {
+            return Ok(Turn::Idle);
+        }
+        if self.side.is_none() {
+            let places = self.stage.idle_inputs();
+            if places.is_empty() {
+                return Ok(Turn::Idle);
+            }
+            self.open_side(&places, &[])?;
+        }
+        if !self.poll_side(Duration::ZERO)? {
+            return Ok(Turn::Idle);
+        }
+        if self.stage.is_changing() {
+            self.change()?;
+        }
+        Ok(Turn::Busy)
     }
 
     fn run(&mut self, wait: Duration) -> Result<Turn, Error> {
@@ -342,7 +375,7 @@ impl<'o> StageLoop<'o> {
             Polled::Idle => Turn::Idle,
             event => return self.rebalance(event),
         };
-        if self.poll_side()? {
+        if self.poll_side(Duration::ZERO)? {
             turn = Turn::Busy;
         }
         if self.stage.is_changing() {
@@ -403,7 +436,9 @@ impl<'o> StageLoop<'o> {
 
     /// Between two assignments the stage takes over what it has heard of. Who reads other topics afterwards joins the group anew.
     fn change(&mut self) -> Result<(), Error> {
-        self.final_commit()?;
+        if matches!(self.phase, Phase::Running) {
+            self.final_commit()?;
+        }
         self.forget_everything();
         self.stage.change();
         let inputs = self.stage.inputs();
@@ -444,12 +479,12 @@ impl<'o> StageLoop<'o> {
         self.publish()
     }
 
-    fn poll_side(&mut self) -> Result<bool, Error> {
+    fn poll_side(&mut self, wait: Duration) -> Result<bool, Error> {
         let Some(mut side) = self.side.take() else {
             return Ok(false);
         };
         let mut batch = std::mem::take(&mut self.batch);
-        let polled = side.poll(Duration::ZERO, &mut batch);
+        let polled = side.poll(wait, &mut batch);
         let stepped = match &polled {
             Ok(Polled::Records) => self.step(&batch).map(|()| true),
             _ => Ok(false),
@@ -459,10 +494,12 @@ impl<'o> StageLoop<'o> {
         let found = stepped?;
         match polled {
             Ok(Polled::OutOfRange(partition)) => {
-                if self.stage.side_position(&partition) == SidePosition::End {
+                let table = self.table_counts.iter().any(|(topic, _)| *topic == partition.topic);
+                if table || self.stage.side_position(&partition) == SidePosition::End {
+                    let end = if table { "beginning" } else { "end" };
                     return Err(Error::abort(
                         "side input",
-                        format!("{partition} is followed from its end again"),
+                        format!("{partition} is followed from its {end} again"),
                     ));
                 }
                 let owner = self
@@ -489,6 +526,14 @@ impl<'o> StageLoop<'o> {
                 // An unknown count is no count: the last one stands until the broker answers again.
                 if let Ok(Some(known)) = self.broker.partition_count(topic) {
                     *count = known;
+                }
+            }
+            for (topic, count) in &self.table_counts {
+                if matches!(self.broker.partition_count(topic), Ok(Some(known)) if known > *count) {
+                    return Err(Error::abort(
+                        "table",
+                        format!("{topic} has more partitions now: it is read anew"),
+                    ));
                 }
             }
         }
@@ -570,6 +615,7 @@ impl<'o> StageLoop<'o> {
         self.paused.clear();
         self.committed.clear();
         self.side = None;
+        self.waiting_since_ms = 0;
         self.outputs.records.clear();
         self.sent.clear();
         self.sent_bytes = 0;

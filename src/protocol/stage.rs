@@ -4,7 +4,7 @@
 //!
 //! 1. fetch the stable committed offset and its metadata (waiting out open transactions);
 //! 2. where [`Stage::state_partition`] names one, read that state partition to its end into [`Stage::restore`];
-//! 3. [`Stage::assigned`] answers where to start reading: at or before the committed offset;
+//! 3. [`Stage::assigned`] answers where to start reading: at or before the committed offset; what [`Stage::tables`] names is read to its end;
 //! 4. [`Stage::step`] with batches, [`Stage::tick`] about every 100 ms;
 //! 5. before each commit [`Stage::before_commit`] adds dirty state and says the offset and metadata of *every* assigned partition;
 //! 6. [`Stage::revoked`] drops the partition, after a commit, or without one when the assignment was lost.
@@ -98,6 +98,11 @@ pub trait Stage: Send {
         Vec::new()
     }
 
+    /// What is followed, from [`Stage::side_position`] on, while the group has given nothing: who owns no partition hears of changes, too.
+    fn idle_inputs(&self) -> Vec<TopicPartition> {
+        Vec::new()
+    }
+
     /// Whether it looks at the headers of its inputs: one that does not is handed records without them. Side inputs have theirs.
     fn reads_headers(&self) -> bool {
         true
@@ -106,6 +111,12 @@ pub trait Stage: Send {
     /// Where to read a side input from, asked after [`Stage::assigned`].
     fn side_position(&self, _side: &TopicPartition) -> SidePosition {
         SidePosition::Beginning
+    }
+
+    /// Topics that are read whole, every partition from its beginning, between [`Stage::assigned`] and the first record, and followed
+    /// from then on. They are read anew for every assignment; a stage that is assigned its first partition has forgotten them.
+    fn tables(&self) -> Vec<String> {
+        Vec::new()
     }
 
     /// The compacted partition that holds the durable state of an input partition.
@@ -138,8 +149,8 @@ pub trait Stage: Send {
         false
     }
 
-    /// Whether the stage has heard of something that it can take over only between two assignments. The loop then commits, forgets
-    /// every partition as if it were revoked, calls [`Stage::change`] and restores. Asked in every turn.
+    /// Whether the stage has heard of something that it can take over only between two assignments. The loop then commits what there is,
+    /// forgets every partition as if it were revoked, calls [`Stage::change`] and restores. Asked in every turn.
     fn is_changing(&self) -> bool {
         false
     }

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use engine::spec::{DetectorSpec, PaneSetSpec, Pipeline, PolicySpec, SinkInput, SinkSpec, SourceSpec, ViewSpec};
+use engine::spec::{
+    Beyond, DetectorSpec, PaneSetSpec, Pipeline, PolicySpec, SinkInput, SinkSpec, SourceSpec, ViewSpec,
+};
 
 use crate::{
     DetectorCatalog,
@@ -148,6 +150,7 @@ impl<'a> Compiler<'a> {
                 return None;
             }
         };
+        self.check_tables(&statements, &sources, &pane_sets);
         let sinks = self.of_used(sinks, &statements, &declared, &sources);
         if !self.errors.is_empty() {
             return None;
@@ -231,9 +234,9 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    /// Tables of files; their columns are functions.
+    /// Tables of files and topics; their columns are functions.
     fn tables(&mut self, statements: &Statements, catalog: &dyn DetectorCatalog) {
-        for ast in statements.sources.iter().filter(|ast| lookup::is_file(ast)) {
+        for ast in statements.sources.iter().filter(|ast| lookup::is_table(ast)) {
             match lookup::resolve(ast, catalog, &mut self.errors) {
                 Some(table) => {
                     table
@@ -246,9 +249,36 @@ impl<'a> Compiler<'a> {
         }
     }
 
+    /// What a table in a topic rules out: being a source as well, and panes that are published when they are full, which a replay of the
+    /// rows must find as full.
+    fn check_tables(&mut self, statements: &Statements, sources: &[SourceSpec], sets: &[PaneSetSpec]) {
+        for set in sets {
+            for table in engine::table::tables_of(set) {
+                let declared = statements.sources.iter().find(|ast| ast.name.text == table.name);
+                let span = declared.map_or_else(Span::default, |ast| ast.name.span);
+                if let Some(source) = sources.iter().find(|source| source.topic == table.source.topic) {
+                    let message = format!(
+                        "topic {} is source `{}` and table `{}`",
+                        source.topic, source.name, table.name
+                    );
+                    self.errors
+                        .push(Diagnostic::new(message, span).help("a topic is one of them"));
+                }
+                if set.state_limit.is_some_and(|limit| limit.beyond == Beyond::Evict) {
+                    let message = format!(
+                        "table `{}` is in a topic, and ON STATE LIMIT EVICT works on rows alone",
+                        table.name
+                    );
+                    self.errors
+                        .push(Diagnostic::new(message, span).help("use REJECT or FAIL, or a table in a file"));
+                }
+            }
+        }
+    }
+
     fn sources(&mut self, statements: &Statements) -> Vec<Source> {
         let mut sources = Vec::new();
-        for ast in statements.sources.iter().filter(|ast| !lookup::is_file(ast)) {
+        for ast in statements.sources.iter().filter(|ast| !lookup::is_table(ast)) {
             match source::resolve(ast, &mut self.errors) {
                 Some(source) => sources.push(source),
                 None => {
@@ -275,7 +305,7 @@ impl<'a> Compiler<'a> {
     }
 
     /// Those over sources, then those over views.
-    fn views(&mut self, statements: &Statements, sources: &mut [Source]) -> Vec<View> {
+    fn views(&mut self, statements: &Statements, sources: &mut Vec<Source>) -> Vec<View> {
         let (over_views, over_sources): (Vec<&ast::View>, Vec<&ast::View>) = statements
             .views
             .iter()
@@ -288,15 +318,30 @@ impl<'a> Compiler<'a> {
                 None => self.failed_view(ast),
             }
         }
-        let mut joined = Vec::new();
-        for ast in over_views {
+        let mut waiting = over_views;
+        while !waiting.is_empty() {
+            // Each after those that it reads.
+            let unread = waiting.iter().map(|view| view.name.text.as_str());
+            let ready = waiting
+                .iter()
+                .position(|ast| join::read_by(ast, unread.clone()).is_empty());
+            let ast = waiting.remove(ready.unwrap_or(0));
             let context = self.known.context(statements);
-            match join::plan(self.name, ast, &views, sources, &context, &mut self.errors) {
-                Some(view) => joined.push(view),
+            let planned = match ready {
+                Some(_) => join::plan(self.name, ast, &views, sources, &context, &mut self.errors),
+                None => {
+                    let message = format!("`{}` reads itself, through views or at once", ast.name.text);
+                    self.errors.push(
+                        Diagnostic::new(message, ast.name.span).help("views over views end at a view of a source"),
+                    );
+                    None
+                }
+            };
+            match planned {
+                Some(view) => views.push(view),
                 None => self.failed_view(ast),
             }
         }
-        views.extend(joined);
         views
     }
 

@@ -2,11 +2,14 @@
 
 use std::fmt::Write;
 
+use arrow::datatypes::FieldRef;
 use engine::assemble::SESSION_PANES_MAX;
 use engine::spec::{
     ActionSpec, AggregateKind, AggregateSpec, Beyond, Budget, DetectorInput, DetectorSpec, OptionValue, PaneSetSpec,
     Pipeline, PolicySpec, SinkFormat, SinkInput, SinkSpec, SourceSpec, StartupMode, ViewSpec, WindowSpec,
 };
+
+use engine::table::{TableSpec, tables};
 
 use crate::{duration::display, source::telemetry_format};
 
@@ -15,6 +18,9 @@ pub fn explain(pipeline: &Pipeline) -> String {
     let mut out = format!("pipeline {}\n", pipeline.name);
     for source in &pipeline.sources {
         explain_source(&mut out, source);
+    }
+    for table in tables(pipeline) {
+        explain_table(&mut out, &table);
     }
     for (index, set) in pipeline.pane_sets.iter().enumerate() {
         explain_pane_set(&mut out, pipeline, index, set);
@@ -66,7 +72,26 @@ fn explain_source(out: &mut String, source: &SourceSpec) {
         display(source.max_future_skew_ms),
         display(source.max_drift_ms),
     );
-    for (index, field) in source.schema.fields().iter().enumerate() {
+    explain_columns(out, source);
+}
+
+fn explain_table(out: &mut String, table: &TableSpec) {
+    let source = &table.source;
+    line!(out, "\ntable {}  [{:016x}]", table.name, source.fingerprint);
+    line!(out, "  topic {}, read whole by every instance", source.topic);
+    let name = |column: &usize| source.schema.field(*column).name().as_str();
+    let key: Vec<&str> = table.key.iter().map(name).collect();
+    let since = match name(&source.event_time) {
+        "" => "its record's timestamp",
+        column => column,
+    };
+    line!(out, "  key {}, a version holds from {since} on", key.join(", "));
+    explain_columns(out, source);
+}
+
+fn explain_columns(out: &mut String, source: &SourceSpec) {
+    let named = |(_, field): &(usize, &FieldRef)| !field.name().is_empty();
+    for (index, field) in source.schema.fields().iter().enumerate().filter(named) {
         let mut origin = String::new();
         if let Some(path) = &source.paths[index] {
             let _ = write!(origin, " from {}", path.join("."));

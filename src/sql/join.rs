@@ -1,9 +1,10 @@
 //! Views over views: rows of one view, or of several that are equal in window and keys, put together as they close.
 //!
-//! Views of one source are joined without a second pass: the joined view folds the rows of all of them, each aggregate only
+//! What is read may itself be a view over views. Views of one source are joined without a second pass: the joined view folds the rows of all of them, each aggregate only
 //! those of its own view, and a window has a row where each view would have had one. So it is as exact as its parts, and
-//! keeps no state beside theirs.
+//! keeps no state beside theirs. Views of several sources are first moved onto the rows of all of them ([`across`]).
 
+mod across;
 mod judge;
 mod names;
 
@@ -30,7 +31,7 @@ use crate::{
     diagnostic::{Diagnostic, Span, did_you_mean},
     select::{self, Context, conjuncts, sides},
     source::{Source, WINDOW_COLUMNS},
-    text::{Name, Parsed},
+    text::{Name, Parsed, find},
     view::{View, ViewAggregate, aggregate_name, bare, canonical, condition, planner_error, renamed},
 };
 
@@ -47,12 +48,22 @@ pub(crate) fn reads_views(ast: &ast::View, views: &[ast::View]) -> bool {
     table.is_some_and(|table| table.find(names()).is_some())
 }
 
-/// Plans a view over views; what is wrong goes to `errors`.
+/// The views that FROM and JOIN name.
+pub(crate) fn read_by<'a>(ast: &ast::View, views: impl Iterator<Item = &'a str> + Clone) -> Vec<&'a str> {
+    let named = ast.select.windows(2).filter_map(|pair| {
+        let table = pair[0].is_word("FROM") || pair[0].is_word("JOIN");
+        let word = pair[1].word().filter(|_| table)?;
+        find(&word.value, word.quote_style.is_some(), views.clone())
+    });
+    named.filter_map(|index| views.clone().nth(index)).collect()
+}
+
+/// Plans a view over views; what is wrong goes to `errors`. One over views of several sources adds the rows of these to `sources`.
 pub(crate) fn plan(
     pipeline: &str,
     ast: &ast::View,
     views: &[View],
-    sources: &[Source],
+    sources: &mut Vec<Source>,
     context: &Context<'_>,
     errors: &mut Vec<Diagnostic>,
 ) -> Option<View> {
@@ -93,7 +104,7 @@ fn read(
     pipeline: &str,
     ast: &ast::View,
     views: &[View],
-    sources: &[Source],
+    sources: &mut Vec<Source>,
     context: &Context<'_>,
     errors: &mut Vec<Diagnostic>,
 ) -> Parsed<Option<View>> {
@@ -123,7 +134,7 @@ fn read(
     let Some(parts) = parts(select, views, context)? else {
         return Ok(None);
     };
-    check_parts(&parts, sources)?;
+    check_parts(&parts)?;
     let mut calls = calls;
     judge::fields(select, &mut judged_filter, &calls, context, errors)?;
     if errors.len() > before {
@@ -147,14 +158,9 @@ fn read(
             resolver.resolve(expr, &mut names);
         }
     }
-    for part in &parts {
-        if let Some(on) = &part.on {
-            let mut on = on.clone();
-            resolver.resolve(&mut on, &mut names);
-            if resolver.errors.len() == before {
-                check_on(&on, part, &parts, context)?;
-            }
-        }
+    let mut ons: Vec<Option<SqlExpr>> = parts.iter().map(|part| part.on.clone()).collect();
+    for on in ons.iter_mut().flatten() {
+        resolver.resolve(on, &mut names);
     }
     let exprs = select.projection.iter_mut().filter_map(|item| match item {
         SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => Some(expr),
@@ -165,6 +171,25 @@ fn read(
     }
     if errors.len() > before {
         return Ok(None);
+    }
+    let mut parts = parts;
+    for (part, on) in parts.iter_mut().zip(ons) {
+        part.on = on;
+    }
+    let moved = match across::together(&ast.name.text, &parts, sources, context)? {
+        None => Vec::new(),
+        Some((rows, views)) => {
+            sources.push(rows);
+            views
+        }
+    };
+    for (part, view) in parts.iter_mut().zip(&moved) {
+        part.view = view;
+    }
+    for part in &parts {
+        if let Some(on) = &part.on {
+            check_on(on, part, &parts, context)?;
+        }
     }
     let rows = sources[parts[0].view.source].schema();
     let planned = |error| planner_error(&error, whole, context.lines);
@@ -284,13 +309,6 @@ fn table_view<'a>(
         if context.failed.contains(&name.text) {
             return Ok(None);
         }
-        if name
-            .find(context.views.iter().map(|view| view.name.text.as_str()))
-            .is_some()
-        {
-            let message = format!("`{}` is itself a view over views", name.text);
-            return Err(Diagnostic::new(message, span).help("read the views that it reads"));
-        }
         let near = did_you_mean(&name.text, names());
         return Err(Diagnostic::new(format!("there is no view `{}`", name.text), span).help_opt(near));
     };
@@ -300,8 +318,9 @@ fn table_view<'a>(
 }
 
 /// Rows belong together by window and keys, so these are equal.
-fn check_parts(parts: &[Part<'_>], sources: &[Source]) -> Parsed<()> {
+fn check_parts(parts: &[Part<'_>]) -> Parsed<()> {
     let first = &parts[0].view;
+    let alone = parts.iter().all(|part| part.view.source == first.source);
     let lengths = |window: &WindowSpec| (window.size_ms, window.slide_ms, window.offset_ms, window.lateness_ms);
     let keys = |view: &View| -> Vec<String> { view.keys.iter().map(|key| canonical(&key.expr)).collect() };
     for part in parts {
@@ -311,10 +330,12 @@ fn check_parts(parts: &[Part<'_>], sources: &[Source]) -> Parsed<()> {
             let message = format!("`{}` has sessions or FILL MISSING, which no view reads", view.name);
             return refuse(message, "write it to a sink and read that as a source");
         }
-        if view.source != first.source {
-            let [other, own] = [first.source, view.source].map(|index| &sources[index].name);
-            let message = format!("`{}` reads `{other}`, `{}` reads `{own}`", first.name, view.name);
-            return refuse(message, "views are joined within one source");
+        if view.judged.is_some() {
+            let message = format!("`{}` judges its rows, which no view reads", view.name);
+            return refuse(
+                message,
+                "read the views that it reads, or write it to a sink and read that as a source",
+            );
         }
         if lengths(&view.window) != lengths(&first.window) {
             let message = format!("the windows of `{}` and `{}` are not equal", first.name, view.name);
@@ -324,7 +345,7 @@ fn check_parts(parts: &[Part<'_>], sources: &[Source]) -> Parsed<()> {
             let message = format!("`{}` and `{}` have different state limits", first.name, view.name);
             return refuse(message, "give both the same ON STATE LIMIT");
         }
-        if keys(view) != keys(first) {
+        if alone && keys(view) != keys(first) {
             let message = format!("`{}` and `{}` do not group by the same", first.name, view.name);
             return refuse(message, "give both the same GROUP BY");
         }

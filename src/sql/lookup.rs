@@ -1,10 +1,12 @@
-//! Tables in files, and their rows beside those of a source: `JOIN owners FOR SYSTEM_TIME AS OF ts` in a view of rows.
+//! Tables, and their rows beside those of a source: `JOIN owners FOR SYSTEM_TIME AS OF ts` in a view of rows.
 //!
-//! A table is read when the pipeline is compiled, and is a function from then on: of its key, to each of its columns. So a joined row
+//! A table is functions: of its key, to each of its columns. One in a file is read when the pipeline is compiled, so that a joined row
 //! depends on the row alone, and whatever is exact without a join is exact with one. The name of the function has a hash of
-//! the file in it: with another file the view has other panes.
+//! the file in it: with another file the view has other panes. One in a topic is a function of time, too; the stage reads it
+//! (`engine::table`).
 
 mod join;
+mod topic;
 
 use std::{collections::HashMap, io::Cursor as Bytes, sync::Arc};
 
@@ -15,22 +17,21 @@ use arrow::{
     datatypes::{DataType, Field, Schema},
     error::ArrowError,
     json,
-    row::{RowConverter, SortField},
 };
 use datafusion::{
-    common::{Result as PlanResult, plan_err},
+    common::Result as PlanResult,
     logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility},
 };
 
 use crate::{
     DetectorCatalog,
     ast::{self, ColumnType},
-    detector::type_name,
     diagnostic::{Diagnostic, did_you_mean, one_of},
     fingerprint::Fingerprint,
     source,
     text::{At, Parsed},
 };
+use engine::table::{check_key, keys};
 
 pub(crate) use join::{look_up, take_as_of};
 
@@ -38,9 +39,11 @@ pub(crate) use join::{look_up, take_as_of};
 const FILE_BYTES_MAX: usize = 64 << 20;
 const OPTIONS: [&str; 3] = ["connector", "path", "format"];
 
-/// A table of a file.
+/// A table of a file, or of a topic.
 pub(crate) struct Table {
     pub name: String,
+    /// Whether its functions take the row's event time, after the key.
+    pub timed: bool,
     pub columns: Vec<String>,
     /// Names of the key columns.
     pub key: Vec<String>,
@@ -64,8 +67,12 @@ impl Table {
     }
 }
 
-/// Whether a declaration is of a file.
-pub(crate) fn is_file(ast: &ast::Source) -> bool {
+/// Whether a declaration is of a table, not of a source: a file, or a topic with a key.
+pub(crate) fn is_table(ast: &ast::Source) -> bool {
+    is_file(ast) || !ast.primary_key.is_empty()
+}
+
+fn is_file(ast: &ast::Source) -> bool {
     ast.options.iter().any(|setting| {
         let file = |value: &engine::spec::OptionValue| {
             matches!(value, engine::spec::OptionValue::Text(text) if text.eq_ignore_ascii_case("file"))
@@ -76,6 +83,9 @@ pub(crate) fn is_file(ast: &ast::Source) -> bool {
 
 /// Reads one table; what is wrong goes to `errors`.
 pub(crate) fn resolve(ast: &ast::Source, catalog: &dyn DetectorCatalog, errors: &mut Vec<Diagnostic>) -> Option<Table> {
+    if !is_file(ast) {
+        return topic::resolve(ast, errors);
+    }
     match read(ast, catalog) {
         Ok(table) => Some(table),
         Err(error) => {
@@ -83,6 +93,21 @@ pub(crate) fn resolve(ast: &ast::Source, catalog: &dyn DetectorCatalog, errors: 
             None
         }
     }
+}
+
+/// Where the columns of PRIMARY KEY stand among these.
+fn key_columns(ast: &ast::Source, names: &[String]) -> Parsed<Vec<usize>> {
+    let positions = ast.primary_key.iter().map(|name| {
+        name.find(names.iter().map(String::as_str)).ok_or_else(|| {
+            let near = did_you_mean(&name.text, names.iter().map(String::as_str));
+            Diagnostic::new(
+                format!("table `{}` has no column `{}`", ast.name.text, name.text),
+                name.span,
+            )
+            .help_opt(near)
+        })
+    });
+    positions.collect()
 }
 
 fn read(ast: &ast::Source, catalog: &dyn DetectorCatalog) -> Parsed<Table> {
@@ -98,17 +123,7 @@ fn read(ast: &ast::Source, catalog: &dyn DetectorCatalog) -> Parsed<Table> {
     }
     let names: Vec<String> = fields.iter().map(|field| field.name().clone()).collect();
     let rows = rows(&bytes, format, fields).map_err(|error| unreadable(error.to_string()))?;
-    let positions = ast.primary_key.iter().map(|name| {
-        name.find(names.iter().map(String::as_str)).ok_or_else(|| {
-            let near = did_you_mean(&name.text, names.iter().map(String::as_str));
-            Diagnostic::new(
-                format!("table `{}` has no column `{}`", ast.name.text, name.text),
-                name.span,
-            )
-            .help_opt(near)
-        })
-    });
-    let key = positions.collect::<Parsed<Vec<usize>>>()?;
+    let key = key_columns(ast, &names)?;
     if key.is_empty() {
         return Err(Diagnostic::new(
             format!("table `{}` has no key to find its rows by", ast.name.text),
@@ -139,6 +154,7 @@ fn read(ast: &ast::Source, catalog: &dyn DetectorCatalog) -> Parsed<Table> {
     functions.push(function("", Arc::new(BooleanArray::from(vec![true; rows.num_rows()]))));
     Ok(Table {
         name: ast.name.text.clone(),
+        timed: false,
         key: key.iter().map(|at| names[*at].clone()).collect(),
         columns: names,
         functions,
@@ -275,27 +291,13 @@ impl Index {
             types: columns.iter().map(|column| column.data_type().clone()).collect(),
             rows: HashMap::new(),
         };
-        for (row, key) in index.keys(&columns)?.into_iter().enumerate() {
+        for (row, key) in keys(&columns, &index.types)?.into_iter().enumerate() {
             let Some(key) = key else { continue };
             if index.rows.insert(key, row as u32).is_some() {
                 return Ok(Err(row + 1));
             }
         }
         Ok(Ok(index))
-    }
-
-    /// The bytes of every key; NULL equals nothing.
-    fn keys(&self, columns: &[ArrayRef]) -> Result<Vec<Option<Box<[u8]>>>, ArrowError> {
-        let columns: Vec<ArrayRef> = columns
-            .iter()
-            .zip(&self.types)
-            .map(|(column, data_type)| cast(column, data_type))
-            .collect::<Result<_, _>>()?;
-        let fields = self.types.iter().map(|data_type| SortField::new(data_type.clone()));
-        let rows = RowConverter::new(fields.collect())?.convert_columns(&columns)?;
-        let known = |row: usize| columns.iter().all(|column| column.is_valid(row));
-        let keys = rows.iter().enumerate();
-        Ok(keys.map(|(row, key)| known(row).then(|| key.as_ref().into())).collect())
     }
 
     fn find(&self, columns: &[ArrayRef]) -> Result<Vec<Option<u32>>, ArrowError> {
@@ -312,7 +314,7 @@ impl Index {
                 .map(|(row, code)| found[code].filter(|_| column.is_valid(row)))
                 .collect());
         }
-        let keys = self.keys(columns)?;
+        let keys = keys(columns, &self.types)?;
         Ok(keys.into_iter().map(|key| self.rows.get(&key?).copied()).collect())
     }
 }
@@ -366,17 +368,7 @@ impl ScalarUDFImpl for Lookup {
     }
 
     fn coerce_types(&self, arg_types: &[DataType]) -> PlanResult<Vec<DataType>> {
-        let compared = arg_types.iter().zip(&self.index.types);
-        for (given, key) in compared {
-            let alike = type_name(given) == type_name(key) || given.is_null();
-            if !alike {
-                return plan_err!(
-                    "a {} is compared with a {} of the table",
-                    type_name(given),
-                    type_name(key)
-                );
-            }
-        }
+        check_key(arg_types, self.index.types.iter())?;
         Ok(arg_types.to_vec())
     }
 

@@ -1,6 +1,6 @@
 //! A view as a plain batch query: what the engine's windows must contain.
 
-use datafusion::sql::sqlparser::ast::{Ident, SetExpr, TableAlias, TableFactor};
+use datafusion::sql::sqlparser::ast::{GroupByExpr, Ident, SetExpr, TableAlias, TableFactor};
 
 use crate::{
     catalog::Functions,
@@ -8,7 +8,7 @@ use crate::{
     diagnostic::{Diagnostic, Diagnostics, Span},
     lookup, on_large_stack,
     select::{self, Flat, flatten},
-    source::{self, Source},
+    source::{self, Source, WINDOW_COLUMNS},
     text::LineMap,
     union,
 };
@@ -35,7 +35,7 @@ fn oracle(text: &str, view: &str, errors: &mut Vec<Diagnostic>) -> Option<String
     let mut sources: Vec<Source> = statements
         .sources
         .iter()
-        .filter(|ast| !lookup::is_file(ast))
+        .filter(|ast| !lookup::is_table(ast))
         .filter_map(|ast| source::resolve(ast, errors))
         .collect();
     let Some(ast) = statements.views.iter().find(|ast| ast.name.text == view) else {
@@ -55,13 +55,11 @@ fn oracle(text: &str, view: &str, errors: &mut Vec<Diagnostic>) -> Option<String
         sources.extend(union::resolve(ast, &mut sources.clone(), &context, errors));
     }
     let flat = flatten(ast, &mut sources, &context, errors)?;
-    if flat.window.gap_ms.is_some() {
-        let message = "sessions depend on the rows beside them: there is no batch query of that form";
-        errors.push(Diagnostic::new(message, flat.window_span));
-        return None;
-    }
     let source = &sources[flat.source];
-    let windowed = windowed(&flat, source);
+    let windowed = match flat.window.gap_ms {
+        Some(gap_ms) => sessions(&flat, source, gap_ms),
+        None => windowed(&flat, source),
+    };
     let mut query = flat.query;
     let SetExpr::Select(select) = query.body.as_mut() else {
         return None;
@@ -86,17 +84,9 @@ fn windowed(flat: &Flat, source: &Source) -> String {
         offset_ms,
         gap_ms: _,
     } = flat.window;
-    let quote = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
-    let time = quote(&source.event_time);
-    let table = match source.parts.as_slice() {
-        [] => quote(&source.name),
-        parts => {
-            let parts: Vec<&str> = parts.iter().map(|part| part.sql.as_str()).collect();
-            format!("({}) AS {}", parts.join(" UNION ALL "), quote(&source.name))
-        }
-    };
-    let ms_type = r#"'Timestamp(Millisecond, Some("UTC"))'"#;
-    let ms = format!("CAST(arrow_cast({time}, {ms_type}) AS BIGINT)");
+    let (time, table) = (quote(&source.event_time), table(source));
+    let ms = format!("CAST(arrow_cast({time}, {MS_TYPE}) AS BIGINT)");
+    let ms_type = MS_TYPE;
     // Rounding down to the slide, also before 1970.
     let down = |value: String| format!("({value} - (({value} % {slide_ms}) + {slide_ms}) % {slide_ms})");
     let last = down(format!("({ms} - {offset_ms})"));
@@ -106,5 +96,57 @@ fn windowed(flat: &Flat, source: &Source) -> String {
          arrow_cast(homeostat_start + {size_ms}, {ms_type}) AS window_end FROM (\n    \
          SELECT *, unnest(generate_series({first} + {offset_ms} + {slide_ms}, {last} + {offset_ms}, {slide_ms})) AS homeostat_start\n    \
          FROM {table} WHERE {time} IS NOT NULL)"
+    )
+}
+
+const MS_TYPE: &str = r#"'Timestamp(Millisecond, Some("UTC"))'"#;
+
+fn quote(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+fn table(source: &Source) -> String {
+    match source.parts.as_slice() {
+        [] => quote(&source.name),
+        parts => {
+            let parts: Vec<&str> = parts.iter().map(|part| part.sql.as_str()).collect();
+            format!("({}) AS {}", parts.join(" UNION ALL "), quote(&source.name))
+        }
+    }
+}
+
+/// The source's rows, each with the session that it is in: those of one group, where none is further than the gap from the one before.
+fn sessions(flat: &Flat, source: &Source, gap_ms: i64) -> String {
+    let SetExpr::Select(select) = flat.query.body.as_ref() else {
+        return String::new();
+    };
+    let GroupByExpr::Expressions(group, _) = &select.group_by else {
+        return String::new();
+    };
+    let group = group.iter().map(ToString::to_string);
+    let group = group.filter(|key| !WINDOW_COLUMNS.iter().any(|column| key.trim_matches('"') == *column));
+    let group: Vec<String> = group.collect();
+    let by = |more: &[&str]| {
+        let all: Vec<&str> = group.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        match all.is_empty() {
+            true => String::new(),
+            false => format!("PARTITION BY {}", all.join(", ")),
+        }
+    };
+    let (time, table) = (quote(&source.event_time), table(source));
+    let filter = select
+        .selection
+        .as_ref()
+        .map_or_else(String::new, |filter| format!(" AND ({filter})"));
+    let ms = format!("CAST(arrow_cast({time}, {MS_TYPE}) AS BIGINT)");
+    let (alone, numbered) = (by(&[]), by(&["homeostat_session"]));
+    format!(
+        "  SELECT *, arrow_cast(min(homeostat_ms) OVER ({numbered}), {MS_TYPE}) AS window_start, \
+         arrow_cast(max(homeostat_ms) OVER ({numbered}) + {gap_ms}, {MS_TYPE}) AS window_end FROM (\n    \
+         SELECT *, sum(CASE WHEN homeostat_ms - homeostat_before <= {gap_ms} THEN 0 ELSE 1 END) \
+         OVER ({alone} ORDER BY homeostat_ms ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS homeostat_session FROM (\n      \
+         SELECT *, {ms} AS homeostat_ms, lag({ms}) OVER ({alone} ORDER BY {ms}) AS homeostat_before \
+         FROM {table} WHERE {time} IS NOT NULL{filter}) AS {name}) AS {name}",
+        name = quote(&source.name)
     )
 }

@@ -176,10 +176,6 @@ fn fingerprint(source: &Source) -> u64 {
 /// Resolves one declaration; what is wrong goes to `errors`.
 pub(crate) fn resolve(ast: &ast::Source, errors: &mut Vec<Diagnostic>) -> Option<Source> {
     let before = errors.len();
-    if let Some(name) = ast.primary_key.first() {
-        let error = Diagnostic::new("a topic has no key to look rows up by", name.span);
-        errors.push(error.help("PRIMARY KEY is for tables in files: WITH (connector = 'file', …)"));
-    }
     let options = Options::read(ast, errors);
     let format = options.format?;
     let mut columns = known_columns(format);
@@ -423,7 +419,13 @@ pub(crate) fn telemetry_format(format: Format) -> telemetry::Format {
     }
 }
 
-fn declared_columns(ast: &ast::Source, format: Format, columns: &mut Vec<SourceColumn>, errors: &mut Vec<Diagnostic>) {
+/// Appends the columns that a declaration names.
+pub(crate) fn declared_columns(
+    ast: &ast::Source,
+    format: Format,
+    columns: &mut Vec<SourceColumn>,
+    errors: &mut Vec<Diagnostic>,
+) {
     for column in ast.columns.iter().flatten() {
         let name = &column.name;
         if columns.iter().any(|other| *other.field.name() == name.text) {

@@ -385,7 +385,7 @@ fn common_type(planned: &[Planned], at: usize) -> Parsed<DataType> {
     })
 }
 
-fn is_text(data_type: &DataType) -> bool {
+pub(crate) fn is_text(data_type: &DataType) -> bool {
     matches!(type_name(data_type), "string")
 }
 
@@ -429,19 +429,44 @@ pub(crate) fn expand(sets: &mut Vec<PaneSet>, sources: &[Source]) -> PlanResult<
     Ok(places)
 }
 
+/// A source, or the parts of a view of rows, as parts of another one whose columns these are, over the source's.
+pub(crate) fn branches(index: usize, of: &Source, columns: Vec<Expr>) -> PlanResult<Vec<Part>> {
+    if of.parts.is_empty() {
+        return Ok(vec![Part {
+            source: index,
+            filter: None,
+            columns,
+            sql: String::new(),
+        }]);
+    }
+    let branch = |part: &Part| {
+        Ok(Part {
+            columns: columns
+                .iter()
+                .map(|column| over(column, of, part))
+                .collect::<PlanResult<_>>()?,
+            ..part.clone()
+        })
+    };
+    of.parts.iter().map(branch).collect()
+}
+
+/// An expression over the columns of a part's own source.
+fn over(expr: &Expr, of: &Source, part: &Part) -> PlanResult<Expr> {
+    let replaced = expr.clone().transform_up(|expr| {
+        let Expr::Column(column) = &expr else {
+            return Ok(Transformed::no(expr));
+        };
+        let at = of.column_names().position(|name| name == column.name);
+        Ok(at.map_or(Transformed::no(expr), |at| Transformed::yes(part.columns[at].clone())))
+    })?;
+    Ok(replaced.data)
+}
+
 /// The set over the columns of a part's own source.
 fn over_part(set: &PaneSet, of: &Source, part: &Part, schema: &Schema) -> PlanResult<PaneSet> {
     let schema = Arc::new(DFSchema::try_from(schema.clone())?);
-    let own = |expr: &Expr| -> PlanResult<Expr> {
-        let replaced = expr.clone().transform_up(|expr| {
-            let Expr::Column(column) = &expr else {
-                return Ok(Transformed::no(expr));
-            };
-            let at = of.column_names().position(|name| name == column.name);
-            Ok(at.map_or(Transformed::no(expr), |at| Transformed::yes(part.columns[at].clone())))
-        })?;
-        Ok(replaced.data)
-    };
+    let own = |expr: &Expr| over(expr, of, part);
     let filter = set.filter.as_ref().map(own).transpose()?;
     let filter = match (part.filter.clone(), filter) {
         (Some(rows), Some(view)) => Some(rows.and(view)),

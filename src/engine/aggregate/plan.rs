@@ -9,6 +9,7 @@ use super::metadata;
 use crate::{
     error::Error,
     spec::{PaneSetSpec, Pipeline, SourceSpec},
+    table,
 };
 
 /// One source with the union of the columns that pipelines use, and its pane sets over them.
@@ -49,6 +50,7 @@ pub fn plan(pipelines: &[Pipeline]) -> Result<Vec<SourcePlan>, Error> {
     }
     let plans: Vec<SourcePlan> = plans.into_values().filter(|plan| !plan.sets.is_empty()).collect();
     check_metadata(&plans)?;
+    check_tables(&plans)?;
     Ok(plans)
 }
 
@@ -98,6 +100,20 @@ fn add_set(plan: &mut SourcePlan, set: &PaneSetSpec) -> Result<(), Error> {
         aggregate.filter.iter_mut().try_for_each(over)?;
     }
     plan.sets.push(set);
+    Ok(())
+}
+
+/// A record of a table is read by every instance, a record of a source by one of them.
+fn check_tables(plans: &[SourcePlan]) -> Result<(), Error> {
+    for table in plans.iter().flat_map(|plan| &plan.sets).flat_map(table::tables_of) {
+        if let Some(plan) = plans.iter().find(|plan| plan.spec.topic == table.source.topic) {
+            return Err(Error::Shape {
+                what: "topic",
+                expected: format!("{} to be table {} only", table.source.topic, table.name),
+                found: format!("source {}", plan.name),
+            });
+        }
+    }
     Ok(())
 }
 

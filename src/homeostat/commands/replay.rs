@@ -32,7 +32,7 @@ pub struct Replay {
     shuffle_partitions: i32,
 }
 
-fn named_file(text: &str) -> Result<(String, PathBuf), String> {
+pub(super) fn named_file(text: &str) -> Result<(String, PathBuf), String> {
     match text.split_once('=') {
         Some((name, file)) if !name.is_empty() && !file.is_empty() => Ok((name.to_owned(), PathBuf::from(file))),
         _ => Err("write NAME=FILE: the name of a source of the pipeline, and its file".into()),
@@ -75,7 +75,7 @@ fn warn(refusals: &Refusals) {
 }
 
 /// Reads the files given, by source of the plan. A source that no view uses is not read.
-fn inputs(
+pub(super) fn inputs(
     pipeline: &Pipeline,
     declared: &[String],
     given: &[(String, PathBuf)],
@@ -102,5 +102,10 @@ fn inputs(
         };
         Input::read(source, paths).map(Some)
     });
-    inputs.collect()
+    let tables = engine::table::tables(pipeline);
+    let tables = tables.iter().map(|table| {
+        let paths = paths.get(table.name.as_str());
+        paths.map(|paths| Input::read_table(table, paths)).transpose()
+    });
+    inputs.chain(tables).collect()
 }

@@ -146,7 +146,7 @@ fn name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-fn entries(folder: &Path) -> Result<Vec<PathBuf>, Refused> {
+pub(super) fn entries(folder: &Path) -> Result<Vec<PathBuf>, Refused> {
     let refuse = |error: std::io::Error| Refused::new(format!("{}: {error}", folder.display()));
     let entries = fs::read_dir(folder).map_err(refuse)?;
     let mut paths = entries
@@ -158,7 +158,7 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>, Refused> {
 }
 
 /// The input files of a case, by source. A file that is of no source is a mistake, not a comment.
-fn inputs(pipeline: &Pipeline, declared: &[String], case: &Path) -> Result<Vec<Option<Input>>, Refused> {
+pub(super) fn inputs(pipeline: &Pipeline, declared: &[String], case: &Path) -> Result<Vec<Option<Input>>, Refused> {
     let mut paths: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
     for path in entries(case)?.into_iter().filter(|path| path.is_file()) {
         let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
@@ -170,13 +170,16 @@ fn inputs(pipeline: &Pipeline, declared: &[String], case: &Path) -> Result<Vec<O
         }
         paths.entry(stem).or_default().push(path);
     }
-    let sources = pipeline.sources.iter();
-    sources
-        .map(|source| {
-            let paths = paths.get(&source.name);
-            paths.map(|paths| Input::read(source, paths)).transpose()
-        })
-        .collect()
+    let sources = pipeline.sources.iter().map(|source| {
+        let paths = paths.get(&source.name);
+        paths.map(|paths| Input::read(source, paths)).transpose()
+    });
+    let tables = engine::table::tables(pipeline);
+    let tables = tables.iter().map(|table| {
+        let paths = paths.get(&table.name);
+        paths.map(|paths| Input::read_table(table, paths)).transpose()
+    });
+    sources.chain(tables).collect()
 }
 
 /// What is expected already decides what is compared; where nothing is, everything is.

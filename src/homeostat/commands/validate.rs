@@ -1,9 +1,22 @@
 //! `homeostat validate` and `homeostat explain`: what is wrong with a pipeline, and what it will do.
 
-use std::{io::IsTerminal, path::PathBuf};
+use std::{
+    io::IsTerminal,
+    path::{Path, PathBuf},
+};
 
-use super::{Output, print_json};
-use crate::{error::Refused, pipelines};
+use engine::spec::Pipeline;
+
+use super::{
+    Output, print_json,
+    replay::{self, named_file},
+    test,
+};
+use crate::{
+    error::Refused,
+    pipelines,
+    replay::{Cost, cost_per_row},
+};
 
 /// Checks pipelines and says everything that is wrong at once.
 #[derive(clap::Args, Debug)]
@@ -16,11 +29,15 @@ pub struct Validate {
     output: Output,
 }
 
-/// Shows the plan of a pipeline: panes, what shares them, windows, state bound.
+/// Shows the plan of a pipeline: panes, what shares them, windows, state bound, and what a row costs.
 #[derive(clap::Args, Debug)]
-#[command(after_help = "Example: homeostat explain pipelines/shop/pipeline.sql")]
+#[command(after_help = "Example: homeostat explain pipelines/shop/pipeline.sql\n\n\
+                  What a row costs is measured on the files given, or else on those of the first case beside the pipeline.")]
 pub struct Explain {
     path: PathBuf,
+    /// File of a source, as for `replay`, to measure on; may be given several times
+    #[arg(long = "source", value_name = "NAME=FILE", value_parser = named_file)]
+    sources: Vec<(String, PathBuf)>,
 }
 
 /// The pipelines that paths name: files, folders of one, folders of several.
@@ -83,9 +100,36 @@ fn notes(pipeline: &engine::spec::Pipeline) -> Vec<String> {
 impl Explain {
     pub fn run(&self) -> anyhow::Result<()> {
         let files = files(std::slice::from_ref(&self.path))?;
-        for pipeline in pipelines::compile_all(&files, std::io::stderr().is_terminal())?.iter() {
+        let compiled = pipelines::compile_all(&files, std::io::stderr().is_terminal())?;
+        for (file, pipeline) in files.iter().zip(compiled.iter()) {
             print!("{}", sql::explain(pipeline));
+            for Cost {
+                source,
+                rows,
+                ns_per_row,
+            } in self.costs(file, pipeline)?
+            {
+                println!(
+                    "\ncost of {source}\n  {ns_per_row:.0} ns per row, decoded, filtered and folded on one core, measured on {rows} rows"
+                );
+            }
         }
         Ok(())
+    }
+
+    fn costs(&self, file: &pipelines::File, pipeline: &Pipeline) -> anyhow::Result<Vec<Cost>> {
+        let declared = pipelines::source_names(file);
+        if !self.sources.is_empty() {
+            return cost_per_row(pipeline, replay::inputs(pipeline, &declared, &self.sources)?);
+        }
+        let cases = Path::new(&file.path).parent().unwrap_or(Path::new("")).join("cases");
+        let first = match cases.is_dir() {
+            true => test::entries(&cases)?.into_iter().find(|case| case.is_dir()),
+            false => None,
+        };
+        match first {
+            Some(case) => cost_per_row(pipeline, test::inputs(pipeline, &declared, &case)?),
+            None => Ok(Vec::new()),
+        }
     }
 }

@@ -7,7 +7,10 @@ use arrow::{
     compute::cast,
     datatypes::{DataType, Field, Int64Type, Schema, TimeUnit},
 };
-use engine::spec::{Format, SourceSpec};
+use engine::{
+    spec::{Format, SourceSpec},
+    table::TableSpec,
+};
 use serde_json::value::RawValue;
 use telemetry::{Decoder, RecordMeta};
 
@@ -61,6 +64,21 @@ pub struct Input {
 impl Input {
     /// Reads the files of a source.
     pub fn read(source: &SourceSpec, paths: &[PathBuf]) -> Result<Self, Refused> {
+        check_event_time(source)?;
+        let mut input = Self::load(source, paths)?;
+        input.times_ms = match &input.table {
+            Some(table) => table.times_ms(source),
+            None => input.scan_times(source)?,
+        };
+        Ok(input)
+    }
+
+    /// Reads the files of a table that is in a topic, live: its rows have no place in time but what they say themselves.
+    pub fn read_table(table: &TableSpec, paths: &[PathBuf]) -> Result<Self, Refused> {
+        Self::load(&table.source, paths)
+    }
+
+    fn load(source: &SourceSpec, paths: &[PathBuf]) -> Result<Self, Refused> {
         let mut kinds = paths.iter().map(|path| Kind::of(path));
         let kind = kinds.next().unwrap_or(Ok(Kind::Json))?;
         for (other, path) in kinds.zip(&paths[1..]) {
@@ -73,7 +91,6 @@ impl Input {
                 .help("the files of one source are of one kind"));
             }
         }
-        check_event_time(source)?;
         let mut input = Self {
             topic: source.topic.clone(),
             times_ms: Vec::new(),
@@ -88,7 +105,6 @@ impl Input {
                 Kind::Csv => table::csv(source, paths)?,
                 _ => table::parquet(source, paths)?,
             };
-            input.times_ms = table.times_ms(source);
             input.table = Some(Arc::new(table));
             return Ok(input);
         }
@@ -102,8 +118,12 @@ impl Input {
                 u32::MAX
             )));
         }
-        input.times_ms = input.scan_times(source)?;
         Ok(input)
+    }
+
+    /// How many records there are.
+    pub fn len(&self) -> usize {
+        self.table.as_ref().map_or(self.spans.len(), |table| table.len())
     }
 
     /// Takes rows as they are written in a case: JSON documents of one source.

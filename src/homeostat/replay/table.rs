@@ -30,6 +30,10 @@ pub struct Table {
 }
 
 impl Table {
+    pub fn len(&self) -> usize {
+        self.batch.num_rows()
+    }
+
     pub fn times_ms(&self, source: &SourceSpec) -> Vec<Option<(i64, i64)>> {
         let times = milliseconds(self.batch.column(source.event_time));
         times.into_iter().map(|time| time.map(|ms| (ms, ms))).collect()

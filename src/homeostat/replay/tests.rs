@@ -448,6 +448,12 @@ fn joined_views_have_the_rows_that_their_views_have_together() {
         join("left_d", "LEFT JOIN", "d", ""),
         join("alone", "LEFT JOIN", "b", "WHERE r.service IS NULL"),
         "CREATE FEATURE VIEW few AS SELECT service, window_start, n FROM a WHERE n < 3;".to_owned(),
+        // Views over views over views, in no order.
+        "CREATE FEATURE VIEW deepest AS SELECT service, window_start, n + more AS n FROM deep WHERE more > 2;
+         CREATE FEATURE VIEW deep AS SELECT l.service, l.window_start, coalesce(l.rn, 0) + i.n AS n, i.rn + c.n AS more
+         FROM left_b AS l JOIN inner_c AS i ON l.service = i.service AND l.window_start = i.window_start
+         LEFT JOIN c ON c.service = l.service AND c.window_start = l.window_start WHERE i.n > 1;"
+            .to_owned(),
     ]
     .concat();
     let mut seed = 7u64;
@@ -508,6 +514,28 @@ fn joined_views_have_the_rows_that_their_views_have_together() {
         .map(|(group, _)| group)
         .collect();
     assert_eq!(rows("few").keys().collect::<Vec<_>>(), few);
+    let (left_b, inner_c, c) = (rows("left_b"), rows("inner_c"), rows("c"));
+    let deep = left_b.iter().filter_map(|(group, left)| {
+        let inner = inner_c.get(group).filter(|inner| inner["n"].as_i64() > Some(1))?;
+        let n = left["rn"].as_i64().unwrap_or(0) + inner["n"].as_i64()?;
+        Some((group, (n, inner["rn"].as_i64()? + c[group]["n"].as_i64()?)))
+    });
+    let deep: BTreeMap<_, _> = deep.collect();
+    assert!(deep.len() > 20, "{}", deep.len());
+    let found = rows("deep");
+    let number = |row: &serde_json::Value, name: &str| row[name].as_i64().unwrap();
+    let found: BTreeMap<_, _> = found
+        .iter()
+        .map(|(group, row)| (group, (number(row, "n"), number(row, "more"))))
+        .collect();
+    assert_eq!(found, deep);
+    let found = rows("deepest");
+    let found: Vec<_> = found.iter().map(|(group, row)| (group, number(row, "n"))).collect();
+    let deepest = deep.iter().filter(|(_, (_, more))| *more > 2);
+    assert_eq!(
+        found,
+        deepest.map(|(group, (n, more))| (*group, n + more)).collect::<Vec<_>>()
+    );
     assert_eq!(run(&pipeline, &[path], 7).0, replayed);
 }
 
@@ -655,4 +683,275 @@ fn rows_are_joined_with_a_table_of_a_file() {
     write(folder.path(), "owners.csv", "service,team\na,three\n");
     let edited = crate::pipelines::compile(&read()).unwrap();
     assert_ne!(edited.pane_sets[0].fingerprint, pipeline.pane_sets[0].fingerprint);
+}
+
+/// A histogram data point with a series' name in its attributes, times in seconds.
+fn histogram_point(series: &str, from: u64, at: u64, counted: &str) -> String {
+    let origin = 1_767_225_600;
+    format!(
+        "{{\"attributes\":[{{\"key\":\"route\",\"value\":{{\"stringValue\":\"{series}\"}}}}],\"startTimeUnixNano\":\"{}000000000\",\
+         \"timeUnixNano\":\"{}000000000\",{counted}}}",
+        origin + from,
+        origin + at
+    )
+}
+
+fn histogram_request(name: &str, kind: &str, temporality: u8, points: &[String]) -> String {
+    format!(
+        "{{\"resourceMetrics\":[{{\"scopeMetrics\":[{{\"metrics\":[{{\"name\":\"{name}\",\"{kind}\":{{\"aggregationTemporality\":{temporality},\
+         \"dataPoints\":[{}]}}}}]}}]}}]}}\n",
+        points.join(",")
+    )
+}
+
+#[test]
+fn quantiles_of_histograms_of_every_kind_and_temporality() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipeline = compile(
+        "CREATE SOURCE m WITH (topic = 'm', format = 'otlp_metrics_json');
+        CREATE FEATURE VIEW v AS SELECT metric_name, window_start, histogram_quantile(0.5) AS p50, histogram_quantile(0.9) AS p90,
+          count(*) AS n
+        FROM HOP(m, event_time, INTERVAL '30' SECOND, INTERVAL '1' MINUTE) GROUP BY metric_name, window_start;",
+    );
+    let explicit = |buckets: [u64; 4]| {
+        let buckets = buckets.map(|count| format!("\"{count}\"")).join(",");
+        format!("\"count\":\"1\",\"bucketCounts\":[{buckets}],\"explicitBounds\":[1,2,4]")
+    };
+    let exponential = |offset: i32, buckets: &[u64]| {
+        let buckets: Vec<String> = buckets.iter().map(|count| format!("\"{count}\"")).collect();
+        let buckets = buckets.join(",");
+        format!(
+            "\"count\":\"1\",\"scale\":0,\"zeroCount\":\"0\",\"positive\":{{\"offset\":{offset},\"bucketCounts\":[{buckets}]}}"
+        )
+    };
+    let changes = [
+        histogram_point("a", 0, 10, &explicit([10, 0, 0, 0])),
+        histogram_point("b", 0, 10, &explicit([0, 10, 10, 0])),
+    ];
+    // Two series beside each other, and one that restarts: 4 + 3 below 1, 4 from 1 to 2, 9 from 2 to 4.
+    let totals = [
+        histogram_point("a", 0, 10, &explicit([100, 7, 0, 0])),
+        histogram_point("b", 0, 10, &explicit([5, 0, 2, 0])),
+        histogram_point("a", 0, 20, &explicit([104, 11, 0, 0])),
+        histogram_point("b", 0, 25, &explicit([5, 0, 4, 0])),
+        histogram_point("b", 26, 28, &explicit([3, 0, 7, 0])),
+    ];
+    let powers = [histogram_point("a", 0, 10, &exponential(0, &[4, 4, 8]))];
+    let once = [histogram_point("a", 0, 10, &explicit([1, 2, 3, 4]))];
+    let text = [
+        histogram_request("changes", "histogram", 1, &changes),
+        histogram_request("totals", "histogram", 2, &totals),
+        histogram_request("powers", "exponentialHistogram", 1, &powers),
+        histogram_request("once", "histogram", 2, &once),
+    ]
+    .concat();
+    let path = write(folder.path(), "m.jsonl", &text);
+    let (replayed, refusals) = run(&pipeline, std::slice::from_ref(&path), 1);
+    assert_eq!(refusals, Refusals::default());
+    let expected = [
+        ("changes", "1.5", "3.4", 2),
+        ("once", "null", "null", 1),
+        ("powers", "4.0", "7.2", 1),
+        ("totals", "1.75", "3.5555555555555554", 5),
+    ];
+    for start in ["2025-12-31T23:59:30.000Z", "2026-01-01T00:00:00.000Z"] {
+        for (name, p50, p90, n) in expected {
+            let row = format!(
+                "{{\"metric_name\":\"{name}\",\"window_start\":\"{start}\",\"p50\":{p50},\"p90\":{p90},\"n\":{n}}}\n"
+            );
+            assert!(
+                shown(&replayed.views[0]).contains(&row),
+                "{row}{}",
+                shown(&replayed.views[0])
+            );
+        }
+    }
+    assert_eq!(run(&pipeline, std::slice::from_ref(&path), 5).0, replayed);
+    let refused = |call: &str, format: &str| {
+        let text = format!(
+            "CREATE SOURCE m WITH (topic = 'm', format = '{format}');
+            CREATE FEATURE VIEW v AS SELECT window_end, {call} AS q FROM TUMBLE(m, event_time, INTERVAL '1 m') GROUP BY window_end;"
+        );
+        let found = sql::compile("p", &text, &Detectors).unwrap_err();
+        found.render("p", &text, false)
+    };
+    assert!(refused("histogram_quantile(99)", "otlp_metrics").contains("99 is not a share between 0 and 1"));
+    assert!(refused("histogram_quantile(value)", "otlp_metrics").contains("the share of a quantile is a constant"));
+    assert!(refused("histogram_quantile(0.9)", "otlp_spans").contains("the histograms of an otlp_metrics source"));
+}
+
+#[test]
+fn rows_are_joined_with_the_version_of_a_table_at_their_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipeline = compile(&format!(
+        "{APP}
+        CREATE TABLE owners (service STRING, team STRING, since TIMESTAMP(3), PRIMARY KEY (service), WATERMARK FOR since AS since)
+        WITH (topic = 'owners', format = 'json');
+        CREATE VIEW owned AS SELECT ts, o.team, ms FROM app LEFT JOIN owners FOR SYSTEM_TIME AS OF ts AS o ON app.service = o.service;
+        CREATE FEATURE VIEW v AS SELECT team, window_end, count(*) AS n FROM TUMBLE(TABLE owned, DESCRIPTOR(ts), INTERVAL '10' SECOND)
+        GROUP BY team, window_end;"
+    ));
+    let rows = [("a", 1), ("a", 3), ("a", 5), ("b", 5), ("c", 5)]
+        .map(|(service, ms)| format!("{{\"ts\":176722560000{ms},\"service\":\"{service}\",\"ms\":{ms}}}\n"));
+    let rows = write(folder.path(), "app.jsonl", &rows.concat());
+    let owners = "service,team,since\na,red,1767225600002\na,blue,1767225600004\nb,red,\n";
+    let tables = engine::table::tables(&pipeline);
+    let replayed = |name: &str, owners: &str, partitions: i32| {
+        let owners = Input::read_table(&tables[0], &[write(folder.path(), name, owners)])?;
+        let app = Input::read(&pipeline.sources[0], std::slice::from_ref(&rows))?;
+        replay(&pipeline, vec![Some(app), Some(owners)], partitions)
+    };
+    let (found, _) = replayed("owners.csv", owners, 1).unwrap();
+    let end = "\"window_end\":\"2026-01-01T00:00:10.000Z\"";
+    let expected = format!(
+        "{{\"team\":null,{end},\"n\":1}}\n{{\"team\":\"blue\",{end},\"n\":1}}\n{{\"team\":\"red\",{end},\"n\":3}}\n"
+    );
+    assert_eq!(shown(&found.views[0]), expected);
+    assert_eq!(replayed("owners.csv", owners, 3).unwrap().0, found);
+    let lines = [
+        "{\"service\":\"a\",\"team\":\"red\",\"since\":1767225600002}",
+        "{\"service\":\"a\",\"team\":\"blue\",\"since\":1767225600004}",
+        "{\"service\":\"b\",\"team\":\"red\"}",
+    ]
+    .join("\n");
+    assert_eq!(replayed("owners.jsonl", &lines, 1).unwrap().0, found);
+    let wrong = replayed("owners.jsonl", "{\"service\":\"a\"}\n{\"team\":\"red\"}", 1).unwrap_err();
+    assert!(
+        wrong
+            .to_string()
+            .contains("owners.jsonl:2: no row of table owners: its key is NULL"),
+        "{wrong}"
+    );
+    let app = Input::read(&pipeline.sources[0], std::slice::from_ref(&rows)).unwrap();
+    let missing = replay(&pipeline, vec![Some(app)], 1).unwrap_err();
+    assert!(missing.to_string().contains("table owners has no file"), "{missing}");
+}
+
+/// Invariant 5: views of different sources are joined as their rows would be, whatever their keys are called.
+#[test]
+fn views_of_different_sources_are_joined_as_their_rows_would_be() {
+    let folder = tempfile::tempdir().unwrap();
+    let window = |table: &str, ts: &str| format!("FROM TUMBLE({table}, {ts}, INTERVAL '10' SECOND)");
+    let text = [
+        APP.to_owned(),
+        "CREATE SOURCE jobs (zone STRING, job STRING, took DOUBLE, tags STRING, at TIMESTAMP(3), WATERMARK FOR at AS at - INTERVAL '3' SECOND)
+         WITH (topic = 'jobs', format = 'json');
+         CREATE SOURCE pings (host STRING, t TIMESTAMP(3), WATERMARK FOR t AS t - INTERVAL '1' SECOND) WITH (topic = 'pings', format = 'json');
+         CREATE VIEW both AS SELECT t, host FROM pings UNION ALL SELECT at, job FROM jobs WHERE took > 5;"
+            .to_owned(),
+        format!(
+            "CREATE FEATURE VIEW a AS SELECT service, code % 2 AS odd, window_start, count(*) AS n, rate(ms) AS r {} WHERE ms > 1
+             GROUP BY service, code % 2, window_start;",
+            window("app", "ts")
+        ),
+        format!(
+            "CREATE FEATURE VIEW b AS SELECT job, CAST(took AS BIGINT) % 2 AS kind, window_start AS begun, max(took) AS worst,
+             count(*) FILTER (WHERE tags = 'x') AS xs {} GROUP BY job, CAST(took AS BIGINT) % 2, window_start HAVING count(*) > 1;",
+            window("jobs", "at")
+        ),
+        format!(
+            "CREATE FEATURE VIEW per_service AS SELECT service, window_start, count(*) AS n {} GROUP BY service, window_start;",
+            window("app", "ts")
+        ),
+        format!(
+            "CREATE FEATURE VIEW seen AS SELECT host, window_start, count(*) AS pings {} GROUP BY host, window_start;",
+            window("both", "t")
+        ),
+        "CREATE FEATURE VIEW two AS SELECT a.service, odd, a.window_start, n, r, worst, xs
+         FROM a JOIN b ON b.job = a.service AND a.odd = b.kind AND a.window_start = b.begun WHERE worst > 2;
+         CREATE FEATURE VIEW three AS SELECT p.service, p.window_start, p.n, s.pings
+         FROM per_service AS p LEFT JOIN seen AS s ON p.service = s.host AND p.window_start = s.window_start;
+         CREATE FEATURE VIEW deep AS SELECT service, window_start, pings FROM three WHERE pings IS NOT NULL;"
+            .to_owned(),
+    ]
+    .concat();
+    let mut seed = 11u64;
+    let mut random = |below: u64| {
+        seed = seed
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) % below
+    };
+    let names = ["", "a", "b", "c", "d"];
+    let mut files = [
+        "ts,service,ms,code,ok\n".to_owned(),
+        "at,zone,job,took,tags\n".to_owned(),
+        "t,host\n".to_owned(),
+    ];
+    for _ in 0..300 {
+        let mut name = || names[random(5) as usize];
+        let of = [name(), name(), name()];
+        files[0] += &format!(
+            "{},{},{},{},\n",
+            random(90_000),
+            of[0],
+            random(40) as f64 / 4.0,
+            random(6)
+        );
+        files[1] += &format!(
+            "{},z,{},{},{}\n",
+            random(90_000),
+            of[1],
+            random(10),
+            ["x", ""][random(2) as usize]
+        );
+        files[2] += &format!("{},{}\n", random(90_000), of[2]);
+    }
+    let pipeline = compile(&text);
+    let named = ["app", "jobs", "pings"].into_iter().zip(&files);
+    let paths: BTreeMap<&str, PathBuf> = named
+        .map(|(name, text)| (name, write(folder.path(), &format!("{name}.csv"), text)))
+        .collect();
+    let replayed = |partitions: i32| {
+        let inputs = pipeline.sources.iter().map(|source| {
+            let path = std::slice::from_ref(&paths[source.name.as_str()]);
+            Some(Input::read(source, path).unwrap())
+        });
+        replay(&pipeline, inputs.collect(), partitions).unwrap().0
+    };
+    let found = replayed(1);
+    let rows = |name: &str| -> Vec<serde_json::Value> {
+        let rows = found.views.iter().find(|rows| rows.name == name).unwrap();
+        shown(rows)
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    };
+    let sorted = |mut rows: Vec<String>| {
+        rows.sort();
+        rows
+    };
+    let text = |rows: Vec<serde_json::Value>| sorted(rows.iter().map(ToString::to_string).collect());
+    let mut two = Vec::new();
+    for a in rows("a") {
+        for b in rows("b") {
+            let equal =
+                !a["service"].is_null() && a["service"] == b["job"] && !a["odd"].is_null() && a["odd"] == b["kind"];
+            if equal && a["window_start"] == b["begun"] && b["worst"].as_f64() > Some(2.0) {
+                two.push(serde_json::json!({
+                    "service": a["service"], "odd": a["odd"], "window_start": a["window_start"], "n": a["n"], "r": a["r"],
+                    "worst": b["worst"], "xs": b["xs"],
+                }));
+            }
+        }
+    }
+    assert!(two.len() > 10, "{}", two.len());
+    assert_eq!(text(rows("two")), text(two));
+    let seen = rows("seen");
+    let three = rows("per_service").into_iter().map(|p| {
+        let partner = |s: &&serde_json::Value| {
+            !p["service"].is_null() && s["host"] == p["service"] && s["window_start"] == p["window_start"]
+        };
+        let pings = seen
+            .iter()
+            .find(partner)
+            .map_or(serde_json::Value::Null, |s| s["pings"].clone());
+        serde_json::json!({"service": p["service"], "window_start": p["window_start"], "n": p["n"], "pings": pings})
+    });
+    let three: Vec<_> = three.collect();
+    let deep = three.iter().filter(|row| !row["pings"].is_null()).count();
+    assert!(deep > 10 && deep < three.len(), "{deep} of {}", three.len());
+    assert_eq!(text(rows("three")), text(three));
+    assert_eq!(rows("deep").len(), deep);
+    assert_eq!(replayed(4), found);
 }

@@ -6,6 +6,7 @@
 
 mod edits;
 mod scenarios;
+mod tables;
 mod world;
 
 use world::{Plan, World};

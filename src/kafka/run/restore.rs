@@ -3,7 +3,7 @@
 //! Runs in small steps, so that the loop keeps answering the group while it waits for other instances' transactions to end.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -15,6 +15,8 @@ use crate::{Class, Consumer, ConsumerConfig, Error, Polled};
 
 /// How long one step may wait for the broker.
 const STEP_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long one step may wait for records of a table.
+const TABLE_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// How far a restore has come.
 pub(super) struct Restore {
@@ -27,6 +29,16 @@ enum Step {
     Committed,
     State(Vec<Option<Committed>>, StateRead),
     Assign(Vec<Option<Committed>>),
+    Tables(Told),
+}
+
+/// What the stage was told of every partition, and answered.
+struct Told {
+    partitions: Vec<TopicPartition>,
+    assignments: Vec<Assignment>,
+    positions: Vec<(TopicPartition, i64)>,
+    /// Where the tables end: they are read so far before the first record.
+    ends: BTreeMap<TopicPartition, i64>,
 }
 
 /// State partitions being read to their ends.
@@ -115,9 +127,11 @@ impl StageLoop<'_> {
             }
             Step::Assign(committed) => {
                 let committed = committed.clone();
-                self.assign_restored(&committed)?;
-                Ok(true)
+                let told = self.tell(&committed)?;
+                restore.step = Step::Tables(told);
+                self.read_tables(restore)
             }
+            Step::Tables(_) => self.read_tables(restore),
         }
     }
 
@@ -183,8 +197,10 @@ impl StageLoop<'_> {
         Ok(read.batch.len() as u64)
     }
 
-    fn assign_restored(&mut self, committed: &[Option<Committed>]) -> Result<(), Error> {
+    /// Tells the stage of its partitions, and opens what it reads beside them.
+    fn tell(&mut self, committed: &[Option<Committed>]) -> Result<Told, Error> {
         let partitions = self.to_restore();
+        let tables = self.table_partitions()?;
         let mut assignments = Vec::new();
         for (partition, committed) in partitions.iter().zip(committed) {
             assignments.push(self.describe(partition, committed.clone())?);
@@ -207,18 +223,36 @@ impl StageLoop<'_> {
             positions.push((partition.clone(), offset));
         }
         // The stage has been told: a failure from here on, even a passing one, starts the restore anew.
-        self.assign_side(&partitions)
-            .and_then(|()| self.consumer.assign(&positions))
-            .map_err(|error| match error.class() {
-                Class::Retriable => Error::abort("restore", error),
-                _ => error,
-            })?;
-        self.active = partitions.clone();
+        let ends = self.assign_side(&partitions, &tables).map_err(anew)?;
+        Ok(Told {
+            partitions,
+            assignments,
+            positions,
+            ends,
+        })
+    }
+
+    /// Reads on in the tables; at their ends the partitions are read. Tells whether they are.
+    fn read_tables(&mut self, restore: &mut Restore) -> Result<bool, Error> {
+        let Step::Tables(told) = &mut restore.step else {
+            return Ok(false);
+        };
+        if let Some(side) = &self.side {
+            let position = |table: &TopicPartition| side.position(table);
+            told.ends
+                .retain(|table, end| position(table).is_none_or(|position| position < *end));
+        }
+        if !told.ends.is_empty() {
+            self.poll_side(TABLE_TIMEOUT).map_err(anew)?;
+            return Ok(false);
+        }
+        self.consumer.assign(&told.positions).map_err(anew)?;
+        self.active = std::mem::take(&mut told.partitions);
         self.commit_now = false;
-        for (partition, assignment) in partitions.into_iter().zip(assignments) {
+        for (partition, assignment) in self.active.iter().zip(std::mem::take(&mut told.assignments)) {
             match assignment.committed {
                 Some(committed) => {
-                    self.committed.insert(partition, committed);
+                    self.committed.insert(partition.clone(), committed);
                 }
                 // Where a first start reads from is decided once: it must outlive a crash before the first record.
                 None => self.commit_now = true,
@@ -227,7 +261,20 @@ impl StageLoop<'_> {
         self.last_commit_ms = self.now_ms();
         self.next_tick_ms = 0;
         self.next_count_ms = 0;
-        Ok(())
+        Ok(true)
+    }
+
+    /// Every partition of every table; a topic that is not there yet is waited for.
+    fn table_partitions(&mut self) -> Result<Vec<TopicPartition>, Error> {
+        let mut found = Vec::new();
+        self.table_counts.clear();
+        for topic in self.stage.tables() {
+            let count = self.broker.partition_count(&topic)?;
+            let count = count.ok_or_else(|| Error::retriable("table", format!("there is no topic {topic}")))?;
+            found.extend(crate::partitions_of(&topic, count));
+            self.table_counts.push((topic.into(), count));
+        }
+        Ok(found)
     }
 
     fn describe(&mut self, partition: &TopicPartition, committed: Option<Committed>) -> Result<Assignment, Error> {
@@ -253,36 +300,72 @@ impl StageLoop<'_> {
         })
     }
 
-    fn assign_side(&mut self, partitions: &[TopicPartition]) -> Result<(), Error> {
-        let mut sides: BTreeMap<TopicPartition, TopicPartition> = BTreeMap::new();
-        for partition in partitions {
-            for side in self.stage.side_inputs(partition) {
-                sides.entry(side).or_insert_with(|| partition.clone());
+    /// Opens side inputs and tables; where the tables end.
+    fn assign_side(
+        &mut self,
+        partitions: &[TopicPartition],
+        tables: &[TopicPartition],
+    ) -> Result<BTreeMap<TopicPartition, i64>, Error> {
+        let sides: BTreeSet<TopicPartition> = partitions
+            .iter()
+            .flat_map(|partition| self.stage.side_inputs(partition))
+            .collect();
+        let sides: Vec<TopicPartition> = sides.into_iter().collect();
+        self.open_side(&sides, tables)
+    }
+
+    /// Begins to read `sides` where the stage says, and `tables` from their beginning; where the tables end.
+    pub(super) fn open_side(
+        &mut self,
+        sides: &[TopicPartition],
+        tables: &[TopicPartition],
+    ) -> Result<BTreeMap<TopicPartition, i64>, Error> {
+        self.side = None;
+        let mut ends = BTreeMap::new();
+        let mut positions = Vec::new();
+        for table in tables {
+            let (low, high) = self.broker.watermarks(table)?;
+            positions.push((table.clone(), low));
+            if low < high {
+                ends.insert(table.clone(), high);
             }
         }
-        self.side = None;
-        if sides.is_empty() {
-            return Ok(());
-        }
-        let mut positions = Vec::new();
-        for (side, owner) in sides {
-            let (low, high) = self.broker.watermarks(&side)?;
-            let position = match self.stage.side_position(&side) {
+        for side in sides {
+            let (low, high) = self.broker.watermarks(side)?;
+            let position = match self.stage.side_position(side) {
                 SidePosition::Beginning => low,
                 SidePosition::End => high,
                 SidePosition::Offset(offset) => offset,
             };
             if !(low..=high).contains(&position) {
                 let reason = format!("its state names offset {position} of {side}, which holds {low} to {high}");
-                return Err(self.stop_partition(owner, reason));
+                let owner = self
+                    .assigned
+                    .iter()
+                    .find(|owner| self.stage.side_inputs(owner).contains(side));
+                return Err(match owner.cloned() {
+                    Some(owner) => self.stop_partition(owner, reason),
+                    None => Error::abort("side input", reason),
+                });
             }
-            positions.push((side, position));
+            positions.push((side.clone(), position));
+        }
+        if positions.is_empty() {
+            return Ok(ends);
         }
         let client_id = format!("{}-side", self.config.client_id);
         let mut consumer = self.broker.consumer(&ConsumerConfig::new(client_id, None))?;
         consumer.assign(&positions)?;
         self.side = Some(consumer);
-        Ok(())
+        Ok(ends)
+    }
+}
+
+/// What may pass by itself makes no difference once the stage has been told: the restore starts anew.
+fn anew(error: Error) -> Error {
+    match error.class() {
+        Class::Retriable => Error::abort("restore", error),
+        _ => error,
     }
 }
 

@@ -733,3 +733,167 @@ fn the_same_seed_gives_the_same_log() {
     };
     assert_eq!(log(), log());
 }
+
+/// Reads what it is told on `side`, beside the table `out`, and remembers what it was handed, in order.
+struct Follower {
+    input: String,
+    told: Option<String>,
+    places: BTreeMap<TopicPartition, i64>,
+    handed: Arc<Mutex<Vec<(String, i32, i64)>>>,
+}
+
+impl Follower {
+    fn new(input: &str, handed: &Arc<Mutex<Vec<(String, i32, i64)>>>) -> Self {
+        Self {
+            input: input.into(),
+            told: None,
+            places: BTreeMap::new(),
+            handed: Arc::clone(handed),
+        }
+    }
+}
+
+impl Stage for Follower {
+    fn name(&self) -> &'static str {
+        "follower"
+    }
+
+    fn inputs(&self) -> Vec<String> {
+        vec![self.input.clone()]
+    }
+
+    fn start(&self, _topic: &str) -> Start {
+        Start::Earliest
+    }
+
+    fn idle_inputs(&self) -> Vec<TopicPartition> {
+        vec![TopicPartition::new("side", 0)]
+    }
+
+    fn tables(&self) -> Vec<String> {
+        vec!["out".into()]
+    }
+
+    fn assigned(&mut self, partition: &TopicPartition, assignment: &Assignment) -> Result<i64, StageError> {
+        self.handed
+            .lock()
+            .unwrap()
+            .push(("assigned".into(), partition.partition, 0));
+        let from = assignment.committed.as_ref().map_or(0, |committed| committed.offset);
+        self.places.insert(partition.clone(), from);
+        Ok(from)
+    }
+
+    fn revoked(&mut self, partition: &TopicPartition) {
+        self.places.remove(partition);
+    }
+
+    fn step(&mut self, batch: &Batch, _out: &mut Outputs) -> Result<(), StageError> {
+        for record in batch.iter() {
+            let place = record.partition;
+            self.handed
+                .lock()
+                .unwrap()
+                .push((place.topic.to_string(), place.partition, record.offset));
+            match &*place.topic {
+                "side" => self.told = record.value.map(|value| String::from_utf8(value.to_vec()).unwrap()),
+                "out" => {}
+                _ => *self.places.get_mut(place).unwrap() = record.offset + 1,
+            }
+        }
+        Ok(())
+    }
+
+    fn is_changing(&self) -> bool {
+        self.told.as_ref().is_some_and(|told| *told != self.input)
+    }
+
+    fn change(&mut self) {
+        self.input = self.told.clone().unwrap();
+    }
+
+    fn before_commit(&mut self, _out: &mut Outputs) -> Result<Vec<Progress>, StageError> {
+        let places = self.places.iter().map(|(partition, offset)| Progress {
+            partition: partition.clone(),
+            offset: *offset,
+            metadata: String::new(),
+        });
+        Ok(places.collect())
+    }
+}
+
+/// The table's records that came before each record of `in`, since the last assignment.
+fn tables_before(handed: &[(String, i32, i64)]) -> Vec<usize> {
+    let (mut tables, mut before) = (0, Vec::new());
+    for (topic, ..) in handed {
+        match topic.as_str() {
+            "assigned" => tables = 0,
+            "out" => tables += 1,
+            "in" => before.push(tables),
+            _ => {}
+        }
+    }
+    before
+}
+
+#[test]
+fn a_table_is_read_whole_before_the_first_record_of_every_assignment_and_followed() {
+    let mut world = World::new(31);
+    let table = |world: &World, count: usize| {
+        for at in 0..count {
+            let place = TopicPartition::new("out", at as i32 % 3);
+            world.memory.append(&place, 0, Some(b"key"), Some(b"row"), &[]).unwrap();
+        }
+    };
+    table(&world, 700);
+    world.write(300);
+    let handed = Arc::new(Mutex::new(Vec::new()));
+    let config = world.config();
+    let broker = Arc::new(world.memory.clone());
+    let mut only = StageLoop::new(broker, Box::new(Follower::new("in", &handed)), config, &()).unwrap();
+    world.run(&mut [&mut only], 60);
+    let before = tables_before(&handed.lock().unwrap());
+    assert_eq!((before.len(), before.iter().min()), (300, Some(&700)));
+    // What comes later is followed.
+    table(&world, 5);
+    world.run(&mut [&mut only], 10);
+    assert_eq!(
+        handed
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|(topic, ..)| topic == "out")
+            .count(),
+        705
+    );
+    // An abort forgets the table, too.
+    handed.lock().unwrap().clear();
+    let _ = only.recover(Error::abort("test", "an abort"));
+    world.write(20);
+    world.run(&mut [&mut only], 60);
+    let before = tables_before(&handed.lock().unwrap());
+    assert_eq!((before.len(), before.iter().min()), (20, Some(&705)));
+}
+
+#[test]
+fn who_owns_nothing_hears_of_a_change_and_reads_what_it_then_asks_for() {
+    let mut world = World::new(32);
+    world.write(50);
+    let handed = Arc::new(Mutex::new(Vec::new()));
+    let config = world.config();
+    let broker = Arc::new(world.memory.clone());
+    let stage = Follower::new("not there yet", &handed);
+    let mut only = StageLoop::new(broker, Box::new(stage), config, &()).unwrap();
+    world.run(&mut [&mut only], 200);
+    assert_eq!(*handed.lock().unwrap(), []);
+    let side = TopicPartition::new("side", 0);
+    world.memory.append(&side, 0, None, Some(b"in"), &[]).unwrap();
+    world.run(&mut [&mut only], 200);
+    let read = handed
+        .lock()
+        .unwrap()
+        .iter()
+        .filter(|(topic, ..)| topic == "in")
+        .count();
+    assert_eq!(read, 50);
+}

@@ -43,8 +43,8 @@ pub(crate) fn take_as_of(tokens: &[Token]) -> Parsed<(Vec<Token>, Vec<Name>)> {
 struct LookedUp<'a> {
     alias: String,
     table: &'a Table,
-    /// By key column, what it is compared with.
-    key: Vec<SqlExpr>,
+    /// What its functions take: by key column, what that is compared with, then the event time, if it has one.
+    args: Vec<SqlExpr>,
 }
 
 impl LookedUp<'_> {
@@ -56,7 +56,7 @@ impl LookedUp<'_> {
             parameters: FunctionArguments::None,
             args: FunctionArguments::List(FunctionArgumentList {
                 duplicate_treatment: None,
-                args: self.key.iter().map(arg).collect(),
+                args: self.args.iter().map(arg).collect(),
                 clauses: Vec::new(),
             }),
             filter: None,
@@ -106,12 +106,15 @@ pub(crate) fn look_up(
         else {
             let known = context.tables.iter().map(|table| table.name.as_str());
             let help = did_you_mean(&name, known)
-                .unwrap_or_else(|| "CREATE TABLE … WITH (connector = 'file', …) declares one".into());
-            return Err(Diagnostic::new(format!("`{name}` is no table of a file"), span).help(help));
+                .unwrap_or_else(|| "CREATE TABLE … (…, PRIMARY KEY (…)) WITH (…) declares one".into());
+            return Err(Diagnostic::new(format!("`{name}` is no table with a key"), span).help(help));
         };
         let alias = alias.as_ref().map_or(&table.name, |alias| &alias.name.value).clone();
-        let key = key(on, &alias, table, context)?;
-        let joined = LookedUp { alias, table, key };
+        let mut args = key(on, &alias, table, context)?;
+        if table.timed {
+            args.push(SqlExpr::Identifier(Ident::with_quote('"', &source.event_time)));
+        }
+        let joined = LookedUp { alias, table, args };
         if !optional {
             let found = SqlExpr::IsNotNull(Box::new(joined.call(table.found())));
             select.selection = Some(match select.selection.take() {

@@ -337,6 +337,18 @@ impl World {
         Ok(())
     }
 
+    /// What services have said: which of them, when, and the number.
+    pub fn rows(&self) -> &[(usize, i64, f64)] {
+        &self.rows
+    }
+
+    /// A record on the first partition of a topic.
+    pub fn write(&self, topic: &str, key: &str, value: &str) {
+        let place = TopicPartition::new(topic, 0);
+        let (key, value) = (Some(key.as_bytes()), Some(value.as_bytes()));
+        self.memory.append(&place, self.now_ms(), key, value, &[]).unwrap();
+    }
+
     /// Every row that a sink has written, in no order.
     pub fn sink(&self, topic: &str) -> BTreeSet<String> {
         let records = self.memory.read_committed(topic);

@@ -1,0 +1,11 @@
+CREATE SOURCE app (service STRING, code INT, ts TIMESTAMP(3), WATERMARK FOR ts AS ts - INTERVAL '5' SECOND) WITH (topic = 'app', format = 'json');
+CREATE TABLE otlp (service STRING, PRIMARY KEY (service)) WITH (topic = 'o', format = 'otlp_metrics');
+CREATE TABLE latest (service STRING, PRIMARY KEY (service)) WITH (topic = 'o', format = 'json', 'scan.startup.mode' = 'latest');
+CREATE TABLE no_topic (service STRING, PRIMARY KEY (service)) WITH (format = 'json');
+CREATE TABLE other_key (service STRING, PRIMARY KEY (servic)) WITH (topic = 'o', format = 'json');
+CREATE TABLE option (service STRING, PRIMARY KEY (service)) WITH (topic = 'o', format = 'json', path = 'x');
+CREATE TABLE not_a_time (service STRING, n BIGINT, PRIMARY KEY (service), WATERMARK FOR n AS n) WITH (topic = 'o', format = 'json');
+CREATE TABLE headers (service STRING, h MAP<STRING, STRING> METADATA FROM 'headers', PRIMARY KEY (service)) WITH (topic = 'o', format = 'json');
+CREATE TABLE owners (service STRING, team STRING, PRIMARY KEY (service)) WITH (topic = 'owners', format = 'json');
+CREATE VIEW numbers AS SELECT ts, team FROM app JOIN owners FOR SYSTEM_TIME AS OF ts ON app.code = owners.service;
+CREATE VIEW of_failed AS SELECT ts FROM app JOIN latest FOR SYSTEM_TIME AS OF ts ON app.service = latest.service;

@@ -1,0 +1,11 @@
+CREATE SOURCE app (service STRING, zone STRING, ms DOUBLE, ts TIMESTAMP(3), WATERMARK FOR ts AS ts - INTERVAL '5' SECOND) WITH (topic = 'app', format = 'json');
+CREATE SOURCE jobs (id BIGINT, zone STRING, at TIMESTAMP(3), WATERMARK FOR at AS at - INTERVAL '5' SECOND) WITH (topic = 'jobs', format = 'json');
+CREATE FEATURE VIEW a AS SELECT service, zone, window_end, max(ms) AS ms FROM TUMBLE(app, ts, INTERVAL '10 s') GROUP BY service, zone, window_end;
+CREATE FEATURE VIEW b AS SELECT id, zone, window_end, count(*) AS n FROM TUMBLE(jobs, at, INTERVAL '10 s') GROUP BY id, zone, window_end;
+CREATE FEATURE VIEW of_types AS SELECT a.service, n FROM a JOIN b ON a.service = b.id AND a.zone = b.zone AND a.window_end = b.window_end;
+CREATE FEATURE VIEW of_one_key AS SELECT a.service, n FROM a JOIN b ON a.zone = b.zone AND a.window_end = b.window_end;
+CREATE FEATURE VIEW self AS SELECT service FROM self;
+CREATE FEATURE VIEW x AS SELECT service FROM y;
+CREATE FEATURE VIEW y AS SELECT service FROM x;
+CREATE FEATURE VIEW judged AS SELECT service, zone, window_end, ms, ML_DETECT_ANOMALIES(ms, window_end, JSON_OBJECT('minTrainingSize' VALUE 30)) OVER (PARTITION BY service, zone ORDER BY window_end) AS found FROM a;
+CREATE FEATURE VIEW of_judged AS SELECT service FROM judged;

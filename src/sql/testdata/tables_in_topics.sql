@@ -1,0 +1,5 @@
+CREATE SOURCE app (service STRING, code INT, ms DOUBLE, ts TIMESTAMP(3), WATERMARK FOR ts AS ts - INTERVAL '5' SECOND) WITH (topic = 'app', format = 'json');
+CREATE TABLE owners (service STRING METADATA FROM 'key', team STRING FROM 'owner.team', since TIMESTAMP(3), PRIMARY KEY (service) NOT ENFORCED, WATERMARK FOR since AS since) WITH (connector = 'upsert-kafka', topic = 'owners', format = 'json', 'scan.startup.mode' = 'earliest');
+CREATE TABLE codes (code BIGINT, service STRING, name STRING, PRIMARY KEY (service, code)) WITH (connector = 'kafka', topic = 'codes', format = 'json');
+CREATE VIEW owned AS SELECT ts, app.service, o.team, c.name, ms FROM app JOIN owners FOR SYSTEM_TIME AS OF ts AS o ON app.service = o.service LEFT JOIN codes FOR SYSTEM_TIME AS OF app.ts AS c ON app.code = c.code AND app.service = c.service WHERE o.team <> 'nobody';
+CREATE FEATURE VIEW by_team AS SELECT team, name, window_end, count(*) AS n, avg(ms) AS mean_ms FROM TUMBLE(TABLE owned, DESCRIPTOR(ts), INTERVAL '10 s') GROUP BY team, name, window_end;
