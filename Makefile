@@ -21,10 +21,11 @@ test-kubernetes: ## the executor against a real Kubernetes control plane, built 
 soak: ## the tests that take long: a day without faults, a thousand kills each of executor and processors, ten thousand queries
 	@.ci/test -- --ignored a_day a_thousand
 
-check: ## format and lints with warnings as errors, one version of arrow
+check: ## format and lints with warnings as errors, one version of arrow, fuzz targets that compile
 	@.ci/need rust cc make perl
 	cargo fmt --all -- --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo check --manifest-path src/telemetry/fuzz/Cargo.toml --target-dir target/fuzz
 	@.ci/one-arrow
 bench: ## records per second through a real Kafka, beside a raw consumer, and ns per row by step
 	@.ci/need rust cc make perl java mvn

@@ -18,5 +18,6 @@ mod live;
 mod programs;
 mod recovery;
 mod sinks;
+mod sources;
 mod starter;
 mod workload;

@@ -88,6 +88,19 @@ impl Kafka {
         AdminClient::from_config_and_context(&config, Quiet).map_err(|error| classify("admin", &error))
     }
 
+    /// Gives a topic more partitions, as an operator would.
+    #[cfg(feature = "contract")]
+    pub fn grow(&self, topic: &str, partitions: usize) -> Result<(), Error> {
+        let options = AdminOptions::new().request_timeout(Some(CREATION_TIMEOUT));
+        let new = rdkafka::admin::NewPartitions::new(topic, partitions);
+        let results = block_on(self.admin()?.create_partitions([&new], &options));
+        let results = results.map_err(|error| classify("grow a topic", &error))?;
+        match results.into_iter().find_map(Result::err) {
+            Some((topic, code)) => Err(Error::rejected("grow a topic", format!("{topic}: {code}"))),
+            None => Ok(()),
+        }
+    }
+
     fn create(&self, topics: &[&TopicConfig]) -> Result<(), Error> {
         let admin = self.admin()?;
         let settings: Vec<Vec<(&str, String)>> = topics.iter().map(|topic| topic_settings(topic)).collect();
