@@ -118,10 +118,10 @@ fn run_beside_processor(options: &Options, config: Config, pipelines: Arc<[Pipel
         crash: None,
         switches: Switches::default(),
     };
-    let work = thread::Builder::new().name("processor".into()).spawn(move || {
-        processor.ensure_topics()?;
-        processor.run(&StageName::ALL)
-    })?;
+    processor.prepare()?;
+    let work = thread::Builder::new()
+        .name("processor".into())
+        .spawn(move || processor.run(&StageName::ALL))?;
     let stopped = || interrupted.is_requested() || work.is_finished();
     let shown = demo::run(options, broker, &bootstrap, &topics, std::io::stdout(), &stopped);
     shutdown.request();
