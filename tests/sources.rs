@@ -18,7 +18,7 @@ use crate::fleet::{Fleet, Published};
 const MODES: [(&str, &str); 4] = [
     ("early", "'scan.startup.mode' = 'earliest'"),
     ("late", "'scan.startup.mode' = 'latest'"),
-    ("group", "'scan.startup.mode' = 'group-offsets'"),
+    ("kept", "'scan.startup.mode' = 'group-offsets'"),
     (
         "timed",
         "'scan.startup.mode' = 'timestamp', 'scan.startup.timestamp-millis' = {timestamp}",
@@ -149,7 +149,7 @@ fn sources_begin_where_they_say_and_read_every_compression_and_partitions_that_c
     }
     for (name, services) in [
         ("of_late", &[("after", 20)][..]),
-        ("of_group", &[("after", 20)]),
+        ("of_kept", &[("after", 20)]),
         ("of_timed", &[("after", 20), ("between", 30)]),
     ] {
         let found = fleet.wait(name, Duration::from_secs(90), |found| {
