@@ -14,6 +14,7 @@ mod examples;
 mod fleet;
 mod front_door;
 mod kill;
+mod language;
 mod live;
 mod programs;
 mod recovery;

@@ -303,7 +303,7 @@ impl Walk {
         for (table, input) in tables {
             self.records.clear();
             let handle = self.records.partition(&table.source.topic, 0);
-            for at in 0..input.len() as u32 {
+            for at in 0..input.records() as u32 {
                 let (time, key) = ((0, TimestampKind::LogAppend), at.to_le_bytes());
                 // With a value, for without one it would end the row; which, its file tells.
                 self.records

@@ -10,6 +10,7 @@ use protocol::{Outputs, Stage, TimestampKind};
 
 use super::{Files, Input, Lines, RECORDS_PER_CHUNK, Shared, Walk, from_files, split};
 
+const RECORDS_PER_BATCH: usize = 4_096;
 /// Long enough to tell a figure, short enough to wait for.
 const MEASURED: Duration = Duration::from_millis(200);
 
@@ -31,7 +32,7 @@ pub fn cost_per_row(pipeline: &Pipeline, inputs: Vec<Option<Input>>) -> anyhow::
     walk.tables(&tables)?;
     let mut costs = Vec::new();
     for (source, input) in inputs.iter().enumerate() {
-        if let Some(input) = input.as_ref().filter(|input| input.len() > 0) {
+        if let Some(input) = input.as_ref().filter(|input| input.records() > 0) {
             costs.extend(walk.cost(source, input)?.map(|(rows, ns_per_row)| Cost {
                 source: pipeline.sources[source].name.clone(),
                 rows,
@@ -46,13 +47,15 @@ impl Walk {
     /// Rows of one pass, and nanoseconds per row; the first pass is there to warm up.
     fn cost(&mut self, source: usize, input: &Input) -> anyhow::Result<Option<(u64, f64)>> {
         let topic = self.pipeline[0].sources[source].topic.clone();
-        let count = input.len().min(RECORDS_PER_CHUNK) as u32;
+        // As many at a time as a consumer hands out when it has fallen behind, however few the file has.
+        let all = input.records() as u32;
+        let batch = input.records().clamp(RECORDS_PER_BATCH, RECORDS_PER_CHUNK);
         let (mut spent, mut passes, mut one_pass) = (Duration::ZERO, 0u32, 0);
         while spent < MEASURED {
             let before = self.rows();
             self.records.clear();
             let handle = self.records.partition(&topic, 0);
-            for at in 0..count {
+            for at in (0..all).cycle().take(batch) {
                 let offset = &mut self.offsets[source][0];
                 let (time, key) = ((0, TimestampKind::LogAppend), at.to_le_bytes());
                 self.records.push(handle, *offset, time, Some(&key), None, []);
@@ -71,7 +74,10 @@ impl Walk {
             passes += 1;
         }
         let rows = one_pass * u64::from(passes - 1);
-        Ok(Some((one_pass, spent.as_nanos() as f64 / rows as f64)))
+        Ok(Some((
+            one_pass * u64::from(all) / batch as u64,
+            spent.as_nanos() as f64 / rows as f64,
+        )))
     }
 
     fn rows(&self) -> u64 {

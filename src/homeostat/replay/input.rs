@@ -122,8 +122,8 @@ impl Input {
     }
 
     /// How many records there are.
-    pub fn len(&self) -> usize {
-        self.table.as_ref().map_or(self.spans.len(), |table| table.len())
+    pub fn records(&self) -> usize {
+        self.table.as_ref().map_or(self.spans.len(), |table| table.rows())
     }
 
     /// Takes rows as they are written in a case: JSON documents of one source.

@@ -30,7 +30,7 @@ pub struct Table {
 }
 
 impl Table {
-    pub fn len(&self) -> usize {
+    pub fn rows(&self) -> usize {
         self.batch.num_rows()
     }
 
