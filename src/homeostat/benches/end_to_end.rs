@@ -5,10 +5,11 @@
 //! per service and metric, whose every window is published and checked. `RECORDS` and `ROUNDS` change the size. Kafka is the one that
 //! `KAFKA_BOOTSTRAP` names, or one started here, which shares the processors with what is measured: compare, do not add.
 
+mod program;
+
 use std::{
     collections::BTreeMap,
     fs,
-    process::{Child, Command, Stdio},
     sync::{Arc, LazyLock},
     time::{Duration, Instant},
 };
@@ -23,6 +24,7 @@ use homeostat::{
 use kafka::{
     Broker, ConsumerConfig, Memory, Polled, ProducerConfig, Shutdown, Switches, SystemClock, TopicConfig, partitions_of,
 };
+use program::Program;
 use protocol::{Assignment, Batch, Output, Outputs, Stage, TimestampKind, TopicPartition, cloudevent};
 use remediation::Trust;
 use tests::rig;
@@ -194,42 +196,18 @@ struct Ran {
     windows: usize,
 }
 
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// One `homeostat run` over the whole topic, from its start to its last window.
 fn run(broker: &Arc<dyn Broker>, prefix: &str, round: usize, records: usize) -> anyhow::Result<Ran> {
-    let folder = tempfile::tempdir()?;
-    let pipelines = folder.path().join("pipelines/bench");
-    fs::create_dir_all(&pipelines)?;
-    fs::write(pipelines.join("pipeline.sql"), PIPELINE.replace("{prefix}", prefix))?;
     let fleet = format!("{prefix}{round}.");
-    let log = fs::File::create(folder.path().join("log"))?;
     let started = Instant::now();
-    let child = Command::new(env!("CARGO_BIN_EXE_homeostat"))
-        .args(["run", "--pipelines", "pipelines"])
-        .env("KAFKA_BOOTSTRAP", &rig::Kafka::shared().bootstrap)
-        .env("HOMEOSTAT__TOPICS__PREFIX", &fleet)
-        .current_dir(folder.path())
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(log)
-        .spawn()
-        .context("homeostat cannot be started")?;
-    let process = Running(child);
+    let process = Program::run(&PIPELINE.replace("{prefix}", prefix), &fleet)?;
     let records_per_s = progress(broker, &format!("{prefix}app"), &format!("{fleet}aggregate"), records)
-        .with_context(|| fs::read_to_string(folder.path().join("log")).unwrap_or_default())?;
+        .with_context(|| process.said())?;
     let expected = windows(records);
     let found = published(&**broker, &format!("{fleet}anomalies"), expected.len())?;
     let whole_s = started.elapsed().as_secs_f64();
     ensure!(found == expected, "the published windows are not those of the records");
-    let (cpu_s, peak_mb) = usage(process.0.id())?;
+    let (cpu_s, peak_mb) = process.usage()?;
     Ok(Ran {
         records_per_s,
         whole_s,
@@ -307,26 +285,6 @@ fn published(broker: &dyn Broker, topic: &str, wanted: usize) -> anyhow::Result<
         }
     }
     Ok(found)
-}
-
-/// Processor time in seconds and peak resident memory in MB of a process that runs.
-fn usage(pid: u32) -> anyhow::Result<(f64, f64)> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks = |index: usize| {
-        fields
-            .get(index)
-            .and_then(|text| text.parse::<f64>().ok())
-            .unwrap_or_default()
-    };
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let peak = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
-        .unwrap_or_default();
-    let peak_kb: f64 = peak.trim().trim_end_matches(" kB").parse().unwrap_or_default();
-    // Linux counts 100 ticks a second on every platform that it shows to programs.
-    Ok(((ticks(11) + ticks(12)) / 100.0, peak_kb / 1024.0))
 }
 
 /// ns a record in each step, from memory, on one thread: medians of passes, in time on the processor.
