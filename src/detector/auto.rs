@@ -11,6 +11,7 @@ use crate::range_novelty::WARMUP;
 use crate::series::PerFeature;
 use crate::{Detector, Error, Value};
 
+mod displacement;
 mod multivariate;
 mod univariate;
 

@@ -106,6 +106,7 @@ impl Series for Bocpd {
     const NAME: &'static str = NAME;
     const TAG: u8 = 16;
     const VERSION: u8 = 1;
+    const LEVEL: Option<&'static str> = Some("threshold");
 
     fn fresh(_config: &Config, _seed: u64) -> Self {
         Self {

@@ -30,6 +30,37 @@ pub(crate) fn eigen(mut matrix: Vec<f64>, size: usize) -> (Vec<f64>, Vec<f64>) {
     (values, rows)
 }
 
+/// The inverse of a symmetric positive definite matrix, of which the lower triangle is read. Cholesky's factor, published by Benoît, 1924.
+pub(crate) fn inverse(mut matrix: Vec<f64>, size: usize) -> Vec<f64> {
+    for row in 0..size {
+        for column in 0..=row {
+            let products: f64 = (0..column)
+                .map(|at| matrix[row * size + at] * matrix[column * size + at])
+                .sum();
+            let left = matrix[row * size + column] - products;
+            matrix[row * size + column] = if row == column {
+                left.max(f64::MIN_POSITIVE).sqrt()
+            } else {
+                left / matrix[column * size + column]
+            };
+        }
+    }
+    let mut inverse = vec![0.0; size * size];
+    for unit in 0..size {
+        let solved = &mut inverse[unit * size..][..size];
+        solved[unit] = 1.0;
+        for row in unit..size {
+            let products: f64 = (unit..row).map(|at| matrix[row * size + at] * solved[at]).sum();
+            solved[row] = (solved[row] - products) / matrix[row * size + row];
+        }
+        for row in (0..size).rev() {
+            let products: f64 = (row + 1..size).map(|at| matrix[at * size + row] * solved[at]).sum();
+            solved[row] = (solved[row] - products) / matrix[row * size + row];
+        }
+    }
+    inverse
+}
+
 fn rotate(matrix: &mut [f64], vectors: &mut [f64], size: usize, p: usize, q: usize) {
     let off = matrix[p * size + q];
     if off.abs() < 1e-15 {

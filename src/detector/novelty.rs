@@ -11,6 +11,9 @@ use crate::series::{Reading, Series};
 /// A suppressed row of an episode scores at most this: evidence is there, but it is not a new alarm.
 pub(crate) const SAME_EPISODE: f64 = 0.5;
 
+/// After an alarm, evidence must exceed the episode's by so much to be a new one.
+const GROWN: f64 = 1.5;
+
 /// The last 32 known values as positions on the grid.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Recent {
@@ -206,11 +209,12 @@ impl<V: View> Series for Novelty<V> {
     }
 }
 
-/// The evidence where it exceeds the whole episode so far, or may not be learned; a bounded rest of it otherwise.
+/// The evidence where it exceeds the whole episode so far, by far if that alarmed, or may not be learned; a bounded rest of it otherwise.
 pub(crate) fn one_alarm(peaks: &mut Peaks, evidence: f64, learn: bool) -> f64 {
     let highest = peaks.highest();
     peaks.push(evidence);
-    if evidence > highest || !learn {
+    let exceeded = if highest >= 1.0 { GROWN * highest } else { highest };
+    if evidence > exceeded || !learn {
         evidence
     } else {
         evidence.min(SAME_EPISODE)

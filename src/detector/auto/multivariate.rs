@@ -1,16 +1,18 @@
 //! Several features of one entity: how far each one's transitions lie from a slow reference, and how they go together.
 //!
-//! Every feature keeps maps of its transitions two rows apart and of its pairs with two other features ([`crate::cells`]), each
-//! twice: what is *known*, and what is *pending*. A row is held against the known only. Pending turns known in steps that grow with the
-//! history, but not while an alarm stands: so a fault is judged by what was there before it, for its whole length, and a new normal is
-//! accepted in the end.
-//! The score is the distance summed over the features, smoothed over a few rows (a fault moves several features for several
-//! rows, noise does not), over an alarm level: a floor plus a multiple of what is usual for the entity. So an entity whose features
+//! Two views of a row. *Transitions*: every feature keeps maps of its transitions two rows apart and of its pairs with two other features
+//! ([`crate::cells`]), and the row's distances from them are summed. *Displacement*: how far the row lies from the centre of what was, in the metric
+//! of how the features go together ([`super::displacement`]). Both have what is *known* and what is *pending*. A row is
+//! held against the known only. Pending turns known in steps that grow with the history, but not while an alarm stands: so a fault is judged by
+//! what was there before it, for its whole length, and a new normal is accepted in the end.
+//! The score is the mean of the views, each over its alarm level, smoothed over a few rows (a fault moves several features for
+//! several rows, noise does not). A level is a floor plus a multiple of what is usual for the entity. So an entity whose features
 //! always show a little that is new (noise, drift, a short history) is judged by its own calm; what it learns of that while an
 //! alarm stands counts for little.
 
 use std::sync::Arc;
 
+use super::displacement::Displacement;
 use crate::calibration::{Calibration, Promise};
 use crate::cells::{Cells, Grid, Move, SIDE, cell};
 use crate::codec::{Reader, Writer};
@@ -18,7 +20,7 @@ use crate::series::Band;
 use crate::{Detector, Error, Row, Score, State};
 
 const TAG: u8 = 40;
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 const LAG: usize = 2;
 /// Rows over which evidence is smoothed: an exponential mean.
 const SMOOTHING_ROWS: f64 = 3.5;
@@ -28,19 +30,28 @@ const MAPS: usize = 1 + PARTNERS;
 /// What a transition and what all pairs of a feature count for.
 const TRANSITION_SHARE: f64 = 0.7;
 const PAIR_SHARE: f64 = 0.3 / PARTNERS as f64 * 0.8;
-/// The alarm level: a sum of distances, in grids, over all features.
-const LEVEL_FLOOR: f64 = 0.015;
-/// Multiples of the usual sum of distances that the level lies above the floor.
-const LEVEL_USUAL: f64 = 2.0;
-/// Rows that the usual sum remembers.
+/// Alarm levels: of the sum of distances, in grids, and of the displacement, which is about 1 for usual rows.
+const TRANSITIONS: Level = Level {
+    floor: 0.015,
+    multiple: 2.0,
+    row_max: 15.0,
+};
+/// The displacement's multiple grows by so much over the number of features: a mean of few squares is a wild one.
+const DISPLACEMENT_FEW: f64 = 12.0;
+const DISPLACEMENT: Level = Level {
+    floor: 0.3,
+    multiple: 3.1,
+    row_max: 5.0,
+};
+/// What the displacement counts for; the transitions have the rest.
+const DISPLACEMENT_SHARE: f64 = 0.3;
+/// Rows that what is usual remembers.
 const USUAL_ROWS: u32 = 4000;
-/// The usual sum learns no row for more than so many levels, and a row of a standing alarm with this share of its weight.
+/// What is usual learns no row for more than so many levels, and a row of a standing alarm with this share of its weight.
 const USUAL_MAX: f64 = 1.5;
 const USUAL_ALARM_SHARE: f64 = 0.25;
 /// Evidence below which a standing alarm ends.
-const RELEASE: f64 = 0.7;
-/// One row counts for so many alarm levels at most.
-const ROW_MAX: f64 = 15.0;
+const RELEASE: f64 = 0.5;
 /// What a feature can be away from the known at most, in grids.
 const DISTANCE_MAX: f64 = 0.5;
 /// How far off a feature counts in full, and its share beyond: one value far out in a heavy tail is not a fault of the entity.
@@ -79,46 +90,41 @@ impl Detector for Ensemble {
     }
 
     fn state_size_max(&self) -> usize {
-        4 + 9 + Usual::BYTES + Calibration::BYTES + self.features * Feature::BYTES
+        4 + 9
+            + 2 * Usual::BYTES
+            + Calibration::BYTES
+            + Displacement::bytes(self.features)
+            + self.features * Feature::BYTES
     }
 
     fn fresh(&self, _entity: u64) -> Box<dyn State> {
-        Box::new(Entity {
-            config: *self,
-            rows: 0,
-            consolidate_at: self.warmup,
-            alarmed: false,
-            usual: Usual::default(),
-            calibration: Calibration::new(),
-            features: (0..self.features).map(|_| Feature::new()).collect(),
-        })
+        Box::new(Entity::new(*self))
     }
 
     fn restore(&self, _entity: u64, bytes: &[u8]) -> Result<Box<dyn State>, Error> {
         let mut reader = Reader::new(bytes);
         let version = reader.header(TAG, VERSION, self.features)?;
-        let rows = reader.u32()?;
-        let consolidate_at = reader.u32()?;
-        let alarmed = reader.u8()? != 0;
-        let usual = (version >= 2).then(|| Usual::read(&mut reader)).transpose()?;
-        let calibration = Calibration::read(&mut reader)?;
-        let features: Box<[Feature]> = (0..self.features)
-            .map(|_| Feature::read(version, &mut reader))
-            .collect::<Result<_, _>>()?;
+        let mut entity = Entity::new(*self);
+        entity.rows = reader.u32()?;
+        entity.consolidate_at = reader.u32()?;
+        entity.alarmed = reader.u8()? != 0;
+        if version >= 2 {
+            entity.transitions = Usual::read(version, &mut reader)?;
+        }
+        if version >= 3 {
+            entity.displaced = Usual::read(version, &mut reader)?;
+        }
+        entity.calibration = Calibration::read(&mut reader)?;
+        for feature in &mut entity.features {
+            *feature = Feature::read(version, &mut reader)?;
+        }
+        if version >= 3 {
+            entity.displacement = Displacement::read(self.features, self.warmup, &mut reader)?;
+        } else {
+            entity.without_displacement(version);
+        }
         reader.finish()?;
-        Ok(Box::new(Entity {
-            config: *self,
-            rows,
-            consolidate_at,
-            alarmed,
-            // Version 1 had a fixed level: what it saw last is the first that is usual.
-            usual: usual.unwrap_or_else(|| Usual {
-                mean: features.iter().map(|feature| feature.smoothed).sum(),
-                rows: SMOOTHING_ROWS as u32,
-            }),
-            calibration,
-            features,
-        }))
+        Ok(Box::new(entity))
     }
 }
 
@@ -128,9 +134,16 @@ struct Entity {
     consolidate_at: u32,
     /// An alarm stands until evidence falls to [`RELEASE`].
     alarmed: bool,
-    usual: Usual,
+    /// Of the two views.
+    transitions: Usual,
+    displaced: Usual,
     calibration: Calibration,
     features: Box<[Feature]>,
+    displacement: Displacement,
+    /// Of the present row.
+    values: Box<[f64]>,
+    ranges: Box<[f64]>,
+    parts: Box<[f64]>,
 }
 
 impl State for Entity {
@@ -138,16 +151,22 @@ impl State for Entity {
         out.reset(self.features.len());
         let warm = self.rows >= self.config.warmup;
         let known = self.place(row);
-        let total = self.measure(row.learn, warm, &mut out.contributions);
-        let level = self.usual.level();
-        let most = if warm { ROW_MAX * level } else { f64::INFINITY };
-        let clip = if total > most { most / total } else { 1.0 };
-        let mut smoothed = 0.0;
+        let distance = self.measure(row.learn, warm, &mut out.contributions);
+        let displacement = self.displacement.measure(&self.values, &self.ranges, &mut self.parts);
+        let transitions = self.transitions.step(TRANSITIONS, distance, warm);
+        let displacement_level = Level {
+            multiple: DISPLACEMENT.multiple + DISPLACEMENT_FEW / self.features.len() as f64,
+            ..DISPLACEMENT
+        };
+        let displaced = displacement.map(|distance| self.displaced.step(displacement_level, distance, warm));
+        let share = if displaced.is_some() { DISPLACEMENT_SHARE } else { 0.0 };
         for (index, feature) in self.features.iter_mut().enumerate() {
-            let change = out.contributions[index] * clip - f64::from(feature.smoothed);
-            feature.smoothed = (f64::from(feature.smoothed) + change / SMOOTHING_ROWS) as f32;
-            smoothed += f64::from(feature.smoothed);
-            out.contributions[index] = f64::from(feature.smoothed) / level;
+            let moved = displaced.map_or(0.0, |scale| scale * self.parts[index]);
+            let evidence = (1.0 - share) * transitions * out.contributions[index] + share * moved;
+            if warm {
+                feature.smoothed += ((evidence - f64::from(feature.smoothed)) / SMOOTHING_ROWS) as f32;
+            }
+            out.contributions[index] = f64::from(feature.smoothed);
             if let Some(now) = feature.now {
                 let band = feature
                     .band
@@ -157,6 +176,7 @@ impl State for Entity {
         }
         if known && row.learn {
             self.rows = self.rows.saturating_add(1);
+            self.displacement.learn(&self.values, &self.ranges);
             let patience = if self.alarmed { self.rows.min(PATIENCE_ROWS) } else { 0 };
             if self.rows >= self.consolidate_at.saturating_add(patience) {
                 self.consolidate();
@@ -171,7 +191,10 @@ impl State for Entity {
             out.contributions.fill(0.0);
         }
         if known && row.learn && self.rows > self.config.warmup / 2 {
-            self.usual.learn(smoothed, warm, self.alarmed);
+            self.transitions.learn(TRANSITIONS, warm, self.alarmed);
+            if displaced.is_some() {
+                self.displaced.learn(displacement_level, warm, self.alarmed);
+            }
         }
         self.calibration.finish(self.config.promise, row, evidence, out);
     }
@@ -182,15 +205,49 @@ impl State for Entity {
         writer.u32(self.rows);
         writer.u32(self.consolidate_at);
         writer.u8(u8::from(self.alarmed));
-        self.usual.write(&mut writer);
+        self.transitions.write(&mut writer);
+        self.displaced.write(&mut writer);
         self.calibration.write(&mut writer);
         for feature in &self.features {
             feature.write(&mut writer);
         }
+        self.displacement.write(&mut writer);
     }
 }
 
 impl Entity {
+    fn new(config: Ensemble) -> Self {
+        Self {
+            config,
+            rows: 0,
+            consolidate_at: config.warmup,
+            alarmed: false,
+            transitions: Usual::default(),
+            displaced: Usual::EXPECTED,
+            calibration: Calibration::new(),
+            features: (0..config.features).map(|_| Feature::new()).collect(),
+            displacement: Displacement::new(config.features, config.warmup),
+            values: vec![f64::NAN; config.features].into(),
+            ranges: vec![0.0; config.features].into(),
+            parts: vec![0.0; config.features].into(),
+        }
+    }
+
+    /// Before version 3 transitions were all there was, and features were smoothed before they were held against the level, which in version 1
+    /// was fixed: what it saw last is the first that is usual.
+    fn without_displacement(&mut self, version: u8) {
+        let smoothed = self.features.iter().map(|feature| feature.smoothed).sum();
+        if version == 1 {
+            self.transitions.mean = smoothed;
+            self.transitions.rows = SMOOTHING_ROWS as u32;
+        }
+        self.transitions.smoothed = smoothed;
+        let level = TRANSITIONS.of(self.transitions.mean);
+        for feature in &mut self.features {
+            feature.smoothed = (f64::from(feature.smoothed) / level).min(TRANSITIONS.row_max) as f32;
+        }
+    }
+
     /// Takes the row into the grids. True when any of its values is known.
     fn place(&mut self, row: Row<'_>) -> bool {
         let mut known = false;
@@ -208,6 +265,12 @@ impl Entity {
                     position: feature.grid.position(value),
                 }
             });
+            self.values[index] = value.unwrap_or(f64::NAN);
+            self.ranges[index] = if feature.grid.is_empty() {
+                0.0
+            } else {
+                feature.grid.range()
+            };
             let Some(Now { moved: Some(by), .. }) = feature.now else {
                 continue;
             };
@@ -270,26 +333,58 @@ impl Entity {
                 known.merge(pending);
             }
         }
+        self.displacement.consolidate(&self.ranges);
     }
 }
 
-/// What is usual for the sum of distances: a mean with a long memory.
+/// An alarm level: a floor, and a multiple of what is usual above it. One row counts for `row_max` of them at most.
+#[derive(Clone, Copy)]
+struct Level {
+    floor: f64,
+    multiple: f64,
+    row_max: f64,
+}
+
+impl Level {
+    fn of(self, usual: f32) -> f64 {
+        self.floor + self.multiple * f64::from(usual)
+    }
+}
+
+/// What is usual for one view: a mean with a long memory, of what was smoothed over a few rows.
 #[derive(Clone, Copy, Default)]
 struct Usual {
     mean: f32,
     rows: u32,
+    smoothed: f32,
 }
 
 impl Usual {
-    const BYTES: usize = 8;
+    const BYTES: usize = 12;
+    /// Of a displacement before any was seen.
+    const EXPECTED: Self = Self {
+        mean: 1.0,
+        rows: 30,
+        smoothed: 1.0,
+    };
 
-    /// The sum of distances that alarms.
-    fn level(&self) -> f64 {
-        LEVEL_FLOOR + LEVEL_USUAL * f64::from(self.mean)
+    /// Takes in what the view says of a row; answers with what turns it into alarm levels.
+    fn step(&mut self, level: Level, found: f64, warm: bool) -> f64 {
+        let usual = level.of(self.mean);
+        let most = if warm { level.row_max * usual } else { f64::INFINITY };
+        let clip = if found > most { most / found } else { 1.0 };
+        let smoothed = f64::from(self.smoothed);
+        self.smoothed = (smoothed + (found * clip - smoothed) / SMOOTHING_ROWS) as f32;
+        clip / usual
     }
 
-    fn learn(&mut self, sum: f64, warm: bool, alarmed: bool) {
-        let counted = if warm { sum.min(USUAL_MAX * self.level()) } else { sum };
+    fn learn(&mut self, level: Level, warm: bool, alarmed: bool) {
+        let smoothed = f64::from(self.smoothed);
+        let counted = if warm {
+            smoothed.min(USUAL_MAX * level.of(self.mean))
+        } else {
+            smoothed
+        };
         self.rows = (self.rows + 1).min(USUAL_ROWS);
         let share = if alarmed { USUAL_ALARM_SHARE } else { 1.0 };
         let mean = f64::from(self.mean);
@@ -299,17 +394,20 @@ impl Usual {
     fn write(&self, writer: &mut Writer<'_>) {
         writer.f32(self.mean);
         writer.u32(self.rows);
+        writer.f32(self.smoothed);
     }
 
-    fn read(reader: &mut Reader<'_>) -> Result<Self, Error> {
+    fn read(version: u8, reader: &mut Reader<'_>) -> Result<Self, Error> {
         let usual = Self {
             mean: reader.f32()?,
             rows: reader.u32()?,
+            smoothed: if version >= 3 { reader.f32()? } else { 0.0 },
         };
-        if usual.mean.is_finite() && usual.mean >= 0.0 && usual.rows <= USUAL_ROWS {
+        let sound = |value: f32| value.is_finite() && value >= 0.0;
+        if sound(usual.mean) && sound(usual.smoothed) && usual.rows <= USUAL_ROWS {
             Ok(usual)
         } else {
-            Err(Error::State("a usual distance is not one".into()))
+            Err(Error::State("what is usual cannot be".into()))
         }
     }
 }
@@ -331,6 +429,7 @@ struct Feature {
     /// Transitions, then pairs with the next features.
     known: [Cells; MAPS],
     pending: [Cells; MAPS],
+    /// Evidence, in alarm levels.
     smoothed: f32,
     band: Band,
     now: Option<Now>,
@@ -385,7 +484,7 @@ impl Feature {
             *map = Cells::read(reader)?;
         }
         feature.smoothed = reader.f32()?;
-        if !(feature.smoothed >= 0.0 && feature.smoothed <= 10.0) {
+        if !(feature.smoothed >= 0.0 && f64::from(feature.smoothed) <= 2.0 * TRANSITIONS.row_max) {
             return Err(Error::State("a distance is not one".into()));
         }
         if version >= 2 {

@@ -47,6 +47,23 @@ pub enum Baseline {
 }
 
 impl Server {
+    /// The same without the first rows of its train part.
+    pub fn begun_at(&self, row: usize) -> Self {
+        let row = row.min(self.train_rows);
+        Self {
+            name: if row == 0 {
+                self.name.clone()
+            } else {
+                format!("{} from {row}", self.name)
+            },
+            features: self.features,
+            rows: self.rows[row * self.features..].to_vec(),
+            train_rows: self.train_rows - row,
+            labels: self.labels.clone(),
+            step_ms: self.step_ms,
+        }
+    }
+
     pub fn times_ms(&self) -> impl Iterator<Item = i64> + use<> {
         let step_ms = self.step_ms;
         (0..).map(move |row| 1_700_000_000_000 + row * step_ms)

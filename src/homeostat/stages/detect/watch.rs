@@ -126,7 +126,10 @@ impl Watch {
     }
 
     pub(super) fn entity<'a>(&self, part: &'a mut Part, target: &BTreeMap<String, Value>) -> &'a mut Entity {
-        let key = self.key(target);
+        self.entity_at(self.key(target), part, target)
+    }
+
+    fn entity_at<'a>(&self, key: String, part: &'a mut Part, target: &BTreeMap<String, Value>) -> &'a mut Entity {
         part.entities[self.slot].entry(key).or_insert_with_key(|key| Entity {
             state: self.algorithm.fresh(seed(&self.id, key)),
             meta: Meta {
@@ -146,7 +149,8 @@ impl Watch {
         serde_json::to_string(&values).expect("JSON values serialise")
     }
 
-    /// One score per row; `None` where the entity's state already includes this window.
+    /// One score per row; `None` where the entity's state already includes this window. The rows of a window are in the order of their
+    /// keys, as the entities are, so each is found, and its state read, beside the last: reading ahead does not pay here.
     pub(super) fn score(
         &self,
         part: &mut Part,
@@ -168,7 +172,8 @@ impl Watch {
         for row in 0..window.rows.num_rows() {
             let target = self.keys(window.rows.columns(), row);
             let learn = !part.open.contains_key(&target_of(self, &target).1);
-            let entity = self.entity(part, &target);
+            let key = self.key(&target);
+            let entity = self.entity_at(key.clone(), part, &target);
             if offset <= entity.includes {
                 scores.push(None);
                 continue;
@@ -191,7 +196,7 @@ impl Watch {
             );
             entity.meta.last_ms = window.end_ms;
             entity.dirty(offset);
-            scores.push(Some((self.key(&target), score)));
+            scores.push(Some((key, score)));
         }
         Ok(scores)
     }
