@@ -179,7 +179,7 @@ impl Fleet {
                 _ => None,
             }
         });
-        found.unwrap_or(self.config.default_mode)
+        found.unwrap_or_else(|| self.thresholds(service, kind).default_mode)
     }
 
     /// A high-impact action on a detector whose alarms are not yet known to be right needs a person.
@@ -228,7 +228,7 @@ fn control(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
 
 fn protected(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
     let name = &proposal.episode.target.name;
-    let configured = fleet
+    let configured = proposal
         .config
         .protected
         .iter()
@@ -382,10 +382,13 @@ fn flapping(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
 fn in_flight(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
     let own = proposal.case.pending.as_ref().map(|pending| pending.action.action_id);
     let now_ms = fleet.now_ms();
+    // In shadow nothing is done that could get in another's way.
+    let live = proposal.mode > Mode::Shadow;
     let other = proposal
         .target
         .lock
         .as_ref()
+        .filter(|_| live)
         .filter(|lock| Some(lock.action_id) != own && lock.until_ms.is_none_or(|until_ms| now_ms < until_ms));
     let retry = other.and_then(|lock| lock.until_ms).map_or(Retry::Later, Retry::At);
     answer(
@@ -395,12 +398,13 @@ fn in_flight(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
 }
 
 fn cooldown(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
-    let shadow = proposal.mode == Mode::Shadow;
-    let shadowed = proposal.target.last_shadow.as_ref().filter(|_| shadow);
-    let last = [proposal.target.last.as_ref(), shadowed].into_iter().flatten();
+    let last = match proposal.mode {
+        Mode::Shadow => &proposal.target.last_shadow,
+        _ => &proposal.target.last,
+    };
     // The next step of a ladder tries something else on the same incident: waiting for its verdict was wait enough.
     let counts = |last: &&LastAction| last.incident != proposal.case.id || last.kind == proposal.kind;
-    let last = last.filter(counts).max_by_key(|last| last.at_ms);
+    let last = last.as_ref().filter(counts);
     let cooldown_ms = ms(proposal.policy.cooldown);
     let ends_ms = last.map(|last| last.at_ms.saturating_add(cooldown_ms));
     let refused = ends_ms.filter(|ends_ms| fleet.now_ms() < *ends_ms);
