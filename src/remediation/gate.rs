@@ -311,19 +311,38 @@ fn maintenance(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
     )
 }
 
-/// Failures with one cause show within seconds of each other: a first one waits for the others.
+/// Failures with one cause show within seconds of each other: a first one waits for the others. Silence alone may be the way that
+/// telemetry takes: it waits for a second signal, or longer.
 fn hold_down(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
     let config = proposal.config.as_ref();
     let calls = !proposal.policy.latched && fleet.callees(&proposal.episode.target.name).next().is_some();
-    let settle = if calls {
-        config.settle.max(config.settle_callers)
-    } else {
-        config.settle
+    let own = crate::state::group(&proposal.key.pipeline, &proposal.policy.detector);
+    let name = &proposal.episode.target.name;
+    let seconded = fleet
+        .index
+        .sick
+        .iter()
+        .any(|(group, sick)| *group != own && sick.values().any(|sick| sick.name == *name));
+    let settle = match (proposal.policy.latched, seconded, calls) {
+        (true, false, _) => config.settle.max(config.settle_silent),
+        (false, _, true) => config.settle.max(config.settle_callers),
+        _ => config.settle,
     };
-    let ends_ms = proposal.case.opened_ms.saturating_add(ms(settle));
+    let after_ms = |settle| proposal.case.opened_ms.saturating_add(ms(settle));
+    let (soonest_ms, ends_ms) = (after_ms(config.settle), after_ms(settle));
+    // A second signal may come at any time.
+    let retry = match (proposal.policy.latched, fleet.now_ms() < soonest_ms) {
+        (true, true) => Retry::At(soonest_ms),
+        (true, false) => Retry::Later,
+        (false, _) => Retry::At(ends_ms),
+    };
     answer(
-        unless(fleet.now_ms() < ends_ms, Retry::At(ends_ms)),
-        [("ends_ms", json!(ends_ms)), ("settle_s", json!(settle.as_secs_f64()))],
+        unless(fleet.now_ms() < ends_ms, retry),
+        [
+            ("ends_ms", json!(ends_ms)),
+            ("settle_now", json!(settle.as_secs_f64())),
+            ("second_signal_now", json!(seconded)),
+        ],
     )
 }
 

@@ -15,6 +15,7 @@ fn config() -> FleetConfig {
     FleetConfig {
         startup_grace: Duration::ZERO,
         settle: Duration::ZERO,
+        settle_silent: Duration::ZERO,
         ..FleetConfig::default()
     }
 }

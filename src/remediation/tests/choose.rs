@@ -14,6 +14,7 @@ fn world(actions: &[&str]) -> World {
     let config = FleetConfig {
         startup_grace: Duration::ZERO,
         settle: Duration::ZERO,
+        settle_silent: Duration::ZERO,
         verify_for: Duration::from_secs(60),
         limits_service: Vec::new(),
         limits_fleet: Vec::new(),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use protocol::message::{Decision, DecisionKind, OutcomeStatus, TimeProgress};
+use protocol::message::{Anomaly, Decision, DecisionKind, OutcomeStatus, TimeProgress};
 
 use super::{START_MS, World};
 use crate::{Choice, Effect, FleetConfig, Message, Policy};
@@ -24,6 +24,7 @@ fn config() -> FleetConfig {
         default_mode: protocol::message::Mode::Auto,
         startup_grace: Duration::ZERO,
         settle: Duration::ZERO,
+        settle_silent: Duration::ZERO,
         ..FleetConfig::default()
     }
 }
@@ -135,4 +136,34 @@ fn what_no_longer_matters_of_a_service_is_forgotten() {
     world.second();
     let refused = decided(&world.window("silent", "failed", 2.0, &["heal"], &[]));
     assert_eq!(refused.refused_by.as_deref(), Some("breaker"));
+}
+
+#[test]
+fn nothing_from_telemetry_becomes_a_parameter() {
+    let mut world = world(config());
+    world.policies[0].params = [("grace_s".to_owned(), 20.into())].into_iter().collect();
+    world.fleet.set_policies(world.policies.clone());
+    (0..10).for_each(|_| drop(world.second()));
+    let hostile = serde_json::json!("20; rm -rf /");
+    let columns = ["grace_s", "params", "reason", "service_name"].map(|name| (name.to_owned(), hostile.clone()));
+    let data = Anomaly {
+        meets: vec!["heal".into()],
+        columns: columns.into(),
+        features: [("grace_s".to_owned(), Some(9_999.0))].into(),
+        ..world.anomaly("silent", &[("service_name", "cart"), ("zone", "$(reboot)")], 2.0)
+    };
+    let event = world.event(protocol::cloudevent::ANOMALY, &super::key_of("cart"));
+    let effects = world.feed(Message::Anomaly {
+        event: &event,
+        data: &data,
+    });
+    let command = effects.iter().find_map(|effect| match effect {
+        Effect::Action { data, .. } => Some(data),
+        _ => None,
+    });
+    let command = command.expect("it acts");
+    assert_eq!(command.action.params, world.policies[0].params);
+    assert_eq!(command.target.target.name, "cart");
+    let text = serde_json::to_string(&command).unwrap();
+    assert!(!text.contains("rm -rf") && !text.contains("9999"), "{text}");
 }

@@ -88,6 +88,7 @@ actions_partitions = 2
 default_mode = \"auto\"
 startup_grace = \"8s\"
 settle = \"1s\"
+settle_silent = \"1s\"
 verify_after = \"2s\"
 verify_for = \"20s\"
 refusal_interval = \"5s\"
