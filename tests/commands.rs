@@ -591,19 +591,21 @@ fn modes_are_suggested_from_the_record_and_never_set() -> anyhow::Result<()> {
         };
         (decision, verdict)
     };
+    let mut outputs = Vec::new();
     for number in 0..30 {
         if number < 10 {
             let (would, _) = decide(number, "cart", Mode::Shadow, DecisionKind::Shadow);
-            desk.publish([desk.decision(&would)])?;
+            outputs.push(desk.decision(&would));
         }
         for service in ["mail", "billing"] {
             let (asked, _) = decide(number, service, Mode::Approve, DecisionKind::AskApproval);
             let (acted, verdict) = decide(number, service, Mode::Approve, DecisionKind::Act);
-            desk.publish([desk.decision(&asked), desk.decision(&acted), desk.verdict(&verdict)])?;
+            outputs.extend([desk.decision(&asked), desk.decision(&acted), desk.verdict(&verdict)]);
         }
         let (acted, verdict) = decide(number, "db", Mode::Auto, DecisionKind::Act);
-        desk.publish([desk.decision(&acted), desk.verdict(&verdict)])?;
+        outputs.extend([desk.decision(&acted), desk.verdict(&verdict)]);
     }
+    desk.publish(outputs)?;
     // Somebody once said no to a restart of billing.
     let (asked, _) = decide(7, "billing", Mode::Approve, DecisionKind::AskApproval);
     let denied = ApprovalRecord {
@@ -675,7 +677,7 @@ fn two_sets_of_policies_are_tried_on_one_past() -> anyhow::Result<()> {
         let at = protocol::time::to_rfc3339(second * 1_000);
         format!("  {at} restart on {service} by starter.restart_quiet\n")
     };
-    let (checkout, payment) = (line(130, "checkout"), line(430, "payment"));
+    let (checkout, payment) = (line(135, "checkout"), line(435, "payment"));
     told.is(0, "1 passed over")
         .is(
             0,

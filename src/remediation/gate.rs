@@ -333,7 +333,7 @@ fn hold_down(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
     // A second signal may come at any time.
     let retry = match (proposal.policy.latched, fleet.now_ms() < soonest_ms) {
         (true, true) => Retry::At(soonest_ms),
-        (true, false) => Retry::Later,
+        (true, false) => Retry::At(ends_ms.min(fleet.now_ms().saturating_add(ms(config.reconsider).max(1)))),
         (false, _) => Retry::At(ends_ms),
     };
     answer(

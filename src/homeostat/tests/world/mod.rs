@@ -127,9 +127,9 @@ impl Pace {
     };
     /// As collectors are set up, for long times.
     pub const EASY: Self = Self {
-        step_ms: 500,
+        step_ms: 1_000,
         heartbeat_interval_ms: 1_000,
-        row_interval_ms: 2_500,
+        row_interval_ms: 5_000,
     };
 }
 
