@@ -9,22 +9,20 @@ use std::{
 
 use engine::{spec::Pipeline, version::Version};
 use kafka::{Broker, CrashPoint, LoopConfig, Observer, Shutdown, Switches, TopicConfig};
-use protocol::{
-    Stage, Topics,
-    message::{self, Control},
-    signature::Signer,
-};
+use protocol::{Stage, Topics, message::Control, signature::Signer};
 use remediation::{Decide, Trust};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     commands,
     config::Config,
     error::Refused,
     stages::{aggregate, decide, detect},
-    topic_reader,
-    versions::Compiler,
+    versions::{Compiler, History},
 };
+
+/// Waits for the broker that are shorter are nothing to speak of.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// A stage of the walk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -70,9 +68,9 @@ impl Processor {
         self.config.topics()
     }
 
-    /// Runs the stages until a shutdown is requested, or one of them cannot go on.
+    /// Runs the stages, for which [`prepare`](Self::prepare) has made sure of the topics, until a shutdown is requested, or one of
+    /// them cannot go on.
     pub fn run(&self, stages: &[StageName]) -> anyhow::Result<()> {
-        self.ensure_topics()?;
         let failed = Mutex::new(None);
         thread::scope(|scope| {
             for name in stages {
@@ -164,8 +162,8 @@ impl Processor {
         })
     }
 
-    /// Creates what is missing of the fleet's topics.
-    pub fn ensure_topics(&self) -> anyhow::Result<()> {
+    /// Creates what is missing of the fleet's topics, and returns what `control` says.
+    pub fn prepare(&self) -> anyhow::Result<History> {
         let topics = self.topics();
         let counts = (
             self.config.topics.panes_partitions,
@@ -182,29 +180,26 @@ impl Processor {
         retry(&self.shutdown, || {
             ensure_named(&*self.broker, &topics, &self.config, &self.pipelines)
         })?;
-        self.agree_on_generation(&topics)?;
+        let mut history = History::default();
+        retry(&self.shutdown, || {
+            history = History::read(&*self.broker, &topics)?;
+            Ok(())
+        })?;
+        self.agree_on_generation(&topics, history.panes_partitions)?;
         self.look_at_sources();
-        Ok(())
+        Ok(history)
     }
 
     /// Entities are hashed to partitions of `panes`, and their state lies at the same number in `state`: another count of either
     /// would part an entity from its state. The count that the fleet began with stands in `control`.
-    fn agree_on_generation(&self, topics: &Topics) -> anyhow::Result<()> {
+    fn agree_on_generation(&self, topics: &Topics, recorded: Option<i32>) -> anyhow::Result<()> {
         let configured = self.config.topics.panes_partitions;
         let mut counts = [(topics.panes(), None), (topics.state(), None)];
-        let mut recorded = None;
         retry(&self.shutdown, || {
             for (topic, count) in &mut counts {
                 *count = self.broker.partition_count(topic)?;
             }
-            topic_reader::read(&*self.broker, &topics.control(), |record| {
-                let Ok(Control::Generation { panes_partitions }) =
-                    message::read("control", record.value.unwrap_or_default())
-                else {
-                    return;
-                };
-                recorded = Some(panes_partitions);
-            })
+            Ok(())
         })?;
         let found = counts.iter().map(|(topic, count)| (topic.as_str(), *count));
         let found = found.chain([("the fleet's generation record", recorded)]);
@@ -296,7 +291,11 @@ pub fn retry(shutdown: &Shutdown, mut attempt: impl FnMut() -> Result<(), kafka:
     loop {
         match attempt() {
             Err(error) if error.class() == kafka::Class::Retriable && !shutdown.is_requested() => {
-                warn!(%error, "broker does not answer; trying again");
+                // A topic made a moment ago has no leader yet.
+                match wait < PATIENCE {
+                    true => debug!(%error, "trying again"),
+                    false => warn!(%error, "broker does not answer; trying again"),
+                }
                 thread::sleep(wait);
                 wait = (wait * 2).min(Duration::from_secs(5));
             }

@@ -26,6 +26,9 @@ fn read_partition(
     each: &mut impl FnMut(Record<'_>),
 ) -> Result<(), Error> {
     let (low, high) = broker.watermarks(partition)?;
+    if low >= high {
+        return Ok(());
+    }
     let mut consumer = broker.consumer(&ConsumerConfig::new("homeostat-cli", None))?;
     consumer.assign(&[(partition.clone(), low)])?;
     let mut batch = Batch::default();

@@ -56,6 +56,8 @@ pub struct History {
     pub versions: BTreeMap<u64, Applied>,
     /// Older ones have no windows open.
     pub settled: u64,
+    /// How many partitions the fleet's `panes` and `state` began with.
+    pub panes_partitions: Option<i32>,
 }
 
 impl History {
@@ -95,6 +97,7 @@ impl History {
                     history.versions.insert(version, applied);
                 }
                 Ok(Control::PipelinesSettled { version }) => history.settled = history.settled.max(version),
+                Ok(Control::Generation { panes_partitions }) => history.panes_partitions = Some(panes_partitions),
                 _ => {}
             }
         })?;
@@ -215,31 +218,46 @@ pub struct Next {
     pub reason: String,
 }
 
+/// What `control` says once the next version is written, and its number; none where there was nothing to write.
+pub struct Put {
+    pub history: History,
+    pub written: Option<u64>,
+}
+
 /// Writes the next version, as `decide` makes it of those before; `None` writes nothing.
 pub fn put(
     broker: &dyn Broker,
     topics: &Topics,
     now_ms: i64,
     decide: &mut dyn FnMut(&History) -> Result<Option<Next>, Refused>,
-) -> anyhow::Result<Option<u64>> {
+) -> anyhow::Result<Put> {
     for _ in 0..ATTEMPTS_MAX {
-        // Most often there is nothing to write, which needs no transaction.
-        if decide(&History::read(broker, topics)?)?.is_none() {
-            return Ok(None);
-        }
         let client = format!("{}apply", topics.prefix());
         let mut producer = broker.producer(&ProducerConfig::transactional(client.clone(), client))?;
         producer.begin()?;
-        let history = History::read(broker, topics)?;
+        let mut history = History::read(broker, topics)?;
         let Some(next) = decide(&history)? else {
             producer.abort()?;
-            return Ok(None);
+            return Ok(Put { history, written: None });
         };
         let number = history.newest().map_or(1, |newest| newest.number + 1);
-        let outputs = records(topics, number, next, &history, now_ms)?;
+        let applied = Applied {
+            number,
+            texts: next.texts,
+            origin: next.origin,
+            restores: next.restores,
+            by: next.by,
+            at_ms: now_ms,
+            reason: next.reason,
+        };
+        let outputs = records(topics, &applied, &history)?;
         let written = outputs.iter().try_for_each(|output| producer.send(output));
         match written.and_then(|()| producer.commit()) {
-            Ok(()) => return Ok(Some(number)),
+            Ok(()) => {
+                history.versions.insert(number, applied);
+                let written = Some(number);
+                return Ok(Put { history, written });
+            }
             Err(error) => warn!(%error, "the version could not be written; somebody else may have written one"),
         }
     }
@@ -250,17 +268,17 @@ pub fn put(
     )
 }
 
-fn records(topics: &Topics, number: u64, next: Next, history: &History, now_ms: i64) -> Result<Vec<Output>, Refused> {
+fn records(topics: &Topics, applied: &Applied, history: &History) -> Result<Vec<Output>, Refused> {
     let control = Control::Pipelines {
-        version: number,
-        pipelines: next.texts,
-        origin: next.origin,
-        restores: next.restores,
-        by: next.by,
-        at: now_ms,
-        reason: next.reason,
+        version: applied.number,
+        pipelines: applied.texts.clone(),
+        origin: applied.origin,
+        restores: applied.restores,
+        by: applied.by.clone(),
+        at: applied.at_ms,
+        reason: applied.reason.clone(),
     };
-    let scope = control.scope();
+    let (scope, now_ms) = (control.scope(), applied.at_ms);
     let mint = id::derived("control", &[&scope, &now_ms.to_string()]);
     let source = format!("/homeostat/{}/operator", topics.tenant());
     let event = CloudEvent::new(mint, topics.tenant(), &source, cloudevent::CONTROL, &scope, now_ms);
@@ -271,7 +289,7 @@ fn records(topics: &Topics, number: u64, next: Next, history: &History, now_ms: 
         return Err(Refused::new(format!("the pipelines have {bytes} bytes, at most {BYTES_MAX}")).help(help));
     }
     // What nobody can bring back and no window is of.
-    let old = number.saturating_sub(KEPT).min(history.settled);
+    let old = applied.number.saturating_sub(KEPT).min(history.settled);
     let gone = history.versions.range(..old).map(|(number, _)| Output {
         topic: topics.control().into(),
         partition: None,
@@ -302,11 +320,12 @@ pub fn check(history: &History, pipelines: &Arc<[Pipeline]>) -> Result<(), Refus
 pub fn at_start(
     broker: &dyn Broker,
     topics: &Topics,
+    history: History,
     texts: &[PipelineText],
     pipelines: &Arc<[Pipeline]>,
     now_ms: i64,
 ) -> anyhow::Result<Vec<Version>> {
-    put(broker, topics, now_ms, &mut |history| match history.newest() {
+    let mut decide = |history: &History| match history.newest() {
         Some(newest) if newest.texts == texts => Ok(None),
         Some(newest) if newest.origin == PipelinesOrigin::Operator => {
             warn!(
@@ -322,8 +341,13 @@ pub fn at_start(
             }
             Ok(Some(of_folder(texts)))
         }
-    })?;
-    Ok(History::read(broker, topics)?.running()?)
+    };
+    // Most often there is nothing to write, which needs no transaction.
+    let history = match decide(&history)? {
+        None => history,
+        Some(_) => put(broker, topics, now_ms, &mut decide)?.history,
+    };
+    Ok(history.running()?)
 }
 
 fn of_folder(texts: &[PipelineText]) -> Next {
@@ -354,14 +378,14 @@ pub fn watch(
         }
         prepare(&pipelines)?;
         let now_ms = kafka::Clock::now_ms(&kafka::SystemClock);
-        let number = put(&*broker, &topics, now_ms, &mut |history| {
+        let put = put(&*broker, &topics, now_ms, &mut |history| {
             if history.newest().is_some_and(|newest| newest.texts == texts) {
                 return Ok(None);
             }
             check(history, &pipelines)?;
             Ok(Some(of_folder(&texts)))
         })?;
-        info!(version = number, "the folder's pipelines are applied");
+        info!(version = put.written, "the folder's pipelines are applied");
         seen = texts;
         Ok(())
     };

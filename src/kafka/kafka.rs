@@ -72,15 +72,17 @@ impl Kafka {
                 empty.insert(made)
             }
         };
-        let answer = ask(client).map_err(|error| classify("metadata", &error));
+        let answer = ask(client);
         // Serves the library's log lines, which nobody else does for this client.
         while let Some(Ok(_)) = client.poll(Duration::ZERO) {}
-        if answer.is_err() {
+        if let Err(error) = &answer
+            && !has_no_leader_yet(error)
+        {
             // A client between questions that lost its brokers has been seen not to find them again for minutes, while others
             // did: the next question is asked by a new one.
             *held = None;
         }
-        answer
+        answer.map_err(|error| classify("metadata", &error))
     }
 
     fn admin(&self) -> Result<AdminClient<Quiet>, Error> {
@@ -212,6 +214,15 @@ impl Broker for Kafka {
     fn producer(&self, config: &ProducerConfig) -> Result<Box<dyn Producer>, Error> {
         Ok(Box::new(KafkaProducer::new(&self.config, config)?))
     }
+}
+
+/// A broker's answer about a partition that was made a moment ago.
+fn has_no_leader_yet(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        code_of(error),
+        Some(Code::NotLeaderForPartition | Code::LeaderNotAvailable)
+    )
 }
 
 pub(crate) fn check_count(topic: &TopicConfig, actual: i32) -> Result<(), Error> {

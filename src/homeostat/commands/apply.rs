@@ -204,7 +204,7 @@ impl Writer<'_> {
             return Ok(None);
         }
         processor::ensure_named(self.broker, self.topics, self.config, new)?;
-        versions::put(self.broker, self.topics, now_ms(), &mut |history| {
+        let put = versions::put(self.broker, self.topics, now_ms(), &mut |history| {
             let (texts, restores) = make(history)?;
             if history.newest().is_some_and(|newest| newest.texts == texts) {
                 return Ok(None);
@@ -216,7 +216,8 @@ impl Writer<'_> {
                 by: self.author.by.clone(),
                 reason: self.author.reason.clone(),
             }))
-        })
+        });
+        Ok(put?.written)
     }
 
     fn say(&self, changes: &[Change], version: Option<u64>, history: &History) {

@@ -118,6 +118,7 @@ fn run_beside_processor(options: &Options, config: Config, pipelines: Arc<[Pipel
         crash: None,
         switches: Switches::default(),
     };
+    processor.prepare()?;
     let work = thread::Builder::new()
         .name("processor".into())
         .spawn(move || processor.run(&StageName::ALL))?;

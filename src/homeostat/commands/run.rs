@@ -83,10 +83,11 @@ impl Run {
             crash,
             switches,
         };
-        processor.ensure_topics()?;
+        let history = processor.prepare()?;
         let topics = processor.topics();
         let now_ms = kafka::Clock::now_ms(&kafka::SystemClock);
-        processor.versions = versions::at_start(&*processor.broker, &topics, &texts, &processor.pipelines, now_ms)?;
+        let (broker, compiled) = (&*processor.broker, &processor.pipelines);
+        processor.versions = versions::at_start(broker, &topics, history, &texts, compiled, now_ms)?;
         if let Some(newest) = processor.versions.last() {
             processor.pipelines = Arc::clone(&newest.pipelines);
             let names: Vec<&str> = newest.texts.iter().map(|text| text.name.as_str()).collect();

@@ -234,10 +234,10 @@ impl World {
                 skip_fencing: plan.skip_fencing,
             },
         };
-        processor.ensure_topics().unwrap();
+        let history = processor.prepare().unwrap();
         if versioned {
             let (topics, texts) = (processor.topics(), [text_of(text)]);
-            let running = versions::at_start(&memory, &topics, &texts, &processor.pipelines, began_ms);
+            let running = versions::at_start(&memory, &topics, history, &texts, &processor.pipelines, began_ms);
             processor.versions = running.unwrap();
         }
         let executor = Executor::new(&memory, &processor);
@@ -305,7 +305,7 @@ impl World {
                 reason: String::new(),
             }))
         });
-        assert!(written.unwrap().is_some());
+        assert!(written.unwrap().written.is_some());
     }
 
     /// The oldest version of the pipelines that may have windows open.
