@@ -19,7 +19,7 @@ test: ## start a real Kafka, run all tests on it, stop it
 test-kubernetes: ## the executor against a real Kubernetes control plane, built once
 	@.ci/need rust cc make perl go && cargo test --workspace --test kubernetes --locked -- --include-ignored
 soak: ## the tests that take long: a day without faults, a thousand kills each of executor and processors, ten thousand queries
-	@.ci/test -- --ignored a_day a_thousand
+	@.ci/test -- --ignored a_day a_thousand the_bench_of_healing
 
 check: ## format and lints with warnings as errors, one version of arrow, fuzz targets that compile
 	@.ci/need rust cc make perl

@@ -12,9 +12,9 @@ use std::{
 use anyhow::{Context, ensure};
 use kafka::ProducerConfig;
 use protocol::{
-    CloudEvent, Output, Target, cloudevent, id,
+    Batch, CloudEvent, Output, Target, TimestampKind, cloudevent, id,
     message::{Action, ActionBody, ActionTarget, Approval, Explain, Ladder, Timing},
-    signature::Signer,
+    signature::{self, Signer, TrustedKey},
 };
 
 use crate::{
@@ -51,6 +51,8 @@ fn keeps_the_contract(language: &str, file: &str) -> anyhow::Result<()> {
     let example = Example::new(language)?;
     let (ours, theirs) = (Signer::from_seed(&[1; 32]), Signer::from_seed(&[2; 32]));
     fs::write(example.keys().join("homeostat.pem"), ours.public_pem())?;
+    let hand = Signer::from_seed(&[3; 32]);
+    fs::write(example.own_key(), hand.private_pem())?;
     let process = example.start()?;
 
     let good = example.action(1, 60_000);
@@ -125,6 +127,7 @@ fn keeps_the_contract(language: &str, file: &str) -> anyhow::Result<()> {
         );
         let expected = id::outcome(data["action_id"].as_str().unwrap_or("").parse()?, attempt, status);
         assert_eq!(headers["ce_id"], expected.to_string(), "{data}");
+        assert_eq!(signer_of(record, &[&theirs, &hand])?, hand.id(), "{data}");
     }
     assert_eq!(
         example.effects(),
@@ -138,6 +141,22 @@ fn keeps_the_contract(language: &str, file: &str) -> anyhow::Result<()> {
     example.outcomes(&good, 4)?;
     assert_eq!(example.effects().len(), 2);
     Ok(())
+}
+
+/// Whose signature an outcome carries, as the processor checks it.
+fn signer_of(record: &Published, known: &[&Signer]) -> anyhow::Result<String> {
+    let keys: Vec<TrustedKey> = known
+        .iter()
+        .map(|signer| TrustedKey::from_pem(&signer.public_pem()))
+        .collect::<Result<_, _>>()?;
+    let mut batch = Batch::default();
+    let partition = batch.partition("outcomes", 0);
+    let headers = record.headers.iter();
+    let headers = headers.map(|(name, value)| (name.as_str(), value.as_bytes()));
+    let (key, value) = (record.key.as_deref().map(str::as_bytes), record.value.as_deref());
+    batch.push(partition, 0, (0, TimestampKind::LogAppend), key, value, headers);
+    let record = batch.iter().next().context("it was pushed")?;
+    Ok(signature::verify(&record, &keys, 0)?.to_owned())
 }
 
 fn word(record: &Published) -> (String, i64) {
@@ -193,6 +212,11 @@ impl Example {
         self.folder().join("keys")
     }
 
+    /// What it signs its outcomes with.
+    fn own_key(&self) -> PathBuf {
+        self.folder().join("executor.pem")
+    }
+
     fn program(&self) -> PathBuf {
         self.folder().join("restart")
     }
@@ -220,6 +244,7 @@ impl Example {
             .args([&self.fleet.prefix, &self.fleet.tenant])
             .args([claims, self.program()])
             .env("KAFKA_BOOTSTRAP", &self.fleet.bootstrap)
+            .env("EXECUTOR_KEY_FILE", self.own_key())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(&log)?)

@@ -237,6 +237,33 @@ fn wait_for_topic(fleet: &Fleet, topic: &str) {
     }
 }
 
+/// On the live record the same policy comes to the same decision, and one that would only alert to that.
+fn shadow_is_tried_again_on_what_the_fleet_recorded(fleet: &Fleet, shadow: &Decision) {
+    let ours = fs::read_to_string(fleet.folder.path().join("fleet/starter/pipeline.sql")).unwrap();
+    let milder = ours.replace("DO ACTION 'restart'", "DO ACTION 'alert'");
+    assert_ne!(ours, milder);
+    fs::write(fleet.folder.path().join("starter.sql"), milder).unwrap();
+    let policies = ["--policy", "fleet/starter", "--policy", "starter.sql"];
+    let told = fleet.operator(&[["backtest"].as_slice(), &policies, &["--output", "json"]].concat());
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    for (report, only, action) in [(0, "only_first", "restart"), (1, "only_second", "alert")] {
+        let fired = &told["reports"][report]["fired"];
+        assert_eq!(fired.as_array().map(Vec::len), Some(1), "{told}");
+        assert_eq!(fired[0]["incident_id"], shadow.incident_id.to_string(), "{told}");
+        assert_eq!(
+            (&fired[0]["verdict"], &fired[0]["action"]),
+            (&"shadow".into(), &action.into())
+        );
+        assert_eq!(&told["difference"][only], fired);
+    }
+    let why = fleet.operator(&["explain-decision", &shadow.decision_id.to_string()]);
+    assert!(why.contains("would restart checkout, had the mode allowed"), "{why}");
+    assert!(
+        why.contains(&format!("evidence: anomaly {}: window ", shadow.evidence[0])),
+        "{why}"
+    );
+}
+
 #[test]
 fn the_starter_watches_in_shadow_and_asks_when_told_to() {
     let mut fleet = Fleet::new();
@@ -288,6 +315,7 @@ fn the_starter_watches_in_shadow_and_asks_when_told_to() {
     });
     assert_eq!(live, None, "shadow asks nobody to do anything");
     fleet.operator(&["status"]);
+    shadow_is_tried_again_on_what_the_fleet_recorded(&fleet, &shadow);
     fleet.stop();
 
     // The same pipeline in APPROVE, and the fleet told that it may ask.

@@ -26,6 +26,7 @@ pub const CONFIG: &str = "
 default_mode = \"auto\"
 startup_grace = \"0s\"
 settle = \"0s\"
+settle_silent = \"0s\"
 telemetry_lag_max = \"100years\"
 fleet_sick_share = 1.0
 fleet_sick_max = 1000

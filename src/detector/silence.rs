@@ -38,7 +38,7 @@ pub(crate) const PARAMETERS: &[Parameter] = &[
             min_ms: 1,
             max_ms: 30 * DAY_MS,
         },
-        default: "5 s",
+        default: "30 s",
         expected: "a duration from 1 ms to 30 days",
         help: "floor of a learned timeout",
     },

@@ -244,3 +244,25 @@ fn explain(error: &figment::Error) -> Refused {
     Refused::new(format!("configuration{place}{at}: {}", error.kind))
         .help("`homeostat config` prints every key with its default")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_threshold_is_shown_with_the_default_that_counts() {
+        let defaults = FleetConfig::default();
+        assert_eq!(load_text("").unwrap().decide, defaults);
+        let decide = DEFAULTS.split("[decide]").nth(1).unwrap();
+        let keys = serde_json::to_value(&defaults).unwrap();
+        let choose = keys["choose"].as_object().unwrap().keys();
+        for key in keys.as_object().unwrap().keys().chain(choose) {
+            // The one is the binary's to set, the other a table.
+            let shown = decide.lines().any(|line| line.starts_with(&format!("{key} = ")));
+            assert!(
+                shown || ["tenant", "choose"].contains(&key.as_str()),
+                "{key} is not shown"
+            );
+        }
+    }
+}

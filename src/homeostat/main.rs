@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use homeostat::{
     commands::{
-        apply, backtest, choose, control, demo, detect, diff, explain_decision, keys, model, preview, replay, run,
-        schemas, status, suggest, test, validate,
+        apply, approve, backtest, choose, control, demo, detect, diff, explain_decision, keys, model, preview, replay,
+        run, schemas, status, suggest, test, validate,
     },
     error::{Differs, Found, NotHealed, Refused},
 };
@@ -39,8 +39,8 @@ enum Command {
     Preview(preview::Preview),
     Status(status::Status),
     Incidents(status::Incidents),
-    Approve(control::Approve),
-    Deny(control::Deny),
+    Approve(approve::Approve),
+    Deny(approve::Deny),
     Approver(control::SetApprover),
     Cancel(control::Cancel),
     Pause(control::Pause),
@@ -48,6 +48,9 @@ enum Command {
     Mode(control::SetMode),
     Suggest(suggest::Suggest),
     Maintenance(control::Maintenance),
+    Protect(control::Protect),
+    Thresholds(control::Thresholds),
+    Reset(control::Reset),
     Train(choose::Train),
     Choose(choose::Choose),
     Keys(keys::Keys),
@@ -83,6 +86,9 @@ fn main() -> ExitCode {
         Command::Mode(command) => command.run(),
         Command::Suggest(command) => command.run(),
         Command::Maintenance(command) => command.run(),
+        Command::Protect(command) => command.run(),
+        Command::Thresholds(command) => command.run(),
+        Command::Reset(command) => command.run(),
         Command::Train(command) => command.run(),
         Command::Choose(command) => command.run(),
         Command::Keys(command) => command.run(),

@@ -14,7 +14,9 @@ use std::fmt;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use ed25519_dalek::{
     Signature, Signer as _, SigningKey, VerifyingKey,
-    pkcs8::{DecodePrivateKey, DecodePublicKey, EncodePrivateKey, EncodePublicKey, spki::der::pem::LineEnding},
+    pkcs8::{
+        DecodePrivateKey, DecodePublicKey, EncodePrivateKey, EncodePublicKey, KeypairBytes, spki::der::pem::LineEnding,
+    },
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -119,8 +121,13 @@ impl Signer {
         &self.id
     }
 
+    /// Without the public half beside it (PKCS#8 version 1): OpenSSL and what builds on it reads no other.
     pub fn private_pem(&self) -> String {
-        let pem = self.key.to_pkcs8_pem(LineEnding::LF);
+        let key = KeypairBytes {
+            secret_key: self.key.to_bytes(),
+            public_key: None,
+        };
+        let pem = key.to_pkcs8_pem(LineEnding::LF);
         pem.expect("32 bytes always encode").to_string()
     }
 

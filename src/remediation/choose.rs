@@ -16,7 +16,7 @@ pub use bandit::{Arm, Draw, draw};
 pub use encode::{Encoder, Value};
 pub use evaluate::{Estimate, Evaluation, Logged, Promotion, evaluate, promote};
 pub use forest::{Forest, Tree};
-pub use history::{Drawing, examples, log};
+pub use history::{Drawing, examples, halves, log};
 pub use model::{Example, Model, Ranking, TrainError, TrainOptions, train};
 
 #[cfg(test)]

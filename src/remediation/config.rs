@@ -23,6 +23,9 @@ pub struct FleetConfig {
     /// The same, for a service that calls others: theirs may be the cause, and show later.
     #[serde(with = "readable")]
     pub settle_callers: Duration,
+    /// The same, for a service that is merely silent: while no other detector alarms about it, silence alone is a suspicion.
+    #[serde(with = "readable")]
+    pub settle_silent: Duration,
     /// How long after an executor's success the effect is first judged.
     #[serde(with = "readable")]
     pub verify_after: Duration,
@@ -190,6 +193,7 @@ impl Default for FleetConfig {
             startup_grace: minutes(5),
             settle: Duration::from_secs(10),
             settle_callers: Duration::from_secs(30),
+            settle_silent: Duration::from_secs(15),
             verify_after: Duration::from_secs(30),
             verify_for: minutes(3),
             worse_ratio: 1.25,

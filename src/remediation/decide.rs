@@ -132,7 +132,8 @@ impl Fleet {
 
     /// What the incident would do next and what the gates say of it; `None` when everything was tried.
     fn next(&self, key: &EpisodeKey, policy: &Policy, episode: &Episode, case: &Case) -> Option<(Next, Judgement)> {
-        let untired = case.tries < self.config.attempts_max.max(1);
+        let service = &episode.target.name;
+        let untired = |kind: &str| case.tries < self.thresholds(service, kind).attempts_max.max(1);
         if case.pending.is_none()
             && let Some(kind) = &case.undo
         {
@@ -147,13 +148,13 @@ impl Fleet {
                 propensity: pending.propensity,
                 choice: pending.choice.clone(),
             },
-            (None, Choice::Fixed(kind)) if untired => Next::only(kind, 1),
-            (None, Choice::Ladder(kinds)) if untired => {
-                Next::only(kinds.get(case.step.checked_sub(1)? as usize)?, kinds.len())
-            }
-            (None, Choice::Choose(kinds)) => return self.pick(key, policy, episode, case, kinds),
-            _ => return None,
+            (None, Choice::Fixed(kind)) => Next::only(kind, 1),
+            (None, Choice::Ladder(kinds)) => Next::only(kinds.get(case.step.checked_sub(1)? as usize)?, kinds.len()),
+            (None, Choice::Choose(_)) => return self.pick(key, policy, episode, case),
         };
+        if case.pending.is_none() && !untired(&next.kind) {
+            return None;
+        }
         let judgement = self.judge(key, policy, episode, &next.kind)?;
         Some((next, judgement))
     }
@@ -186,8 +187,12 @@ impl Fleet {
         let Some(gate) = judgement.refused_by().map(str::to_owned) else {
             return;
         };
+        let Some(episode) = self.state.episodes.get(key) else {
+            return;
+        };
         let now_ms = self.now_ms();
-        let interval_ms = ms(self.config.refusal_interval);
+        let config = self.thresholds(&episode.target.name, &next.kind);
+        let (interval_ms, reconsider_ms) = (ms(config.refusal_interval), ms(config.reconsider).max(1));
         let ordinal = self.edit_case(key, |case| {
             let same = case.refused_by.as_deref() == Some(gate.as_str());
             case.refused_by = Some(gate.clone());
@@ -205,7 +210,7 @@ impl Fleet {
         }
         let wake_ms = match retry {
             Retry::At(at_ms) => Some(at_ms.max(now_ms + 1)),
-            Retry::Later => Some(self.reconsider_ms()),
+            Retry::Later => Some(now_ms.saturating_add(reconsider_ms)),
             Retry::Control | Retry::Never => None,
         };
         let state = match retry {
@@ -542,16 +547,12 @@ impl Fleet {
         let (now_ms, incident, target) = (self.now_ms(), case.id, episode.target.key());
         let limits_service = self.thresholds(&episode.target.name, kind).limits_service.clone();
         self.edit_target(&target, |state| {
-            state.acted.record(now_ms, shadow, &limits_service);
-            let last = LastAction {
+            let action = LastAction {
                 at_ms: now_ms,
                 kind: kind.to_owned(),
                 incident,
             };
-            match shadow {
-                true => state.last_shadow = Some(last),
-                false => state.last = Some(last),
-            }
+            state.record(action, shadow, &limits_service);
         });
         let budget = self.state.budgets.entry(policy.id()).or_default();
         budget.record(now_ms, shadow, &policy.limits);
@@ -655,8 +656,7 @@ impl Fleet {
             let name = protocol::Target::from_key(&key).map(|target| target.name);
             if name.is_ok_and(|name| crate::config::glob(service, &name)) {
                 self.edit_target(&key, |state| {
-                    state.failures = 0;
-                    state.failed_ms = 0;
+                    (state.failures, state.failed_ms, state.broken) = (0, 0, false);
                 });
             }
         }

@@ -2,13 +2,18 @@
 
 use protocol::{
     Target,
-    message::{Decision, DecisionKind, Gate, VerdictRecord},
+    message::{Anomaly, Decision, DecisionKind, Gate, VerdictRecord},
     time,
 };
 use serde_json::Value;
+use uuid::Uuid;
 
-/// Lines of text for people, most important first.
-pub fn explain(decision: &Decision, verdict: Option<&VerdictRecord>) -> Vec<String> {
+/// Lines of text for people, most important first. `anomaly` finds what the decision rests on, as far as it is still on record.
+pub fn explain<'a>(
+    decision: &Decision,
+    verdict: Option<&VerdictRecord>,
+    anomaly: impl Fn(Uuid) -> Option<&'a Anomaly>,
+) -> Vec<String> {
     let name =
         Target::from_key(&decision.target_key).map_or_else(|_| decision.target_key.clone(), |target| target.name);
     let action = decision
@@ -30,9 +35,13 @@ pub fn explain(decision: &Decision, verdict: Option<&VerdictRecord>) -> Vec<Stri
         decision.detector,
         decision.score
     ));
-    for evidence in &decision.evidence {
-        lines.push(format!("evidence: anomaly {evidence}"));
-    }
+    let seen = |id: &Uuid| anomaly(*id).map_or_else(|| "no longer on record".to_owned(), evidence);
+    lines.extend(
+        decision
+            .evidence
+            .iter()
+            .map(|id| format!("evidence: anomaly {id}: {}", seen(id))),
+    );
     lines.extend(decision.gates.iter().map(gate));
     if let Some(choice) = &decision.choice {
         let model = choice.model.as_deref().unwrap_or("none");
@@ -69,8 +78,38 @@ pub fn explain(decision: &Decision, verdict: Option<&VerdictRecord>) -> Vec<Stri
             verdict.score_before,
             verdict.reason
         ));
+    } else if decision.verdict == DecisionKind::Act {
+        lines.push(format!("came of it: not judged yet{}", expected.unwrap_or_default()));
     }
     lines
+}
+
+/// What one window showed: its score, and the features, those that the score comes from first.
+fn evidence(anomaly: &Anomaly) -> String {
+    const SHOWN: usize = 5;
+    let part = |name: &str| anomaly.contributions.get(name).copied().unwrap_or(0.0);
+    let mut features: Vec<(&str, f64)> = anomaly
+        .features
+        .iter()
+        .filter_map(|(name, value)| Some((name.as_str(), (*value)?)))
+        .collect();
+    features.sort_by(|(a, _), (b, _)| part(b).abs().total_cmp(&part(a).abs()).then(a.cmp(b)));
+    let shown: Vec<String> = features
+        .iter()
+        .take(SHOWN)
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    format!(
+        "window {} to {}, score {:.3}, {}",
+        time::to_rfc3339(anomaly.window_start),
+        time::to_rfc3339(anomaly.window_end),
+        anomaly.score,
+        if shown.is_empty() {
+            "no features".into()
+        } else {
+            shown.join(" ")
+        }
+    )
 }
 
 fn gate(gate: &Gate) -> String {

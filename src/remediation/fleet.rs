@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::{
     Effect, FleetConfig, Input, Message, Policy,
-    config::{glob, ms},
+    config::glob,
     observe::Counters,
     state::{Case, Episode, EpisodeKey, InForce, Index, Peak, State, StateKey, TargetState},
 };
@@ -136,12 +136,24 @@ impl Fleet {
         for key in due {
             self.on_time(&key, out);
         }
+        self.forget(now_ms);
         let Some(watermark_ms) = self.watermark_ms() else {
             return;
         };
         let due = self::due(&self.index.event_wakes, watermark_ms);
         for key in due {
             self.on_watermark(&key, watermark_ms, out);
+        }
+    }
+
+    /// Forgets services of which nothing matters any more, a few at a time.
+    fn forget(&mut self, now_ms: i64) {
+        const AT_ONCE: usize = 64;
+        let due = self.index.forgets.iter().take_while(|(at_ms, _)| *at_ms <= now_ms);
+        let due: Vec<String> = due.take(AT_ONCE).map(|(_, key)| key.clone()).collect();
+        for key in due {
+            self.replace_target(key.clone(), None);
+            self.dirty.insert(StateKey::Target(key));
         }
     }
 
@@ -299,11 +311,6 @@ impl Fleet {
 
     pub(crate) fn policy(&self, key: &EpisodeKey) -> Option<Arc<Policy>> {
         self.policies.get(&(key.pipeline.clone(), key.policy.clone())).cloned()
-    }
-
-    /// The soonest that a refused incident is worth another look.
-    pub(crate) fn reconsider_ms(&self) -> i64 {
-        self.now_ms().saturating_add(ms(self.config.reconsider).max(1))
     }
 }
 

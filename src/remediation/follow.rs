@@ -255,8 +255,13 @@ impl Fleet {
     }
 
     fn on_verify_time(&mut self, key: &EpisodeKey, watch: &Watch, out: &mut Vec<Effect>) {
-        let late_ms = watch.to_ms.saturating_add(ms(self.config.telemetry_lag_max));
-        let clear = self.state.episodes.get(key).is_some_and(|episode| episode.clear);
+        let Some(episode) = self.state.episodes.get(key) else {
+            return;
+        };
+        let clear = episode.clear;
+        let kind = episode.pending().map_or("*", |pending| &pending.action.action.kind);
+        let lag_max_ms = ms(self.thresholds(&episode.target.name, kind).telemetry_lag_max);
+        let late_ms = watch.to_ms.saturating_add(lag_max_ms);
         if clear {
             self.look_at_signal(key, out);
         } else if self.now_ms() >= late_ms {
@@ -482,13 +487,15 @@ impl Fleet {
             .targets
             .get(target)
             .is_some_and(|state| self.failures(state, &config) == 0);
+        let (max, forget_ms) = (config.breaker_failures, ms(config.breaker_forget));
         self.edit_target(target, |state| {
             if failed {
                 state.failures = if forgotten { 1 } else { state.failures + 1 };
                 state.failed_ms = now_ms;
+                state.broken = max > 0 && state.failures >= max;
+                state.keep(now_ms, forget_ms);
             } else {
-                state.failures = 0;
-                state.failed_ms = 0;
+                (state.failures, state.failed_ms, state.broken) = (0, 0, false);
             }
         });
         let Some(episode) = self.state.episodes.get(key) else {

@@ -179,7 +179,7 @@ impl Fleet {
                 _ => None,
             }
         });
-        found.unwrap_or(self.config.default_mode)
+        found.unwrap_or_else(|| self.thresholds(service, kind).default_mode)
     }
 
     /// A high-impact action on a detector whose alarms are not yet known to be right needs a person.
@@ -228,7 +228,7 @@ fn control(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
 
 fn protected(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
     let name = &proposal.episode.target.name;
-    let configured = fleet
+    let configured = proposal
         .config
         .protected
         .iter()
@@ -311,19 +311,38 @@ fn maintenance(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
     )
 }
 
-/// Failures with one cause show within seconds of each other: a first one waits for the others.
+/// Failures with one cause show within seconds of each other: a first one waits for the others. Silence alone may be the way that
+/// telemetry takes: it waits for a second signal, or longer.
 fn hold_down(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
     let config = proposal.config.as_ref();
     let calls = !proposal.policy.latched && fleet.callees(&proposal.episode.target.name).next().is_some();
-    let settle = if calls {
-        config.settle.max(config.settle_callers)
-    } else {
-        config.settle
+    let own = crate::state::group(&proposal.key.pipeline, &proposal.policy.detector);
+    let name = &proposal.episode.target.name;
+    let seconded = fleet
+        .index
+        .sick
+        .iter()
+        .any(|(group, sick)| *group != own && sick.values().any(|sick| sick.name == *name));
+    let settle = match (proposal.policy.latched, seconded, calls) {
+        (true, false, _) => config.settle.max(config.settle_silent),
+        (false, _, true) => config.settle.max(config.settle_callers),
+        _ => config.settle,
     };
-    let ends_ms = proposal.case.opened_ms.saturating_add(ms(settle));
+    let after_ms = |settle| proposal.case.opened_ms.saturating_add(ms(settle));
+    let (soonest_ms, ends_ms) = (after_ms(config.settle), after_ms(settle));
+    // A second signal may come at any time.
+    let retry = match (proposal.policy.latched, fleet.now_ms() < soonest_ms) {
+        (true, true) => Retry::At(soonest_ms),
+        (true, false) => Retry::At(ends_ms.min(fleet.now_ms().saturating_add(ms(config.reconsider).max(1)))),
+        (false, _) => Retry::At(ends_ms),
+    };
     answer(
-        unless(fleet.now_ms() < ends_ms, Retry::At(ends_ms)),
-        [("ends_ms", json!(ends_ms)), ("settle_s", json!(settle.as_secs_f64()))],
+        unless(fleet.now_ms() < ends_ms, retry),
+        [
+            ("ends_ms", json!(ends_ms)),
+            ("settle_now", json!(settle.as_secs_f64())),
+            ("second_signal_now", json!(seconded)),
+        ],
     )
 }
 
@@ -382,10 +401,13 @@ fn flapping(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
 fn in_flight(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
     let own = proposal.case.pending.as_ref().map(|pending| pending.action.action_id);
     let now_ms = fleet.now_ms();
+    // In shadow nothing is done that could get in another's way.
+    let live = proposal.mode > Mode::Shadow;
     let other = proposal
         .target
         .lock
         .as_ref()
+        .filter(|_| live)
         .filter(|lock| Some(lock.action_id) != own && lock.until_ms.is_none_or(|until_ms| now_ms < until_ms));
     let retry = other.and_then(|lock| lock.until_ms).map_or(Retry::Later, Retry::At);
     answer(
@@ -395,12 +417,13 @@ fn in_flight(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
 }
 
 fn cooldown(fleet: &Fleet, proposal: &Proposal<'_>) -> Answer {
-    let shadow = proposal.mode == Mode::Shadow;
-    let shadowed = proposal.target.last_shadow.as_ref().filter(|_| shadow);
-    let last = [proposal.target.last.as_ref(), shadowed].into_iter().flatten();
+    let last = match proposal.mode {
+        Mode::Shadow => &proposal.target.last_shadow,
+        _ => &proposal.target.last,
+    };
     // The next step of a ladder tries something else on the same incident: waiting for its verdict was wait enough.
     let counts = |last: &&LastAction| last.incident != proposal.case.id || last.kind == proposal.kind;
-    let last = last.filter(counts).max_by_key(|last| last.at_ms);
+    let last = last.as_ref().filter(counts);
     let cooldown_ms = ms(proposal.policy.cooldown);
     let ends_ms = last.map(|last| last.at_ms.saturating_add(cooldown_ms));
     let refused = ends_ms.filter(|ends_ms| fleet.now_ms() < *ends_ms);

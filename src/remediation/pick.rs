@@ -75,10 +75,9 @@ impl Fleet {
         policy: &Policy,
         episode: &Episode,
         case: &Case,
-        kinds: &[String],
     ) -> Option<(Next, Judgement)> {
         let config = &self.config.choose;
-        let kinds = if kinds.is_empty() { &config.actions } else { kinds };
+        let kinds = policy.action.kinds(&config.actions);
         let context = self.situation(key, episode, case);
         let model = self.model(policy);
         let ranking = model.map(|in_force| in_force.model.choose(&context));

@@ -56,8 +56,19 @@ pub enum Choice {
     Fixed(String),
     /// DO LADDER (restart, …): each step once, in order, until one heals.
     Ladder(Vec<String>),
-    /// DO CHOOSE: the learned model picks among these.
+    /// DO CHOOSE: the learned model picks among these; without any, among the fleet's.
     Choose(Vec<String>),
+}
+
+impl Choice {
+    /// Every kind of action that it may come to; `fleets` are those of a learned choice that names none.
+    pub(crate) fn kinds<'a>(&'a self, fleets: &'a [String]) -> &'a [String] {
+        match self {
+            Self::Fixed(kind) => std::slice::from_ref(kind),
+            Self::Choose(kinds) if kinds.is_empty() => fleets,
+            Self::Ladder(kinds) | Self::Choose(kinds) => kinds,
+        }
+    }
 }
 
 impl Policy {

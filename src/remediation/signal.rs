@@ -286,7 +286,10 @@ impl Fleet {
         }) else {
             return;
         };
-        if by_itself {
+        // What another policy did at the service meanwhile may have ended it as well.
+        let acted = self.state.targets.get(&target).and_then(|state| state.last.as_ref());
+        let acted = acted.is_some_and(|last| last.incident != case.id && last.at_ms >= case.opened_ms);
+        if by_itself && !acted {
             self.flip(key, &target);
         } else {
             self.edit_target(&target, |state| drop(state.flips.remove(&key.name())));
@@ -306,9 +309,10 @@ impl Fleet {
     /// A service changed between sick and healthy, and no action of ours did it.
     fn flip(&mut self, key: &EpisodeKey, target: &str) {
         let now_ms = self.now_ms();
-        let from_ms = now_ms.saturating_sub(ms(self.config.flips_within));
-        let keep = self.config.flips_max as usize + 1;
+        let (within_ms, max) = self.flapping(key);
+        let (from_ms, keep) = (now_ms.saturating_sub(within_ms), max as usize + 1);
         self.edit_target(target, |state| {
+            state.keep(now_ms, within_ms);
             state.flips.entry(key.name()).or_default().push(now_ms);
             state.flips.retain(|_, times| {
                 times.retain(|&at_ms| at_ms > from_ms);
@@ -316,6 +320,19 @@ impl Fleet {
                 !times.is_empty()
             });
         });
+    }
+
+    /// For how long, and how many, changes are remembered: as the strictest of the actions that could follow asks.
+    fn flapping(&self, key: &EpisodeKey) -> (i64, u32) {
+        let (Some(policy), Some(episode)) = (self.policy(key), self.state.episodes.get(key)) else {
+            return (ms(self.config.flips_within), self.config.flips_max);
+        };
+        let kinds = policy.action.kinds(&self.config.choose.actions);
+        let asked = kinds.iter().map(|kind| {
+            let config = self.thresholds(&episode.target.name, kind);
+            (ms(config.flips_within), config.flips_max)
+        });
+        asked.fold((0, 0), |(within_ms, max), (a, b)| (within_ms.max(a), max.max(b)))
     }
 
     /// Moves an incident to a state and says so, unless nothing changed.

@@ -16,13 +16,14 @@ use uuid::Uuid;
 
 use crate::choose::{Model, Value};
 use crate::{
-    Error, Fleet, FleetConfig,
+    Error, Fleet,
     config::{Limit, ms},
     graph::Calls,
     storm::Storm,
 };
 
-/// Times of what was done, for limits. Shadow decisions are kept apart: they use up no budget.
+/// Times of what was done, for limits. Shadow decisions are kept apart: neither uses up the other's budget, so that a policy in shadow
+/// beside one in force says what it would have done in its place.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct History {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -50,20 +51,9 @@ impl History {
         times.drain(..excess);
     }
 
-    /// When nothing here matters to these limits any more.
-    pub(crate) fn forget_ms(&self, limits: &[Limit]) -> Option<i64> {
-        let last = self.live.last().max(self.shadow.last())?;
-        let longest = limits.iter().map(|limit| ms(limit.per)).max().unwrap_or(0);
-        Some(last.saturating_add(longest))
-    }
-
-    /// The first limit that one more action would exceed. Live actions are judged by live ones only, shadow by both.
+    /// The first limit that one more action would exceed.
     pub(crate) fn exhausted(&self, limits: &[Limit], now_ms: i64, shadow: bool) -> Option<Exhausted> {
-        let mut times = self.live.clone();
-        if shadow {
-            times.extend(&self.shadow);
-            times.sort_unstable();
-        }
+        let times = if shadow { &self.shadow } else { &self.live };
         limits.iter().find_map(|&limit| {
             let per_ms = ms(limit.per);
             let from = times.partition_point(|&at| at <= now_ms.saturating_sub(per_ms));
@@ -267,6 +257,12 @@ pub(crate) struct TargetState {
     /// Failed verdicts in a row.
     pub failures: u32,
     pub failed_ms: i64,
+    /// There were as many as the breaker takes: until a person resets, or an action heals, nothing here is forgotten.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub broken: bool,
+    /// By the thresholds of the service, what is here matters until then.
+    #[serde(default)]
+    pub keep_until_ms: i64,
     /// Changes between sick and healthy that no action caused, by policy and entity.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub flips: BTreeMap<String, Vec<i64>>,
@@ -276,28 +272,29 @@ impl TargetState {
     /// Cooldowns are the policies', and may be long: what was done is remembered for a day at least.
     const REMEMBERED_MS: i64 = 24 * 3_600_000;
 
+    /// Remembers what is here for so long from now on, at least.
+    pub(crate) fn keep(&mut self, now_ms: i64, for_ms: i64) {
+        self.keep_until_ms = self.keep_until_ms.max(now_ms.saturating_add(for_ms));
+    }
+
+    /// Counts an action in the limits, and as the last one.
+    pub(crate) fn record(&mut self, action: LastAction, shadow: bool, limits: &[Limit]) {
+        let longest_ms = limits.iter().map(|limit| ms(limit.per)).max().unwrap_or(0);
+        self.keep(action.at_ms, longest_ms.max(Self::REMEMBERED_MS));
+        self.acted.record(action.at_ms, shadow, limits);
+        match shadow {
+            true => self.last_shadow = Some(action),
+            false => self.last = Some(action),
+        }
+    }
+
     /// When nothing here matters any more; `None` while a lock or an open breaker waits for somebody.
-    pub(crate) fn forget_ms(&self, config: &FleetConfig) -> Option<i64> {
+    pub(crate) fn forget_ms(&self) -> Option<i64> {
         let lock_ms = match &self.lock {
             Some(lock) => lock.until_ms?,
             None => 0,
         };
-        if config.breaker_failures > 0 && self.failures >= config.breaker_failures {
-            return None;
-        }
-        let last = [&self.last, &self.last_shadow]
-            .into_iter()
-            .flatten()
-            .map(|last| last.at_ms);
-        let acted_ms = last.max().map(|at_ms| at_ms.saturating_add(Self::REMEMBERED_MS));
-        let failed_ms = (self.failures > 0).then(|| self.failed_ms.saturating_add(ms(config.breaker_forget)));
-        let flip = self.flips.values().filter_map(|times| times.last()).max();
-        let flips_ms = flip.map(|at_ms| at_ms.saturating_add(ms(config.flips_within)));
-        let limits_ms = self.acted.forget_ms(&config.limits_service);
-        [Some(lock_ms), acted_ms, failed_ms, flips_ms, limits_ms]
-            .into_iter()
-            .flatten()
-            .max()
+        (!self.broken).then_some(self.keep_until_ms.max(lock_ms))
     }
 }
 
@@ -606,13 +603,13 @@ impl Fleet {
     }
 
     pub(crate) fn replace_target(&mut self, key: String, value: Option<TargetState>) {
-        let old = self.state.targets.get(&key).and_then(|old| old.forget_ms(&self.config));
+        let old = self.state.targets.get(&key).and_then(TargetState::forget_ms);
         if let Some(ms) = old {
             self.index.forgets.remove(&(ms, key.clone()));
         }
         match value.filter(|value| *value != TargetState::default()) {
             Some(value) => {
-                if let Some(ms) = value.forget_ms(&self.config) {
+                if let Some(ms) = value.forget_ms() {
                     self.index.forgets.insert((ms, key.clone()));
                 }
                 self.state.targets.insert(key, value);

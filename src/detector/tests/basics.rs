@@ -91,14 +91,22 @@ fn silence_is_the_gap_over_the_timeout() {
 
 #[test]
 fn silence_learns_each_entitys_own_pace() {
-    let detector = build("silence", &[("timeout", text("auto"))], 0).unwrap();
-    let (mut quick, mut slow) = (detector.fresh(0), detector.fresh(1));
+    let learned = |more: &[(&str, Value)]| {
+        let options = [&[("timeout", text("auto"))], more].concat();
+        build("silence", &options, 0).unwrap()
+    };
+    let detector = learned(&[("min_timeout", text("5 s"))]);
+    let (mut quick, mut slow, mut floored) = (detector.fresh(0), detector.fresh(1), learned(&[]).fresh(2));
     for beat in 0..200i64 {
         score(&mut *quick, beat * 2_000, &[(beat * 2_000) as f64]);
+        score(&mut *floored, beat * 2_000, &[(beat * 2_000) as f64]);
         score(&mut *slow, beat * 60_000, &[(beat * 60_000) as f64]);
     }
     let (quick_end, slow_end) = (199 * 2_000, 199 * 60_000);
     assert!(score(&mut *quick, quick_end + 10_000, &[]).is_anomaly());
+    // Whatever it learned, thirty seconds are the floor, unless somebody says otherwise.
+    assert!(!score(&mut *floored, quick_end + 29_000, &[]).is_anomaly());
+    assert!(score(&mut *floored, quick_end + 30_000, &[]).is_anomaly());
     assert!(!score(&mut *slow, slow_end + 90_000, &[]).is_anomaly());
     assert!(score(&mut *slow, slow_end + 240_000, &[]).is_anomaly());
 }

@@ -2,7 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use protocol::{Topics, message::Mode, time};
+use protocol::{
+    Target, Topics,
+    message::{DecisionKind, Mode},
+    time,
+};
 use remediation::{
     FleetConfig, Policy,
     backtest::{Assume, Difference, Fired, Recorded, Report, Success, backtest},
@@ -114,6 +118,7 @@ fn print_report(path: &Path, report: &Report) {
         report.incidents,
         report.fired.len()
     );
+    report.fired.iter().map(line).for_each(|line| println!("  {line}"));
     for (gate, count) in &report.refusals {
         println!("  refused by {gate}: {count}");
     }
@@ -150,11 +155,20 @@ fn print_difference(difference: &Difference) {
         println!("{sign}: {}", only.len());
         only.iter().map(line).for_each(|line| println!("  {line}"));
     }
+    for (gate, first, second) in difference.refusals.iter().filter(|(_, first, second)| first != second) {
+        println!("refused by {gate}: {first} by the first, {second} by the second");
+    }
 }
 
 fn line(fired: &Fired) -> String {
     let at = time::to_rfc3339(fired.at);
-    format!("{at} {} on {} by {}", fired.action, fired.target_key, fired.policy)
+    let how = match fired.verdict {
+        DecisionKind::Shadow => " (in shadow)",
+        DecisionKind::AskApproval => " (after a yes)",
+        DecisionKind::Act | DecisionKind::Refuse => "",
+    };
+    let service = Target::from_key(&fired.target_key).map_or_else(|_| fired.target_key.clone(), |target| target.name);
+    format!("{at} {} on {service} by {}{how}", fired.action, fired.policy)
 }
 
 #[cfg(test)]

@@ -53,7 +53,7 @@ impl Train {
                 .help("give a number from 0 to 1")
                 .into());
         }
-        let past = table::past(&read(&self.input)?).map_err(|error| unusable(&self.input, &error))?;
+        let past = past(&self.input)?;
         let options = TrainOptions {
             trees: self.trees,
             margin: self.margin,
@@ -97,6 +97,11 @@ impl Choose {
         println!("{} incidents answered", asked.len());
         Ok(())
     }
+}
+
+/// A table of past incidents.
+pub(super) fn past(path: &Path) -> anyhow::Result<table::Past> {
+    Ok(table::past(&read(path)?).map_err(|error| unusable(path, &error))?)
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {

@@ -1,19 +1,15 @@
 //! The operator's word: everything that changes what the fleet does enters through `control` or `approvals`.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use anyhow::Context;
 use kafka::{Broker, ProducerConfig};
 use protocol::{
-    CloudEvent, Topics, cloudevent, id,
-    message::{self, ApprovalRecord, Control, Decision, Incident, IncidentState, Mode},
+    CloudEvent, Output, Topics, cloudevent, id,
+    message::{self, Control, Decision, Mode},
 };
+use serde_json::{Map, Value};
 
-use super::{keys, status};
 use crate::{config, error::Refused, topic_reader};
 
 /// Where the fleet is.
@@ -70,8 +66,11 @@ pub struct Resume {
 #[command(after_help = "Example: homeostat mode auto --service cart --action restart")]
 pub struct SetMode {
     /// off, shadow, approve or auto
-    #[arg(value_parser = parse_mode)]
-    mode: Mode,
+    #[arg(value_parser = parse_mode, required_unless_present = "withdraw")]
+    mode: Option<Mode>,
+    /// Takes the record back: what is less specific counts again, at last decide.default_mode
+    #[arg(long, conflicts_with = "mode")]
+    withdraw: bool,
     /// A service's name; * for all
     #[arg(long, default_value = "*")]
     service: String,
@@ -100,14 +99,55 @@ pub struct Maintenance {
     author: Author,
 }
 
-/// To what, and with whose key.
+/// Puts a service out of reach of every action, whatever the configuration says.
 #[derive(clap::Args, Debug)]
-struct Answer {
-    /// Approval id or action id, or the beginning of one
-    id: String,
-    /// The private key to sign with, where the fleet lists approvers; --by is the name there
-    #[arg(long, value_name = "FILE", env = "HOMEOSTAT_APPROVER_KEY")]
-    key_file: Option<PathBuf>,
+#[command(after_help = "Example: homeostat protect billing --reason 'month end'")]
+pub struct Protect {
+    /// A service's name; * stands for any text
+    service: String,
+    /// Takes the protection back; what the configuration protects stays protected
+    #[arg(long)]
+    withdraw: bool,
+    #[command(flatten)]
+    fleet: Fleet,
+    #[command(flatten)]
+    author: Author,
+}
+
+/// Says that a person has looked: breakers close, and escalated incidents are considered again.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Example: homeostat reset cart --reason 'disk replaced'")]
+pub struct Reset {
+    /// A service's name; * stands for any text
+    service: String,
+    #[command(flatten)]
+    fleet: Fleet,
+    #[command(flatten)]
+    author: Author,
+}
+
+/// Sets thresholds of the decide stage for a service and action, in place of what was set for the two before.
+#[derive(clap::Args, Debug)]
+#[command(
+    after_help = "Example: homeostat thresholds breaker_failures=5 verify_for=5m --service cart --action restart"
+)]
+pub struct Thresholds {
+    /// KEY=VALUE with keys of the configuration's [decide]; a value is text or JSON
+    #[arg(value_name = "KEY=VALUE", value_parser = parse_threshold, required_unless_present = "withdraw")]
+    set: Vec<(String, Value)>,
+    /// A service's name; * stands for any text
+    #[arg(long, default_value = "*")]
+    service: String,
+    /// An action's name; * stands for any text
+    #[arg(long, default_value = "*")]
+    action: String,
+    /// Takes the record back: the configuration counts again
+    #[arg(long, conflicts_with = "set")]
+    withdraw: bool,
+    #[command(flatten)]
+    fleet: Fleet,
+    #[command(flatten)]
+    author: Author,
 }
 
 /// Takes an approver's right to answer away, or gives it back.
@@ -122,30 +162,6 @@ pub struct SetApprover {
     /// Answers count again
     #[arg(long, conflicts_with = "revoke")]
     restore: bool,
-    #[command(flatten)]
-    fleet: Fleet,
-    #[command(flatten)]
-    author: Author,
-}
-
-/// Grants what a policy asked for.
-#[derive(clap::Args, Debug)]
-#[command(after_help = "Example: homeostat approve 5f0c…  (`homeostat status` lists what waits)")]
-pub struct Approve {
-    #[command(flatten)]
-    answer: Answer,
-    #[command(flatten)]
-    fleet: Fleet,
-    #[command(flatten)]
-    author: Author,
-}
-
-/// Refuses what a policy asked for.
-#[derive(clap::Args, Debug)]
-#[command(after_help = "Example: homeostat deny 5f0c… --reason 'deploy under way'")]
-pub struct Deny {
-    #[command(flatten)]
-    answer: Answer,
     #[command(flatten)]
     fleet: Fleet,
     #[command(flatten)]
@@ -168,6 +184,14 @@ pub fn parse_mode(text: &str) -> Result<Mode, String> {
     serde_json::from_value(text.into()).map_err(|_| "one of off, shadow, approve, auto".to_owned())
 }
 
+fn parse_threshold(text: &str) -> Result<(String, Value), String> {
+    let (key, value) = text
+        .split_once('=')
+        .ok_or("a threshold is KEY=VALUE, as verify_for=5m")?;
+    let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
+    Ok((key.to_owned(), value))
+}
+
 /// Publishes one control record, which replaces an earlier one of its scope.
 pub fn publish(broker: &dyn Broker, topics: &Topics, control: &Control, now_ms: i64) -> anyhow::Result<()> {
     let scope = control.scope();
@@ -177,7 +201,7 @@ pub fn publish(broker: &dyn Broker, topics: &Topics, control: &Control, now_ms: 
     send(broker, &event.output(topics.control(), control))
 }
 
-fn send(broker: &dyn Broker, output: &protocol::Output) -> anyhow::Result<()> {
+pub(super) fn send(broker: &dyn Broker, output: &Output) -> anyhow::Result<()> {
     let mut producer = broker.producer(&ProducerConfig::once("homeostat-cli"))?;
     producer.send(output)?;
     producer.flush().with_context(|| format!("writing to {}", output.topic))
@@ -191,6 +215,21 @@ pub fn now_ms() -> i64 {
 fn say(fleet: &Fleet, control: &Control, said: &str) -> anyhow::Result<()> {
     let (broker, topics, _) = fleet.open()?;
     publish(&*broker, &topics, control, now_ms())?;
+    println!("{said}");
+    Ok(())
+}
+
+/// Takes the record of a scope back, as a tombstone.
+fn withdraw(fleet: &Fleet, scope: String, said: &str) -> anyhow::Result<()> {
+    let (broker, topics, _) = fleet.open()?;
+    let tombstone = Output {
+        topic: topics.control().into(),
+        partition: None,
+        key: Some(scope.into_bytes()),
+        value: None,
+        headers: Vec::new(),
+    };
+    send(&*broker, &tombstone)?;
     println!("{said}");
     Ok(())
 }
@@ -229,18 +268,24 @@ impl SetMode {
     pub fn run(&self) -> anyhow::Result<()> {
         let Author { by, reason } = self.author.clone();
         let (service, action) = (self.service.clone(), self.action.clone());
-        let said = format!("mode of {action} on {service} is at most {:?}", self.mode).to_lowercase();
-        say(
-            &self.fleet,
-            &Control::Mode {
-                service,
-                action,
-                mode: self.mode,
-                by,
-                reason,
-            },
-            &said,
-        )
+        // Without one it is withdrawn, and what the record says does not matter.
+        let mode = self.mode.unwrap_or(Mode::Off);
+        let said = format!("mode of {action} on {service} is at most {mode:?}").to_lowercase();
+        let control = Control::Mode {
+            service,
+            action,
+            mode,
+            by,
+            reason,
+        };
+        match self.withdraw {
+            true => withdraw(
+                &self.fleet,
+                control.scope(),
+                "withdrawn: what is less specific counts again",
+            ),
+            false => say(&self.fleet, &control, &said),
+        }
     }
 }
 
@@ -268,6 +313,67 @@ impl Maintenance {
     }
 }
 
+impl Protect {
+    pub fn run(&self) -> anyhow::Result<()> {
+        let Author { by, reason } = self.author.clone();
+        let service = self.service.clone();
+        let said = format!("protected: nothing acts on {service}");
+        let control = Control::Protected { service, by, reason };
+        match self.withdraw {
+            true => withdraw(
+                &self.fleet,
+                control.scope(),
+                "withdrawn: the configuration's `protected` alone counts",
+            ),
+            false => say(&self.fleet, &control, &said),
+        }
+    }
+}
+
+impl Reset {
+    pub fn run(&self) -> anyhow::Result<()> {
+        let Author { by, reason } = self.author.clone();
+        let service = self.service.clone();
+        let said = format!("reset: breakers of {service} are closed, and what was escalated is considered again");
+        let control = Control::Reset {
+            service,
+            by,
+            at: now_ms(),
+            reason,
+        };
+        say(&self.fleet, &control, &said)
+    }
+}
+
+impl Thresholds {
+    pub fn run(&self) -> anyhow::Result<()> {
+        let Author { by, reason } = self.author.clone();
+        let set: Map<String, Value> = self.set.iter().cloned().collect();
+        let (service, action) = (self.service.clone(), self.action.clone());
+        let said = format!("{action} on {service}: {}", Value::from(set.clone()));
+        let decide = config::load(self.fleet.config.as_deref())?.decide;
+        decide.with(&set).map_err(|reason| {
+            Refused::new(format!("not set: {reason}"))
+                .help("`homeostat config` prints every key of [decide] with its default")
+        })?;
+        let control = Control::Thresholds {
+            service,
+            action,
+            set,
+            by,
+            reason,
+        };
+        match self.withdraw {
+            true => withdraw(
+                &self.fleet,
+                control.scope(),
+                "withdrawn: the configuration counts again",
+            ),
+            false => say(&self.fleet, &control, &said),
+        }
+    }
+}
+
 impl SetApprover {
     pub fn run(&self) -> anyhow::Result<()> {
         let Author { by, reason } = self.author.clone();
@@ -283,30 +389,6 @@ impl SetApprover {
             reason,
         };
         say(&self.fleet, &control, &said)
-    }
-}
-
-impl Approve {
-    pub fn run(&self) -> anyhow::Result<()> {
-        answer(
-            &self.fleet,
-            &self.answer,
-            &self.author,
-            cloudevent::APPROVAL_GRANTED,
-            "granted",
-        )
-    }
-}
-
-impl Deny {
-    pub fn run(&self) -> anyhow::Result<()> {
-        answer(
-            &self.fleet,
-            &self.answer,
-            &self.author,
-            cloudevent::APPROVAL_DENIED,
-            "denied",
-        )
     }
 }
 
@@ -359,82 +441,4 @@ fn on_record(broker: &dyn Broker, topics: &Topics, id: &str) -> anyhow::Result<B
         }
     })?;
     Ok(actions)
-}
-
-/// Requests for approval that wait for somebody, oldest first. Whether one still does is the fleet's word alone: an answer may be one
-/// of several that are needed, or one that does not count.
-pub fn waiting(broker: &dyn Broker, topics: &Topics, now_ms: i64) -> anyhow::Result<Vec<ApprovalRecord>> {
-    let mut requests: BTreeMap<uuid::Uuid, ApprovalRecord> = BTreeMap::new();
-    topic_reader::read(broker, &topics.approvals(), |record| {
-        let (Some(kind), Some(value)) = (CloudEvent::kind_of(&record), record.value) else {
-            return;
-        };
-        let Ok(approval) = message::read::<ApprovalRecord>("approval", value) else {
-            return;
-        };
-        // An incident asks once at a time.
-        if kind == cloudevent::APPROVAL_REQUESTED {
-            requests.insert(approval.incident_id, approval);
-        }
-    })?;
-    let open = status::incidents(broker, &topics.incidents(), false)?;
-    let asks = |incident: &Incident| incident.state == IncidentState::AwaitingApproval;
-    let asking: BTreeSet<uuid::Uuid> = open
-        .iter()
-        .filter(|incident| asks(incident))
-        .map(|incident| incident.incident_id)
-        .collect();
-    requests.retain(|incident, _| asking.contains(incident));
-    let mut waiting: Vec<_> = requests
-        .into_values()
-        .filter(|request| request.expires_at > now_ms)
-        .collect();
-    waiting.sort_by_key(|request| request.requested_at);
-    Ok(waiting)
-}
-
-fn answer(fleet: &Fleet, answer: &Answer, author: &Author, kind: &str, said: &str) -> anyhow::Result<()> {
-    let (broker, topics, config) = fleet.open()?;
-    let signer = answer.key_file.as_deref().map(keys::signer).transpose()?;
-    let id = answer.id.as_str();
-    if signer.is_none() && !config.approver.is_empty() {
-        return Err(Refused::new("this fleet counts signed answers only")
-            .help("--key-file or HOMEOSTAT_APPROVER_KEY names your private key; --by is your name in [[approver]]")
-            .into());
-    }
-    let waiting = waiting(&*broker, &topics, now_ms())?;
-    let named = |request: &&ApprovalRecord| {
-        request.approval_id.to_string().starts_with(id) || request.action_id.to_string().starts_with(id)
-    };
-    let mut found = waiting.iter().filter(named);
-    let request = match (found.next(), found.next()) {
-        (Some(request), None) => request,
-        (None, _) => {
-            return Err(Refused::new(format!(
-                "nothing that waits for approval has an id beginning with {id:?}"
-            ))
-            .help("`homeostat status` lists what waits; an expired or answered request waits no more")
-            .into());
-        }
-        (Some(_), Some(_)) => {
-            return Err(Refused::new(format!("several requests begin with {id:?}"))
-                .help("give more of the id")
-                .into());
-        }
-    };
-    let mut answer = request.clone();
-    answer.by = Some(author.by.clone());
-    answer.reason = Some(author.reason.clone()).filter(|reason| !reason.is_empty());
-    let mint = id::derived("answer", &[kind, &request.approval_id.to_string(), &author.by]);
-    let source = format!("/homeostat/{}/operator", topics.tenant());
-    let mut event = CloudEvent::new(mint, topics.tenant(), &source, kind, &request.target_key, now_ms());
-    event.correlation_id = Some(request.incident_id);
-    event.causation_id = Some(request.approval_id);
-    let mut output = event.output(topics.approvals(), &answer);
-    if let Some(signer) = signer {
-        signer.sign(&mut output);
-    }
-    send(&*broker, &output)?;
-    println!("{said}: action {} on {}", request.action_id, request.target_key);
-    Ok(())
 }

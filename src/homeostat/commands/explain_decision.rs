@@ -1,6 +1,9 @@
 //! `homeostat explain-decision`: why something was done, or was not.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
+
+use protocol::message::Anomaly;
+use remediation::backtest::Past;
 
 use super::{Output, control::Fleet, print_json, recording::Recording};
 use crate::error::Refused;
@@ -23,6 +26,14 @@ pub struct ExplainDecision {
 impl ExplainDecision {
     pub fn run(&self) -> anyhow::Result<()> {
         let recording = Recording::open(&self.fleet, self.input.as_deref())?;
+        let anomalies: BTreeMap<uuid::Uuid, &Anomaly> = recording
+            .past
+            .iter()
+            .filter_map(|recorded| match &recorded.message {
+                Past::Anomaly { event, data } => Some((event.id, data)),
+                _ => None,
+            })
+            .collect();
         let named = |id: uuid::Uuid| !self.id.is_empty() && id.to_string().starts_with(&self.id);
         let mut found = 0;
         for decision in &recording.decisions {
@@ -38,10 +49,17 @@ impl ExplainDecision {
             let of_action = |id| recording.verdicts.iter().find(|verdict| verdict.action_id == id);
             let verdict = decision.action_id.and_then(of_action);
             match self.output {
-                Output::Json => print_json(&serde_json::json!({"decision": decision, "verdict": verdict})),
+                Output::Json => {
+                    let evidence: Vec<&Anomaly> = decision
+                        .evidence
+                        .iter()
+                        .filter_map(|id| anomalies.get(id).copied())
+                        .collect();
+                    print_json(&serde_json::json!({"decision": decision, "evidence": evidence, "verdict": verdict}));
+                }
                 Output::Text => {
                     println!("decision {}", decision.decision_id);
-                    for line in remediation::explain(decision, verdict) {
+                    for line in remediation::explain(decision, verdict, |id| anomalies.get(&id).copied()) {
                         println!("  {line}");
                     }
                 }

@@ -1,6 +1,7 @@
 //! What `homeostat` can be told to do, one file each.
 
 pub mod apply;
+pub mod approve;
 pub mod backtest;
 pub mod choose;
 pub mod control;

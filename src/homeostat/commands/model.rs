@@ -3,13 +3,17 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
+use kafka::Shutdown;
 use protocol::{
     CloudEvent, Topics, cloudevent,
-    message::{self, Control, Journal},
+    message::{self, Control, Decision, Journal, VerdictRecord},
 };
-use remediation::choose::{self, Drawing, Evaluation, Model as Learned, Promotion, evaluate, promote};
+use remediation::choose::{
+    self, Drawing, Evaluation, Model as Learned, Promotion, TrainOptions, evaluate, promote, train,
+};
 
 use super::{
     Output,
@@ -17,7 +21,7 @@ use super::{
     print_json,
     recording::Recording,
 };
-use crate::{error::Refused, topic_reader};
+use crate::{error::Refused, signals, topic_reader};
 
 /// Shows, promotes and rolls back the models that choose actions.
 #[derive(clap::Args, Debug)]
@@ -46,6 +50,25 @@ enum What {
         /// Puts it in force whatever the record says; needs --reason
         #[arg(long)]
         force: bool,
+        /// Says what would happen and changes nothing
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        fleet: Fleet,
+        #[command(flatten)]
+        author: Author,
+    },
+    /// Learns a model from the verdicts on record, and puts it in force if those that it did not learn from say that it is no worse
+    Retrain {
+        /// pipeline.policy, or * for every policy without a model of its own
+        #[arg(long, default_value = "*")]
+        policy: String,
+        /// A table as `homeostat train` takes it, learned from as well
+        #[arg(long, value_name = "FILE")]
+        past: Option<PathBuf>,
+        /// Again and again, so far apart, until it is stopped: 1day
+        #[arg(long, value_parser = humantime::parse_duration)]
+        every: Option<Duration>,
         /// Says what would happen and changes nothing
         #[arg(long)]
         dry_run: bool,
@@ -93,14 +116,35 @@ impl Model {
                         .into());
                 }
                 let model = read(file)?;
-                let may = judge(fleet, &model, *force)?;
-                match (may, dry_run) {
-                    (Err(refused), _) => Err(refused.into()),
-                    (Ok(()), true) => Ok(()),
-                    (Ok(()), false) => {
-                        let written = serde_json::from_slice(&model.to_json())?;
-                        put_in_force(fleet, policy, author, written, &model.version())
+                let record = Record::open(fleet, policy)?;
+                let said = match (record.judge(fleet, &model)?, *force) {
+                    (Err(said), false) => {
+                        return Err(Refused::new(said)
+                            .help("the model in force stays; --force with --reason overrules")
+                            .into());
                     }
+                    (Err(said), true) => Some(said),
+                    (Ok(()), _) => None,
+                };
+                said.iter()
+                    .for_each(|said| println!("{said}; put in force all the same"));
+                match dry_run {
+                    true => Ok(()),
+                    false => put_in_force(fleet, policy, author, &model),
+                }
+            }
+            What::Retrain {
+                policy,
+                past,
+                every,
+                dry_run,
+                fleet,
+                author,
+            } => {
+                let once = || retrain(fleet, policy, past.as_deref(), *dry_run, author);
+                match every {
+                    None => once()?.map_err(|said| Refused::new(said).help("the model in force stays").into()),
+                    Some(every) => repeat(*every, once),
                 }
             }
             What::Rollback { policy, fleet, author } => roll_back(fleet, policy, author),
@@ -116,36 +160,106 @@ fn read(file: &Path) -> anyhow::Result<Learned> {
     Ok(model)
 }
 
-/// What the decisions on record say of a model. Whether it may be put in force is the inner result.
-fn judge(fleet: &Fleet, model: &Learned, force: bool) -> anyhow::Result<Result<(), Refused>> {
-    let config = crate::config::load(fleet.config.as_deref())?.decide.choose;
-    let recording = Recording::open(fleet, None)?;
-    let drawing = Drawing {
-        propensity_min: config.propensity_min,
-        propensity_max: config.propensity_max,
-        prior_strength: config.prior_strength,
+/// Decisions of the policies that a model would choose for, and what came of them.
+struct Record {
+    decisions: Vec<Decision>,
+    verdicts: Vec<VerdictRecord>,
+}
+
+impl Record {
+    fn open(fleet: &Fleet, policy: &str) -> anyhow::Result<Self> {
+        let Recording {
+            mut decisions,
+            verdicts,
+            ..
+        } = Recording::open(fleet, None)?;
+        decisions.retain(|decision| policy == "*" || policy == format!("{}.{}", decision.pipeline, decision.policy));
+        Ok(Self { decisions, verdicts })
+    }
+
+    /// What the record says of a model. Why it may not be put in force is the inner error.
+    fn judge(&self, fleet: &Fleet, model: &Learned) -> anyhow::Result<Result<(), String>> {
+        let config = crate::config::load(fleet.config.as_deref())?.decide.choose;
+        let drawing = Drawing {
+            propensity_min: config.propensity_min,
+            propensity_max: config.propensity_max,
+            prior_strength: config.prior_strength,
+        };
+        let log = choose::log(&self.decisions, &self.verdicts, model, drawing);
+        let evaluation = evaluate(&log);
+        evaluation.iter().for_each(print_evaluation);
+        let promotion = match &evaluation {
+            Some(evaluation) => promote(evaluation, evaluation.logged.value),
+            None => Promotion::InsufficientEvidence {
+                reason: "no decision with a clear verdict is on record".into(),
+            },
+        };
+        Ok(match promotion {
+            Promotion::Promote => Ok(()),
+            Promotion::InsufficientEvidence { reason } => Err(insufficient(&reason)),
+            Promotion::Worse { reason } => Err(format!("worse than what runs: {reason}")),
+        })
+    }
+}
+
+fn insufficient(reason: &dyn std::fmt::Display) -> String {
+    format!("insufficient evidence: {reason}")
+}
+
+/// Learns from the older half of the record and is judged by the newer one. Why nothing changed is the inner error.
+fn retrain(
+    fleet: &Fleet,
+    policy: &str,
+    past: Option<&Path>,
+    dry_run: bool,
+    author: &Author,
+) -> anyhow::Result<Result<(), String>> {
+    let Record { decisions, verdicts } = Record::open(fleet, policy)?;
+    let (older, newer) = choose::halves(&decisions, &verdicts);
+    let mut examples = choose::examples(&older, &verdicts);
+    println!("{} incidents on record to learn from", examples.len());
+    if let Some(path) = past {
+        examples.extend(super::choose::past(path)?.examples);
+    }
+    let model = match train(&examples, &TrainOptions::default()) {
+        Ok(model) => model,
+        Err(error) => return Ok(Err(insufficient(&error))),
     };
-    let log = choose::log(&recording.decisions, &recording.verdicts, model, drawing);
-    let evaluation = evaluate(&log);
-    evaluation.iter().for_each(print_evaluation);
-    let promotion = match &evaluation {
-        Some(evaluation) => promote(evaluation, evaluation.logged.value),
-        None => Promotion::InsufficientEvidence {
-            reason: "no decision with a clear verdict is on record".into(),
-        },
-    };
-    let said = match promotion {
-        Promotion::Promote => return Ok(Ok(())),
-        Promotion::InsufficientEvidence { reason } => format!("insufficient evidence: {reason}"),
-        Promotion::Worse { reason } => format!("worse than what runs: {reason}"),
-    };
-    if force {
-        println!("{said}; put in force all the same");
+    let (broker, topics, _) = fleet.open()?;
+    let mut published = published(&*broker, &topics)?.into_iter();
+    let in_force = published.find(|published| published.policy == policy);
+    if in_force.is_some_and(|in_force| in_force.version == model.version()) {
+        println!("model {} chooses for {policy} already", model.version());
         return Ok(Ok(()));
     }
-    Ok(Err(
-        Refused::new(said).help("the model in force stays; --force with --reason overrules")
-    ))
+    let record = Record {
+        decisions: newer,
+        verdicts,
+    };
+    let judged = record.judge(fleet, &model)?;
+    if judged.is_ok() && !dry_run {
+        put_in_force(fleet, policy, author, &model)?;
+    }
+    Ok(judged)
+}
+
+/// Beside the fleet, until it is told to stop. What fails today may succeed tomorrow.
+fn repeat(every: Duration, once: impl Fn() -> anyhow::Result<Result<(), String>>) -> anyhow::Result<()> {
+    const TURN: Duration = Duration::from_millis(200);
+    let shutdown = Shutdown::new();
+    signals::request_on_signal(shutdown.clone())?;
+    while !shutdown.is_requested() {
+        match once() {
+            Ok(Ok(())) => {}
+            Ok(Err(said)) => println!("{said}; the model in force stays"),
+            Err(error) => eprintln!("error: {error:#}; tried again in {}", humantime::format_duration(every)),
+        }
+        let began = Instant::now();
+        while began.elapsed() < every && !shutdown.is_requested() {
+            std::thread::sleep(TURN.min(every));
+        }
+    }
+    Ok(())
 }
 
 fn print_evaluation(evaluation: &Evaluation) {
@@ -252,10 +366,15 @@ fn roll_back(fleet: &Fleet, policy: &str, author: &Author) -> anyhow::Result<()>
             .help("`homeostat model promote FILE --force --reason …` puts any model in force")
             .into());
     };
-    put_in_force(fleet, policy, author, before.model, &before.version)
+    publish_model(fleet, policy, author, before.model, &before.version)
 }
 
-fn put_in_force(
+fn put_in_force(fleet: &Fleet, policy: &str, author: &Author, model: &Learned) -> anyhow::Result<()> {
+    let written = serde_json::from_slice(&model.to_json())?;
+    publish_model(fleet, policy, author, written, &model.version())
+}
+
+fn publish_model(
     fleet: &Fleet,
     policy: &str,
     author: &Author,

@@ -9,7 +9,8 @@ use protocol::{
 
 use super::{
     Output,
-    control::{Fleet, now_ms, waiting},
+    approve::waiting,
+    control::{Fleet, now_ms},
     print_json,
 };
 use crate::topic_reader;

@@ -315,6 +315,10 @@ fn names_in_signedextattrs_follow_the_specification() {
 
 #[test]
 fn keys_travel_as_pem_and_the_wrong_half_is_named() {
+    // As `openssl pkey` writes it.
+    let pem = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIAEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEB\n-----END PRIVATE KEY-----\n";
+    assert_eq!(Signer::from_seed(&[1; 32]).private_pem(), pem);
+    assert_eq!(Signer::from_pem(pem).unwrap().id(), Signer::from_seed(&[1; 32]).id());
     let signer = signer(3);
     assert_eq!(Signer::from_pem(&signer.private_pem()).unwrap().id(), signer.id());
     assert_eq!(TrustedKey::from_pem(&signer.public_pem()).unwrap().id(), signer.id());

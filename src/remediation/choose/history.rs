@@ -1,6 +1,6 @@
 //! From decisions and their verdicts to what a model learns from, and to what a new model is judged by.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use protocol::message::{Choice, Decision, DecisionKind, Verdict, VerdictRecord};
 use uuid::Uuid;
@@ -75,6 +75,25 @@ pub fn examples(decisions: &[Decision], verdicts: &[VerdictRecord]) -> Vec<Examp
         });
     }
     examples.into_values().collect()
+}
+
+/// The older half of the incidents whose end was clear, to learn from, and the newer half, to judge by: what judges a model must not have
+/// taught it.
+pub fn halves(decisions: &[Decision], verdicts: &[VerdictRecord]) -> (Vec<Decision>, Vec<Decision>) {
+    let mut began: BTreeMap<Uuid, i64> = BTreeMap::new();
+    for Judged { decision, .. } in judged(decisions, verdicts) {
+        let at = began.entry(decision.incident_id).or_insert(decision.decided_at);
+        *at = decision.decided_at.min(*at);
+    }
+    let mut incidents: Vec<(i64, Uuid)> = began.into_iter().map(|(incident, at)| (at, incident)).collect();
+    incidents.sort_unstable();
+    let newer = incidents.split_off(incidents.len() / 2);
+    let of = |incidents: Vec<(i64, Uuid)>| {
+        let incidents: BTreeSet<Uuid> = incidents.into_iter().map(|(_, incident)| incident).collect();
+        let among = |decision: &&Decision| incidents.contains(&decision.incident_id);
+        decisions.iter().filter(among).cloned().collect()
+    };
+    (of(incidents), of(newer))
 }
 
 /// The log as a new model would be judged by it: for every clear verdict, what a policy that follows the model would have

@@ -11,6 +11,7 @@ fn asked() -> World {
     let config = FleetConfig {
         startup_grace: Duration::ZERO,
         settle: Duration::ZERO,
+        settle_silent: Duration::ZERO,
         ..FleetConfig::default()
     };
     let policy = Policy {

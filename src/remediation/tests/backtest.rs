@@ -15,6 +15,7 @@ fn config() -> FleetConfig {
     FleetConfig {
         startup_grace: Duration::ZERO,
         settle: Duration::ZERO,
+        settle_silent: Duration::ZERO,
         ..FleetConfig::default()
     }
 }
@@ -154,8 +155,25 @@ fn a_decision_is_explained() {
         score_after: Some(0.2),
         reason: "the signal cleared after the action".into(),
     };
-    let lines = explain(decision, Some(&verdict));
+    let mut anomaly = match alarm("cart", START_MS).message {
+        Past::Anomaly { data, .. } => data,
+        other => panic!("{other:?}"),
+    };
+    anomaly.features = [("p99_ms", Some(812.0)), ("rps", Some(40.0)), ("errors", None)]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into();
+    anomaly.contributions = [("p99_ms".to_owned(), 0.9), ("rps".to_owned(), 0.1)].into();
+    let lines = explain(decision, Some(&verdict), |id| {
+        (id == decision.evidence[0]).then_some(&anomaly)
+    });
     assert_eq!(lines[0], "would restart cart, had the mode allowed");
+    let evidence = "window 2023-11-14T22:13:08.000Z to 2023-11-14T22:13:18.000Z, score 2.000, p99_ms=812 rps=40";
+    assert_eq!(
+        lines[2],
+        format!("evidence: anomaly {}: {evidence}", decision.evidence[0])
+    );
+    let gone = explain(decision, None, |_| None);
+    assert!(gone[2].ends_with(": no longer on record"), "{gone:?}");
     assert!(
         lines
             .iter()

@@ -14,6 +14,7 @@ fn world(actions: &[&str]) -> World {
     let config = FleetConfig {
         startup_grace: Duration::ZERO,
         settle: Duration::ZERO,
+        settle_silent: Duration::ZERO,
         verify_for: Duration::from_secs(60),
         limits_service: Vec::new(),
         limits_fleet: Vec::new(),
@@ -293,7 +294,13 @@ fn a_new_model_is_trained_and_judged_from_what_was_published() {
             _ => None,
         })
         .collect();
+    // What judges a model has not taught it, and nothing that teaches or judges is left out.
+    let (older, newer) = choose::halves(&decisions, &verdicts);
+    let times = |half: &[Decision]| half.iter().map(|decision| decision.decided_at).collect::<Vec<_>>();
+    assert!(times(&older).iter().max() < times(&newer).iter().min());
+    let taught = |half: &[Decision]| choose::examples(half, &verdicts);
     let examples = choose::examples(&decisions, &verdicts);
+    assert_eq!([taught(&older), taught(&newer)].concat().len(), examples.len());
     assert!(examples.len() >= 20, "{} examples", examples.len());
     let options = TrainOptions {
         trees: 20,

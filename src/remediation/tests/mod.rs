@@ -4,6 +4,7 @@
 mod approval;
 mod backtest;
 mod choose;
+mod gates;
 mod property;
 mod scenario;
 mod unreadable;

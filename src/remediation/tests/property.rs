@@ -65,6 +65,7 @@ fn fleet() -> (FleetConfig, Vec<Policy>) {
     let config = FleetConfig {
         startup_grace: seconds(20),
         settle: seconds(3),
+        settle_silent: seconds(3),
         verify_for: seconds(60),
         limits_fleet: vec![Limit {
             actions: 4,

@@ -56,6 +56,7 @@ fn run(text: &str, path: &Path) -> String {
     let mut config = FleetConfig {
         startup_grace: Duration::ZERO,
         settle: Duration::ZERO,
+        settle_silent: Duration::ZERO,
         ..FleetConfig::default()
     };
     let mut policies = Vec::new();

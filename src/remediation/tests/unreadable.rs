@@ -8,6 +8,7 @@ fn scenario_06_state_that_cannot_be_read_stops_the_fleet_before_it_decides() {
     let config = FleetConfig {
         startup_grace: std::time::Duration::ZERO,
         settle: std::time::Duration::ZERO,
+        settle_silent: std::time::Duration::ZERO,
         ..FleetConfig::default()
     };
     let policy = Policy::new("shop", "heal", "slow", Choice::Fixed("restart".into()));

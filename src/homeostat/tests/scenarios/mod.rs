@@ -3,7 +3,7 @@
 
 use kafka::memory::Operation;
 
-use crate::world::{Plan, World};
+use crate::world::{Pace, Plan, World};
 
 const COOLDOWN_MS: i64 = 10_000;
 
@@ -231,6 +231,7 @@ fn scenario_42_ten_minutes_without_faults_do_nothing() {
 #[ignore = "a day takes minutes: make soak"]
 fn scenario_42_a_day_without_faults_does_nothing() {
     let mut world = calm(143);
+    world.pace = Pace::EASY;
     for _ in 0..24 {
         world.run_for(3_600_000);
         assert!(world.commands().is_empty(), "{:?}", world.commands());

@@ -37,11 +37,8 @@ const SERVICES: usize = 8;
 const PARTITIONS: i32 = 4;
 const JOB_PARTITIONS: i32 = 2;
 const WINDOW_MS: i64 = 5_000;
-const HEARTBEAT_INTERVAL_MS: i64 = 500;
-const ROW_INTERVAL_MS: i64 = 250;
 /// From the command to the process being up again.
 const RESTART_MS: i64 = 1_500;
-const STEP_MS: i64 = 50;
 /// Before this nothing is broken: stages have started and grace is over.
 const CALM_MS: i64 = 20_000;
 
@@ -91,6 +88,7 @@ actions_partitions = 2
 default_mode = \"auto\"
 startup_grace = \"8s\"
 settle = \"1s\"
+settle_silent = \"1s\"
 verify_after = \"2s\"
 verify_for = \"20s\"
 refusal_interval = \"5s\"
@@ -110,6 +108,29 @@ pub struct Plan {
     pub honours_expiry: bool,
     pub skip_send_offsets: bool,
     pub skip_fencing: bool,
+}
+
+/// How often things happen.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    pub step_ms: i64,
+    pub heartbeat_interval_ms: i64,
+    pub row_interval_ms: i64,
+}
+
+impl Pace {
+    /// Dense enough that whatever may meet does.
+    const LIVELY: Self = Self {
+        step_ms: 50,
+        heartbeat_interval_ms: 500,
+        row_interval_ms: 250,
+    };
+    /// As collectors are set up, for long times.
+    pub const EASY: Self = Self {
+        step_ms: 1_000,
+        heartbeat_interval_ms: 1_000,
+        row_interval_ms: 5_000,
+    };
 }
 
 /// A service of the simulated fleet.
@@ -148,6 +169,7 @@ impl Service {
 /// One thread's worth of fleet.
 pub struct World {
     plan: Plan,
+    pub pace: Pace,
     clock: Arc<VirtualClock>,
     memory: Memory,
     processor: Processor,
@@ -231,6 +253,7 @@ impl World {
         });
         let mut world = Self {
             plan,
+            pace: Pace::LIVELY,
             clock,
             memory,
             processor,
@@ -487,7 +510,7 @@ impl World {
     }
 
     fn step(&mut self, uneven: bool) {
-        self.clock.advance(STEP_MS);
+        self.clock.advance(self.pace.step_ms);
         self.speak();
         for at in 0..self.loops.len() {
             if uneven && self.random(4) == 0 {
@@ -563,7 +586,7 @@ impl World {
     }
 
     fn speak(&mut self) {
-        let now_ms = self.now_ms();
+        let (now_ms, pace) = (self.now_ms(), self.pace);
         for at in 0..self.services.len() {
             let draw = self.random(u64::from(u32::MAX));
             let service = &mut self.services[at];
@@ -572,7 +595,7 @@ impl World {
             }
             let heard = service.is_up() && !service.muted && self.telemetry;
             if service.next_heartbeat_ms <= now_ms {
-                service.next_heartbeat_ms += HEARTBEAT_INTERVAL_MS;
+                service.next_heartbeat_ms += pace.heartbeat_interval_ms;
                 for _ in 0..if heard { service.copies } else { 0 } {
                     let beat = format!("{{\"service\":\"{}\"}}", service.name);
                     let partition = TopicPartition::new("heartbeats", (draw % 2) as i32);
@@ -583,7 +606,7 @@ impl World {
             }
             let service = &mut self.services[at];
             if service.next_row_ms <= now_ms {
-                service.next_row_ms += ROW_INTERVAL_MS;
+                service.next_row_ms += pace.row_interval_ms;
                 for _ in 0..if heard { service.copies } else { 0 } {
                     let ts = now_ms + service.skew_ms - (draw >> 4) as i64 % 400;
                     let ms = (draw >> 8) as f64 % 500.0;
