@@ -17,7 +17,7 @@ use crate::fleet::{Fleet, Published};
 
 const MODES: [(&str, &str); 4] = [
     ("early", "'scan.startup.mode' = 'earliest'"),
-    ("late", "'scan.startup.mode' = 'latest'"),
+    ("newest", "'scan.startup.mode' = 'latest'"),
     ("kept", "'scan.startup.mode' = 'group-offsets'"),
     (
         "timed",
@@ -148,7 +148,7 @@ fn sources_begin_where_they_say_and_read_every_compression_and_partitions_that_c
         fleet.feed(name, end(2))?;
     }
     for (name, services) in [
-        ("of_late", &[("after", 20)][..]),
+        ("of_newest", &[("after", 20)][..]),
         ("of_kept", &[("after", 20)]),
         ("of_timed", &[("after", 20), ("between", 30)]),
     ] {
