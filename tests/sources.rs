@@ -103,7 +103,8 @@ fn sources_begin_where_they_say_and_read_every_compression_and_partitions_that_c
     // What comes later has windows of its own, after those that are closed.
     let later = |service: &str| {
         let row = |at: i64| {
-            let ts = BEGIN_MS + 7_200_000 + at * 1_000;
+            // So close to each other that none is late.
+            let ts = BEGIN_MS + 7_200_000 + at * 10;
             format!(
                 "{{\"service\":\"{service}\",\"ts\":{ts},\"filler\":\"{}\"}}",
                 "filler".repeat(20)
