@@ -17,7 +17,7 @@ use crate::fleet::{Fleet, Published};
 
 const MODES: [(&str, &str); 4] = [
     ("early", "'scan.startup.mode' = 'earliest'"),
-    ("late", "'scan.startup.mode' = 'latest'"),
+    ("newest", "'scan.startup.mode' = 'latest'"),
     ("kept", "'scan.startup.mode' = 'group-offsets'"),
     (
         "timed",
@@ -103,7 +103,8 @@ fn sources_begin_where_they_say_and_read_every_compression_and_partitions_that_c
     // What comes later has windows of its own, after those that are closed.
     let later = |service: &str| {
         let row = |at: i64| {
-            let ts = BEGIN_MS + 7_200_000 + at * 1_000;
+            // So close to each other that none is late.
+            let ts = BEGIN_MS + 7_200_000 + at * 10;
             format!(
                 "{{\"service\":\"{service}\",\"ts\":{ts},\"filler\":\"{}\"}}",
                 "filler".repeat(20)
@@ -148,7 +149,7 @@ fn sources_begin_where_they_say_and_read_every_compression_and_partitions_that_c
         fleet.feed(name, end(2))?;
     }
     for (name, services) in [
-        ("of_late", &[("after", 20)][..]),
+        ("of_newest", &[("after", 20)][..]),
         ("of_kept", &[("after", 20)]),
         ("of_timed", &[("after", 20), ("between", 30)]),
     ] {
