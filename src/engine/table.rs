@@ -166,6 +166,8 @@ pub fn keys(columns: &[ArrayRef], types: &[DataType]) -> Result<Vec<Option<Box<[
 
 /// A row, as its record had it.
 type Row = Arc<[ScalarValue]>;
+/// A key, of a row or of a record, as bytes.
+type Key = Box<[u8]>;
 
 #[derive(Debug)]
 struct Version {
@@ -180,9 +182,9 @@ struct Versions {
     /// Of the key's columns; texts are plain.
     types: Vec<DataType>,
     /// By key, ascending in time.
-    rows: HashMap<Box<[u8]>, Vec<Version>>,
+    rows: HashMap<Key, Vec<Version>>,
     /// By partition and key of the record, the key of the row that it last had: a tombstone has no value to tell.
-    records: HashMap<(i32, Box<[u8]>), Box<[u8]>>,
+    records: HashMap<(i32, Key), Key>,
 }
 
 impl Versions {
@@ -249,7 +251,7 @@ impl Versions {
     }
 
     /// A record of the table says which row it now is.
-    fn take(&mut self, record: &Record<'_>, from_ms: i64, key: Box<[u8]>, row: Row) -> Result<(), String> {
+    fn take(&mut self, record: &Record<'_>, from_ms: i64, key: Key, row: Row) -> Result<(), String> {
         if let Some(record_key) = record.key {
             let place = (record.partition.partition, record_key.into());
             let before = self.records.insert(place, key.clone());

@@ -734,16 +734,19 @@ fn the_same_seed_gives_the_same_log() {
     assert_eq!(log(), log());
 }
 
+/// Topic, partition and offset of a record.
+type Place = (String, i32, i64);
+
 /// Reads what it is told on `side`, beside the table `out`, and remembers what it was handed, in order.
 struct Follower {
     input: String,
     told: Option<String>,
     places: BTreeMap<TopicPartition, i64>,
-    handed: Arc<Mutex<Vec<(String, i32, i64)>>>,
+    handed: Arc<Mutex<Vec<Place>>>,
 }
 
 impl Follower {
-    fn new(input: &str, handed: &Arc<Mutex<Vec<(String, i32, i64)>>>) -> Self {
+    fn new(input: &str, handed: &Arc<Mutex<Vec<Place>>>) -> Self {
         Self {
             input: input.into(),
             told: None,
