@@ -75,7 +75,7 @@ impl ControlView {
                 _ => {}
             }
         }
-        match self.mode(service, command.kind())? {
+        match self.mode(service, command.kind(), now_ms)? {
             mode @ (Mode::Off | Mode::Shadow) => Some(format!(
                 "the mode of {:?} on {service} is {} by control",
                 command.kind(),
@@ -95,7 +95,7 @@ impl ControlView {
 
     /// The mode that the most specific record sets. `approve` and `auto` differ for the decider only: it alone knows
     /// whom it has asked.
-    fn mode(&self, service: &str, action: &str) -> Option<Mode> {
+    fn mode(&self, service: &str, action: &str, now_ms: i64) -> Option<Mode> {
         let scopes = [
             format!("mode/{service}/{action}"),
             format!("mode/{service}/*"),
@@ -103,7 +103,9 @@ impl ControlView {
             "mode/*/*".to_owned(),
         ];
         scopes.iter().find_map(|scope| match self.records.get(scope) {
-            Some(Entry::Control(Control::Mode { mode, .. })) => Some(*mode),
+            Some(Entry::Control(Control::Mode { mode, until, .. })) if until.is_none_or(|until| now_ms < until) => {
+                Some(*mode)
+            }
             _ => None,
         })
     }

@@ -437,6 +437,9 @@ pub enum Control {
         service: String,
         action: String,
         mode: Mode,
+        /// From then on the record counts as withdrawn.
+        #[serde(default, skip_serializing_if = "Option::is_none", with = "crate::time::optional")]
+        until: Option<i64>,
         by: String,
         #[serde(default)]
         reason: String,

@@ -194,6 +194,7 @@ impl Killed {
             service: "*".into(),
             action: "*".into(),
             mode: Mode::Auto,
+            until: None,
             by: "trial".into(),
             reason: String::new(),
         };

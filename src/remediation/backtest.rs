@@ -138,6 +138,7 @@ pub fn backtest<'a>(
             service: "*".into(),
             action: "*".into(),
             mode,
+            until: None,
             by: "backtest".into(),
             reason: String::new(),
         };

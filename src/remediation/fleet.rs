@@ -132,6 +132,7 @@ impl Fleet {
     /// Looks again at every episode whose time has come, each once, in the order of their times.
     fn fire_due(&mut self, out: &mut Vec<Effect>) {
         let now_ms = self.now_ms();
+        self.end_modes(now_ms, out);
         let due = due(&self.index.wakes, now_ms);
         for key in due {
             self.on_time(&key, out);
@@ -143,6 +144,19 @@ impl Fleet {
         let due = self::due(&self.index.event_wakes, watermark_ms);
         for key in due {
             self.on_watermark(&key, watermark_ms, out);
+        }
+    }
+
+    /// A mode whose time is over is taken back, as a person would.
+    fn end_modes(&mut self, now_ms: i64, out: &mut Vec<Effect>) {
+        let over = self
+            .state
+            .controls
+            .iter()
+            .filter(|(_, control)| is_over(control, now_ms));
+        let over: Vec<String> = over.map(|(scope, _)| scope.clone()).collect();
+        for scope in over {
+            self.on_control(&scope, None, out);
         }
     }
 
@@ -200,6 +214,7 @@ impl Fleet {
         if let Some(Control::Cancel { action, by, reason, .. }) = data {
             return self.on_cancel(*action, by, reason, out);
         }
+        let data = data.filter(|control| !is_over(control, self.now_ms()));
         let changed = self.state.controls.get(scope) != data;
         if !changed {
             return;
@@ -312,6 +327,11 @@ impl Fleet {
     pub(crate) fn policy(&self, key: &EpisodeKey) -> Option<Arc<Policy>> {
         self.policies.get(&(key.pipeline.clone(), key.policy.clone())).cloned()
     }
+}
+
+/// Whether a control record was said for a time that is over.
+fn is_over(control: &Control, now_ms: i64) -> bool {
+    matches!(control, Control::Mode { until: Some(until_ms), .. } if *until_ms <= now_ms)
 }
 
 fn due(wakes: &BTreeSet<(i64, EpisodeKey)>, until_ms: i64) -> Vec<EpisodeKey> {

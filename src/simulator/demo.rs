@@ -136,6 +136,7 @@ fn automatic_restarts() -> impl Iterator<Item = Control> {
         service: role.name.to_owned(),
         action: "restart".to_owned(),
         mode: Mode::Auto,
+        until: None,
         by: "homeostat demo".to_owned(),
         reason: "the demonstration heals by itself".to_owned(),
     })
@@ -147,6 +148,7 @@ fn shown(control: &Control) -> String {
             service,
             action,
             mode,
+            until: None,
             by,
             ..
         } => {

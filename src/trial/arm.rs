@@ -372,6 +372,7 @@ impl Product {
             service: "*".into(),
             action: "*".into(),
             mode: Mode::Auto,
+            until: None,
             by: by(),
             reason: String::new(),
         })?;

@@ -26,6 +26,7 @@ fn mode(service: &str, action: &str, mode: Mode) -> Control {
         service: service.into(),
         action: action.into(),
         mode,
+        until: None,
         by: "ops".into(),
         reason: String::new(),
     }
@@ -95,4 +96,17 @@ fn what_cannot_be_read_is_taken_for_the_strictest() {
     let mut view = ControlView::default();
     view.apply(b"pipelines/shop", Some(b"something of a later version"));
     assert_eq!(refusal(&view), None);
+}
+
+#[test]
+fn a_mode_for_a_time_ends_by_itself() {
+    let off_until = |until_ms: i64| {
+        let mut off = mode("cart", "*", Mode::Off);
+        if let Control::Mode { until, .. } = &mut off {
+            *until = Some(until_ms);
+        }
+        view(&[off, mode("*", "*", Mode::Auto)])
+    };
+    assert!(refusal(&off_until(NOW_MS + 1)).is_some());
+    assert_eq!(refusal(&off_until(NOW_MS)), None);
 }

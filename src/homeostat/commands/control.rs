@@ -77,6 +77,9 @@ pub struct SetMode {
     /// An action's name; * for all
     #[arg(long, default_value = "*")]
     action: String,
+    /// How long, from now; afterwards the record counts as withdrawn
+    #[arg(long = "for", value_parser = humantime::parse_duration, conflicts_with = "withdraw")]
+    duration: Option<Duration>,
     #[command(flatten)]
     fleet: Fleet,
     #[command(flatten)]
@@ -270,11 +273,16 @@ impl SetMode {
         let (service, action) = (self.service.clone(), self.action.clone());
         // Without one it is withdrawn, and what the record says does not matter.
         let mode = self.mode.unwrap_or(Mode::Off);
-        let said = format!("mode of {action} on {service} is at most {mode:?}").to_lowercase();
+        let until = self.duration.map(|duration| now_ms() + duration.as_millis() as i64);
+        let mut said = format!("mode of {action} on {service} is at most {mode:?}").to_lowercase();
+        if let Some(until) = until {
+            said += &format!(" until {}", protocol::time::to_rfc3339(until));
+        }
         let control = Control::Mode {
             service,
             action,
             mode,
+            until,
             by,
             reason,
         };

@@ -280,12 +280,15 @@ fn control() -> impl Strategy<Value = Control> {
     let pair = || (name(), words(), words());
     prop_oneof![
         (any::<bool>(), words(), words()).prop_map(|(engaged, by, reason)| Control::KillSwitch { engaged, by, reason }),
-        (pair(), name(), mode()).prop_map(|((service, by, reason), action, mode)| Control::Mode {
-            service,
-            action,
-            mode,
-            by,
-            reason
+        (pair(), name(), mode(), prop::option::of(time())).prop_map(|((service, by, reason), action, mode, until)| {
+            Control::Mode {
+                service,
+                action,
+                mode,
+                until,
+                by,
+                reason,
+            }
         }),
         pair().prop_map(|(service, by, reason)| Control::Protected { service, by, reason }),
         (pair(), time(), time()).prop_map(|((service, by, reason), from, to)| Control::Maintenance {

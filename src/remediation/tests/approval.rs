@@ -23,6 +23,7 @@ fn asked() -> World {
         service: "*".into(),
         action: "*".into(),
         mode: Mode::Auto,
+        until: None,
         by: "someone".into(),
         reason: String::new(),
     });

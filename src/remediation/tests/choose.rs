@@ -34,6 +34,7 @@ fn world(actions: &[&str]) -> World {
         service: "*".into(),
         action: "*".into(),
         mode: Mode::Auto,
+        until: None,
         by: "someone".into(),
         reason: String::new(),
     });
@@ -180,6 +181,7 @@ fn gates_mask_what_may_not_be_chosen() {
         service: "cart".into(),
         action: "restart".into(),
         mode: Mode::Off,
+        until: None,
         by: "someone".into(),
         reason: String::new(),
     });

@@ -152,6 +152,7 @@ fn happen(world: &mut World, happening: &Happening) -> Vec<Effect> {
             service: SERVICES[service].into(),
             action: "*".into(),
             mode,
+            until: None,
             by: by(),
             reason: String::new(),
         }),
@@ -293,7 +294,7 @@ proptest! {
             let mut witness = Witness::default();
             world.population.values_mut().for_each(|count| *count = 6);
             let auto = Control::Mode {
-                service: "*".into(), action: "*".into(), mode: Mode::Auto, by: "someone".into(), reason: String::new(),
+                service: "*".into(), action: "*".into(), mode: Mode::Auto, until: None, by: "someone".into(), reason: String::new(),
             };
             world.control(&auto);
             let seconds = |happening: &Happening| match happening {
@@ -363,6 +364,7 @@ fn early_outcomes_are_kept() {
         service: "*".into(),
         action: "*".into(),
         mode: Mode::Auto,
+        until: None,
         by: "someone".into(),
         reason: String::new(),
     };

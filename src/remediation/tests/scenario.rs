@@ -165,10 +165,15 @@ fn act(world: &mut World, command: &[&str]) -> Option<Vec<Effect>> {
             by: by(),
             reason: reason(),
         }),
-        ["mode", service, action, mode_text] => world.control(&Control::Mode {
+        ["mode", service, action, mode_text, span @ ..] => world.control(&Control::Mode {
             service: (*service).into(),
             action: (*action).into(),
             mode: mode(mode_text)?,
+            until: match span {
+                [] => None,
+                ["for", span] => Some(world.now_ms + i64::try_from(duration(span)?.as_millis()).ok()?),
+                _ => return None,
+            },
             by: by(),
             reason: reason(),
         }),
