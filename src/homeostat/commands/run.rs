@@ -9,7 +9,7 @@ use tracing::{info, warn};
 use crate::{
     commands::keys,
     config, observe, pipelines,
-    processor::{Processor, StageName, ensure_named, require_exactly_once},
+    processor::{Processor, StageName, ensure_named, require_exactly_once, retry},
     trust, versions,
 };
 
@@ -87,7 +87,17 @@ impl Run {
         let topics = processor.topics();
         let now_ms = kafka::Clock::now_ms(&kafka::SystemClock);
         let (broker, compiled) = (&*processor.broker, &processor.pipelines);
-        processor.versions = versions::at_start(broker, &topics, history, &texts, compiled, now_ms)?;
+        let mut running = Ok(Vec::new());
+        retry(&processor.shutdown, || {
+            let read = versions::at_start(broker, &topics, history.clone(), &texts, compiled, now_ms);
+            running = match read.map_err(|problem| problem.downcast::<kafka::Error>()) {
+                Ok(versions) => Ok(versions),
+                Err(Ok(error)) => return Err(error),
+                Err(Err(problem)) => Err(problem),
+            };
+            Ok(())
+        })?;
+        processor.versions = running?;
         if let Some(newest) = processor.versions.last() {
             processor.pipelines = Arc::clone(&newest.pipelines);
             let names: Vec<&str> = newest.texts.iter().map(|text| text.name.as_str()).collect();
