@@ -31,7 +31,8 @@ const PARTITIONS: i32 = 4;
 const SERVICES: usize = 20;
 /// Windows that begin within so many seconds of the first are left out: the program starts, joins its groups, catches up.
 const WARM_UP_MS: i64 = 10_000;
-const STEP: Duration = Duration::from_millis(2);
+/// As clients of many services batch: one request per record or two would measure the broker.
+const STEP: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(30);
 
 const PIPELINE: &str = "
