@@ -72,17 +72,15 @@ impl Kafka {
                 empty.insert(made)
             }
         };
-        let answer = ask(client);
+        let answer = ask(client).map_err(|error| classify("metadata", &error));
         // Serves the library's log lines, which nobody else does for this client.
         while let Some(Ok(_)) = client.poll(Duration::ZERO) {}
-        if let Err(error) = &answer
-            && !has_no_leader_yet(error)
-        {
+        if answer.is_err() {
             // A client between questions that lost its brokers has been seen not to find them again for minutes, while others
             // did: the next question is asked by a new one.
             *held = None;
         }
-        answer.map_err(|error| classify("metadata", &error))
+        answer
     }
 
     fn admin(&self) -> Result<AdminClient<Quiet>, Error> {
@@ -227,15 +225,6 @@ impl Broker for Kafka {
     fn producer(&self, config: &ProducerConfig) -> Result<Box<dyn Producer>, Error> {
         Ok(Box::new(KafkaProducer::new(&self.config, config)?))
     }
-}
-
-/// A broker's answer about a partition that was made a moment ago.
-fn has_no_leader_yet(error: &KafkaError) -> bool {
-    use RDKafkaErrorCode as Code;
-    matches!(
-        code_of(error),
-        Some(Code::NotLeaderForPartition | Code::LeaderNotAvailable)
-    )
 }
 
 pub(crate) fn check_count(topic: &TopicConfig, actual: i32) -> Result<(), Error> {
