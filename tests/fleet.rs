@@ -127,7 +127,17 @@ impl Fleet {
 
     /// Writes values to explicit partitions, in order.
     pub fn feed(&self, name: &str, rows: impl IntoIterator<Item = (i32, Vec<u8>)>) -> anyhow::Result<()> {
-        let mut producer = self.broker.producer(&ProducerConfig::new("test"))?;
+        self.feed_by(&*self.broker, name, rows)
+    }
+
+    /// [`feed`](Self::feed) through a client of other settings.
+    pub fn feed_by(
+        &self,
+        broker: &dyn Broker,
+        name: &str,
+        rows: impl IntoIterator<Item = (i32, Vec<u8>)>,
+    ) -> anyhow::Result<()> {
+        let mut producer = broker.producer(&ProducerConfig::new("test"))?;
         let topic: Arc<str> = self.topic(name).into();
         for (partition, value) in rows {
             producer.send(&Output {

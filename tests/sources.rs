@@ -3,14 +3,12 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
-    sync::Arc,
-    thread,
+    fs, thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::ensure;
-use kafka::{Broker, KafkaConfig, ProducerConfig};
+use kafka::{KafkaConfig, ProducerConfig};
 use protocol::Output;
 
 use crate::fleet::{Fleet, Published};
@@ -117,28 +115,19 @@ fn sources_begin_where_they_say_and_read_every_compression_and_partitions_that_c
         let mut config = KafkaConfig::new(&fleet.bootstrap);
         config.settings.insert("compression.type".into(), codec.into());
         config.settings.insert("linger.ms".into(), "50".into());
-        let mut producer = kafka::Kafka::new(&config)?.producer(&ProducerConfig::new("test"))?;
-        let topic: Arc<str> = fleet.topic("early").into();
-        for (partition, value) in later(codec) {
-            producer.send(&Output {
-                topic: Arc::clone(&topic),
-                partition: Some(partition),
-                key: None,
-                value: Some(value),
-                headers: Vec::new(),
-            })?;
-        }
-        for value in [None, Some(Vec::new())].into_iter().filter(|_| codec == "zstd") {
-            producer.send(&Output {
-                topic: Arc::clone(&topic),
-                partition: Some(0),
-                key: Some(b"gone".to_vec()),
-                value,
-                headers: Vec::new(),
-            })?;
-        }
-        producer.flush()?;
+        fleet.feed_by(&kafka::Kafka::new(&config)?, "early", later(codec))?;
     }
+    let mut producer = fleet.broker.producer(&ProducerConfig::new("test"))?;
+    for value in [None, Some(Vec::new())] {
+        producer.send(&Output {
+            topic: fleet.topic("early").into(),
+            partition: Some(0),
+            key: Some(b"gone".to_vec()),
+            value,
+            headers: Vec::new(),
+        })?;
+    }
+    producer.flush()?;
     let process = fleet.start(&[])?;
     let last = |partitions: i32| {
         let row = format!("{{\"service\":\"end\",\"ts\":{}}}", BEGIN_MS + 14_400_000);

@@ -118,11 +118,12 @@ impl Fleet {
     }
 
     fn advance(&mut self, broker_ms: i64, out: &mut Vec<Effect>) {
-        let clock = &mut self.state.clock;
-        if broker_ms > clock.now_ms {
-            clock.now_ms = broker_ms;
+        if broker_ms > self.state.clock.now_ms {
+            self.state.clock.now_ms = broker_ms;
             self.dirty.insert(StateKey::Clock);
+            self.end_modes(broker_ms, out);
         }
+        let clock = &mut self.state.clock;
         if clock.first_activity_ms.is_none() && clock.now_ms > 0 {
             clock.first_activity_ms = Some(clock.now_ms);
         }
@@ -132,7 +133,6 @@ impl Fleet {
     /// Looks again at every episode whose time has come, each once, in the order of their times.
     fn fire_due(&mut self, out: &mut Vec<Effect>) {
         let now_ms = self.now_ms();
-        self.end_modes(now_ms, out);
         let due = due(&self.index.wakes, now_ms);
         for key in due {
             self.on_time(&key, out);

@@ -222,18 +222,21 @@ fn say(fleet: &Fleet, control: &Control, said: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Takes the record of a scope back, as a tombstone.
-fn withdraw(fleet: &Fleet, scope: String, said: &str) -> anyhow::Result<()> {
+/// Takes the record of a scope back, as a tombstone, where `withdrawn` has words for it; else says it.
+fn say_or_withdraw(fleet: &Fleet, control: &Control, said: &str, withdrawn: Option<&str>) -> anyhow::Result<()> {
+    let Some(withdrawn) = withdrawn else {
+        return say(fleet, control, said);
+    };
     let (broker, topics, _) = fleet.open()?;
     let tombstone = Output {
         topic: topics.control().into(),
         partition: None,
-        key: Some(scope.into_bytes()),
+        key: Some(control.scope().into_bytes()),
         value: None,
         headers: Vec::new(),
     };
     send(&*broker, &tombstone)?;
-    println!("{said}");
+    println!("{withdrawn}");
     Ok(())
 }
 
@@ -286,14 +289,8 @@ impl SetMode {
             by,
             reason,
         };
-        match self.withdraw {
-            true => withdraw(
-                &self.fleet,
-                control.scope(),
-                "withdrawn: what is less specific counts again",
-            ),
-            false => say(&self.fleet, &control, &said),
-        }
+        let withdrawn = self.withdraw.then_some("withdrawn: what is less specific counts again");
+        say_or_withdraw(&self.fleet, &control, &said, withdrawn)
     }
 }
 
@@ -327,14 +324,10 @@ impl Protect {
         let service = self.service.clone();
         let said = format!("protected: nothing acts on {service}");
         let control = Control::Protected { service, by, reason };
-        match self.withdraw {
-            true => withdraw(
-                &self.fleet,
-                control.scope(),
-                "withdrawn: the configuration's `protected` alone counts",
-            ),
-            false => say(&self.fleet, &control, &said),
-        }
+        let withdrawn = self
+            .withdraw
+            .then_some("withdrawn: the configuration's `protected` alone counts");
+        say_or_withdraw(&self.fleet, &control, &said, withdrawn)
     }
 }
 
@@ -371,14 +364,8 @@ impl Thresholds {
             by,
             reason,
         };
-        match self.withdraw {
-            true => withdraw(
-                &self.fleet,
-                control.scope(),
-                "withdrawn: the configuration counts again",
-            ),
-            false => say(&self.fleet, &control, &said),
-        }
+        let withdrawn = self.withdraw.then_some("withdrawn: the configuration counts again");
+        say_or_withdraw(&self.fleet, &control, &said, withdrawn)
     }
 }
 
