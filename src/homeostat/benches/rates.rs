@@ -23,7 +23,7 @@ use remediation::Trust;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-const PASSES: usize = 5;
+const PASSES: usize = 7;
 const PARTITIONS: i32 = 4;
 const BEGIN_MS: u64 = 1_700_000_000_000;
 /// As the workload of `bench-peers`: ten million rows in ten minutes.

@@ -1,7 +1,8 @@
 //! What a record costs from bytes to Arrow columns, on one core: `cargo bench -p telemetry`.
 //!
 //! The corpora are tens of megabytes and no record equals the one before, so that records come from memory and no branch
-//! is learned by heart. Every figure is the median of several passes. A name as argument runs those that contain it.
+//! is learned by heart. Every figure is the median of several passes. Beside OTLP stands what prost takes for the same records.
+//! A name as argument runs those that contain it.
 
 mod corpus;
 
@@ -9,6 +10,8 @@ use std::{hint::black_box, sync::Arc};
 
 use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 use corpus::{Kind, Metric, Random, Shape, clock_ns, metric};
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
+use prost::Message;
 use telemetry::{Decoder, Format, RecordMeta, dictionary, map_entry, schema};
 
 const PASSES: usize = 7;
@@ -21,7 +24,10 @@ fn main() {
         .skip(1)
         .filter(|argument| !argument.starts_with('-'))
         .collect();
-    println!("{:<44}{:>9}{:>10}{:>12}", "", "B/row", "ns/row", "M rows/s");
+    println!(
+        "{:<44}{:>9}{:>10}{:>12}{:>14}",
+        "", "B/row", "ns/row", "M rows/s", "prost ns/row"
+    );
     for case in json_cases().into_iter().chain(otlp_cases()) {
         if wanted.is_empty() || wanted.iter().any(|name| case.name.contains(name)) {
             case.run();
@@ -48,12 +54,14 @@ impl Case {
             size += record.len();
             records.push(record);
         }
-        let mut nanoseconds: Vec<f64> = (0..PASSES).map(|_| self.pass(&records)).collect();
-        nanoseconds.sort_by(f64::total_cmp);
         let rows = self.rows(&records);
-        let ns = nanoseconds[PASSES / 2] / rows as f64;
+        let ns = median((0..PASSES).map(|_| self.pass(&records))) / rows as f64;
         let bytes = size as f64 / rows as f64;
-        println!("{:<44}{bytes:>9.0}{ns:>10.1}{:>12.1}", self.name, 1000.0 / ns);
+        print!("{:<44}{bytes:>9.0}{ns:>10.1}{:>12.1}", self.name, 1000.0 / ns);
+        match self.name.starts_with("otlp") {
+            true => println!("{:>14.1}", by_prost(&records) / rows as f64),
+            false => println!(),
+        }
     }
 
     fn pass(&mut self, records: &[Vec<u8>]) -> f64 {
@@ -75,6 +83,23 @@ impl Case {
             .map(|record| self.decoder.push(record, &RecordMeta::new(1, 2)));
         rows.map(|rows| rows.expect("the corpus is valid")).sum()
     }
+}
+
+/// What the generated decoder of OpenTelemetry's own crate takes for its messages alone, without a look at what they say.
+fn by_prost(records: &[Vec<u8>]) -> f64 {
+    median((0..PASSES).map(|_| {
+        let start = clock_ns();
+        for record in records {
+            black_box(ExportMetricsServiceRequest::decode(record.as_slice()).expect("the corpus is valid"));
+        }
+        clock_ns() - start
+    }))
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 fn time(random: &mut Random) -> u64 {
@@ -123,7 +148,7 @@ fn otlp_cases() -> Vec<Case> {
                 let order = if backwards { "" } else { ", ascending" };
                 cases.push(Case {
                     name: format!("otlp {name}{columns}{order}"),
-                    decoder: otlp_decoder(shape.kind, entry),
+                    decoder: otlp_decoder(shape.kind, entry, false),
                     corpus: Box::new(move |random| {
                         let ts = time(random);
                         shape.record(random, ts, backwards)
@@ -131,13 +156,23 @@ fn otlp_cases() -> Vec<Case> {
                 });
             }
         }
+        if let Kind::Number = shape.kind {
+            cases.push(Case {
+                name: format!("json of otlp {name} + route"),
+                decoder: otlp_decoder(shape.kind, true, true),
+                corpus: Box::new(move |random| {
+                    let ts = time(random);
+                    shape.json(random, ts)
+                }),
+            });
+        }
     }
     cases
 }
 
 /// What a window over a metric per service needs.
-fn otlp_decoder(kind: Kind, entry: bool) -> Decoder {
-    let format = Format::OtlpMetrics { json: false };
+fn otlp_decoder(kind: Kind, entry: bool, json: bool) -> Decoder {
+    let format = Format::OtlpMetrics { json };
     let values: &[&str] = match kind {
         Kind::Number => &["value"],
         Kind::Histogram | Kind::Exponential => &["count", "sum"],

@@ -1,10 +1,17 @@
 //! Records as benches read them: metrics as JSON, and export requests as a Collector or another client writes them.
 
-use std::{fs, sync::LazyLock, time::Instant};
+use std::{
+    fs,
+    sync::LazyLock,
+    thread,
+    time::{Duration, Instant},
+};
 
 /// Time on the processor, where the kernel tells it, so that others on the machine are not counted.
 pub fn clock_ns() -> f64 {
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    // The kernel counts at its ticks, every few milliseconds, and when a thread stops.
+    thread::sleep(Duration::from_micros(1));
     let scheduled = fs::read_to_string("/proc/thread-self/schedstat").ok();
     let on_processor = scheduled.and_then(|text| text.split(' ').next()?.parse().ok());
     on_processor.unwrap_or_else(|| START.elapsed().as_nanos() as f64)
