@@ -272,8 +272,8 @@ fn bin(evidence: f64) -> usize {
 
 /// Least evidence of a bin.
 fn edge(bin: usize) -> f64 {
-    let octave = (bin / 8) as i32 + LOWEST_LOG2;
-    2f64.powi(octave) * (1.0 + (bin % 8) as f64 / 8.0)
+    let octave = ((bin / 8) as i32 + 1023 + LOWEST_LOG2) as u64;
+    f64::from_bits(octave << 52 | ((bin % 8) as u64) << 49)
 }
 
 #[cfg(test)]

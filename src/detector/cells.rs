@@ -55,7 +55,7 @@ impl Grid {
         if self.is_empty() {
             return 0.0;
         }
-        (value - self.high).max(self.low - value).max(0.0) / self.range()
+        self.in_ranges((value - self.high).max(self.low - value))
     }
 
     /// Takes the value into the range; says how positions move when the grid had to be laid anew.
@@ -90,7 +90,12 @@ impl Grid {
 
     /// How far off the grid a value lies, in ranges; positions are clamped there.
     pub(crate) fn off(&self, value: f64) -> f64 {
-        (value - (self.origin + self.span)).max(self.origin - value).max(0.0) / self.range()
+        self.in_ranges((value - (self.origin + self.span)).max(self.origin - value))
+    }
+
+    /// Most values are within, and need no division.
+    fn in_ranges(&self, outside: f64) -> f64 {
+        if outside > 0.0 { outside / self.range() } else { 0.0 }
     }
 
     pub(crate) fn write(&self, writer: &mut Writer<'_>) {

@@ -32,6 +32,9 @@ impl Usual {
     }
 
     pub(crate) fn evidence(&self, scale: Scale, distance: f64) -> f64 {
+        if distance == 0.0 {
+            return 0.0;
+        }
         (distance / (scale.floor + scale.usual * f64::from(self.mean))).min(EVIDENCE_MAX)
     }
 
@@ -87,7 +90,9 @@ impl Peaks {
     }
 
     pub(crate) fn highest(&self) -> f64 {
-        f64::from(self.blocks.iter().copied().fold(0.0, f32::max))
+        // They are finite.
+        let larger = |a: f32, b: &f32| if *b > a { *b } else { a };
+        f64::from(self.blocks.iter().fold(0.0, larger))
     }
 
     pub(crate) fn push(&mut self, evidence: f64) {

@@ -44,15 +44,21 @@ pub(crate) fn build(options: &[(String, Value)], features: usize) -> Result<Arc<
     PerFeature::<Novelty<FuzzyArt>>::detector(config, &options, features)
 }
 
+/// Categories that are compared with a pattern at once.
+const LANES: usize = 16;
+const GROUPS: usize = CATEGORIES / LANES;
+
 type Pattern = [u8; BLOCKS];
+/// Corners by group of categories, then by block: what one instruction takes lies together.
+type Corners = [[[u8; LANES]; BLOCKS]; GROUPS];
 
 #[derive(Clone)]
 pub(crate) struct FuzzyArt {
     usual: Usual,
     clock: u32,
     known: u8,
-    lower: [Pattern; CATEGORIES],
-    upper: [Pattern; CATEGORIES],
+    lower: Corners,
+    upper: Corners,
     resonated: [u32; CATEGORIES],
     pattern: Pattern,
     nearest: u8,
@@ -70,8 +76,8 @@ impl View for FuzzyArt {
             usual: Usual::new(),
             clock: 0,
             known: 0,
-            lower: [[0; BLOCKS]; CATEGORIES],
-            upper: [[0; BLOCKS]; CATEGORIES],
+            lower: [[[0; LANES]; BLOCKS]; GROUPS],
+            upper: [[[0; LANES]; BLOCKS]; GROUPS],
             resonated: [0; CATEGORIES],
             pattern: [0; BLOCKS],
             nearest: 0,
@@ -80,7 +86,7 @@ impl View for FuzzyArt {
     }
 
     fn shift(&mut self, by: Move) {
-        for corner in self.lower.iter_mut().chain(&mut self.upper).flatten() {
+        for corner in self.lower.iter_mut().chain(&mut self.upper).flatten().flatten() {
             *corner = (by.position((u16::from(*corner) << 8) + 128) >> 8) as u8;
         }
     }
@@ -115,8 +121,8 @@ impl View for FuzzyArt {
         } else {
             (0..CATEGORIES).min_by_key(|at| self.resonated[*at]).unwrap_or(0)
         };
-        self.lower[at] = self.pattern;
-        self.upper[at] = self.pattern;
+        put(&mut self.lower, at, &self.pattern);
+        put(&mut self.upper, at, &self.pattern);
         self.resonated[at] = self.clock;
     }
 
@@ -125,8 +131,8 @@ impl View for FuzzyArt {
         writer.u32(self.clock);
         writer.u8(self.known);
         for at in 0..usize::from(self.known) {
-            writer.bytes(&self.lower[at]);
-            writer.bytes(&self.upper[at]);
+            writer.bytes(&corner(&self.lower, at));
+            writer.bytes(&corner(&self.upper, at));
             writer.u32(self.resonated[at]);
         }
     }
@@ -140,8 +146,11 @@ impl View for FuzzyArt {
             return Err(Error::State("categories are out of place".into()));
         }
         for at in 0..usize::from(view.known) {
-            reader.bytes(&mut view.lower[at])?;
-            reader.bytes(&mut view.upper[at])?;
+            for corners in [&mut view.lower, &mut view.upper] {
+                let mut corner = [0; BLOCKS];
+                reader.bytes(&mut corner)?;
+                put(corners, at, &corner);
+            }
             view.resonated[at] = reader.u32()?;
         }
         Ok(view)
@@ -155,50 +164,73 @@ impl View for FuzzyArt {
 impl FuzzyArt {
     pub(crate) const BYTES: usize = Usual::BYTES + 5 + CATEGORIES * (2 * BLOCKS + 4);
 
-    /// As [`crate::State::touch`]: eight corners are a cache line.
+    /// As [`crate::State::touch`]: four blocks of a group are a cache line.
     pub(crate) fn touch(&self) -> u32 {
-        let known = usize::from(self.known);
-        let corners = self.lower[..known]
-            .iter()
-            .step_by(8)
-            .zip(self.upper[..known].iter().step_by(8));
-        corners.fold(self.clock, |read, (lower, upper)| read ^ u32::from(lower[0] ^ upper[0]))
+        let groups = usize::from(self.known).div_ceil(LANES);
+        let corners = self.lower[..groups].iter().chain(&self.upper[..groups]);
+        corners.fold(self.clock, |read, group| {
+            read ^ u32::from(group[0][0] ^ group[BLOCKS / 2][0])
+        })
     }
 
-    /// City-block distance to the nearest box.
+    /// City-block distance to the nearest box; of several the oldest.
     fn find(&mut self) -> u16 {
-        let mut least = u16::MAX;
+        let mut least = i16::MAX;
         let known = usize::from(self.known);
-        for (at, (lower, upper)) in self.lower[..known].iter().zip(&self.upper[..known]).enumerate() {
-            let mut distance = 0u16;
-            for ((low, high), value) in lower.iter().zip(upper).zip(&self.pattern) {
-                distance += u16::from(low.saturating_sub(*value)) + u16::from(value.saturating_sub(*high));
+        for (group, (lower, upper)) in self.lower[..known.div_ceil(LANES)].iter().zip(&self.upper).enumerate() {
+            let mut distances = [0i16; LANES];
+            for ((low, high), value) in lower.iter().zip(upper).zip(self.pattern) {
+                for ((distance, low), high) in distances.iter_mut().zip(low).zip(high) {
+                    // At most one of them is not 0.
+                    *distance += i16::from(low.saturating_sub(value) | value.saturating_sub(*high));
+                }
             }
-            if distance < least {
-                least = distance;
-                self.nearest = at as u8;
+            let first = group * LANES;
+            if known - first < LANES {
+                distances[known - first..].fill(i16::MAX);
+            }
+            let nearest = distances.iter().fold(i16::MAX, |least, distance| least.min(*distance));
+            if nearest < least {
+                least = nearest;
+                let at = distances.iter().position(|distance| *distance == nearest);
+                self.nearest = (first + at.unwrap_or(0)) as u8;
+            }
+            if least == 0 {
+                break;
             }
         }
-        least
+        least as u16
     }
 
     /// Grows the nearest box to hold the pattern, unless it would outgrow its size.
     fn resonate(&mut self, spans: f64) -> bool {
         let at = usize::from(self.nearest);
-        let (lower, upper) = (&mut self.lower[at], &mut self.upper[at]);
-        let mut size = 0u32;
-        for ((low, high), value) in lower.iter().zip(upper.iter()).zip(&self.pattern) {
-            size += u32::from(*high.max(value)) - u32::from(*low.min(value));
-        }
-        let inside = self.distance == 0.0;
-        if !inside && f64::from(size) / (256 * BLOCKS) as f64 * spans >= SIZE_MAX {
-            return false;
-        }
-        for ((low, high), value) in lower.iter_mut().zip(upper).zip(&self.pattern) {
-            *low = (*low).min(*value);
-            *high = (*high).max(*value);
+        if self.distance > 0.0 {
+            let (mut lower, mut upper) = (corner(&self.lower, at), corner(&self.upper, at));
+            let mut size = 0u32;
+            for ((low, high), value) in lower.iter_mut().zip(&mut upper).zip(self.pattern) {
+                *low = (*low).min(value);
+                *high = (*high).max(value);
+                size += u32::from(*high - *low);
+            }
+            if f64::from(size) / (256 * BLOCKS) as f64 * spans >= SIZE_MAX {
+                return false;
+            }
+            put(&mut self.lower, at, &lower);
+            put(&mut self.upper, at, &upper);
         }
         self.resonated[at] = self.clock;
         true
+    }
+}
+
+/// Corner of a category.
+fn corner(corners: &Corners, at: usize) -> Pattern {
+    std::array::from_fn(|block| corners[at / LANES][block][at % LANES])
+}
+
+fn put(corners: &mut Corners, at: usize, corner: &Pattern) {
+    for (lanes, value) in corners[at / LANES].iter_mut().zip(corner) {
+        lanes[at % LANES] = *value;
     }
 }

@@ -9,15 +9,22 @@ use crate::{Detector, Error, Row, Score, State};
 /// States that are read ahead together: enough for their cache misses to overlap, few enough to stay in the cache.
 const GROUP: usize = 16;
 
-/// Scores rows in the order given, each by the state at its index, and says what each scored. The same as one call after the other,
+/// Scores rows in the order given, each by the state of the entity at its index, and says what each scored. The same as one call after the other,
 /// but a large fleet waits for memory rather than for arithmetic: so the states of a group are read before the first is scored.
-pub fn score(states: &mut [Box<dyn State>], rows: &[(usize, Row<'_>)], mut say: impl FnMut(usize, &Score)) {
+pub fn score<E>(
+    entities: &mut [E],
+    state: impl Fn(&mut E) -> &mut dyn State,
+    rows: &[(usize, Row<'_>)],
+    mut say: impl FnMut(usize, &Score),
+) {
     let mut out = Score::default();
     for group in rows.chunks(GROUP) {
-        let read = group.iter().fold(0, |read, (at, _)| read ^ states[*at].touch());
+        let read = group
+            .iter()
+            .fold(0, |read, (at, _)| read ^ state(&mut entities[*at]).touch());
         std::hint::black_box(read);
         for (at, row) in group {
-            states[*at].score(*row, &mut out);
+            state(&mut entities[*at]).score(*row, &mut out);
             say(*at, &out);
         }
     }

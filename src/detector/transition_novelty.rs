@@ -48,8 +48,11 @@ pub(crate) fn build(options: &[(String, Value)], features: usize) -> Result<Arc<
 
 /// How far the transition is from the nearest one seen, in ranges.
 pub(crate) fn distance(cells: &Cells, from: usize, here: &Here<'_>) -> f64 {
-    let away = cells.distance(from, cell(here.position)) as f64 / SIDE as f64;
-    away * here.grid.spans() + here.grid.off(here.value)
+    let away = match cells.distance(from, cell(here.position)) {
+        0 => 0.0,
+        away => away as f64 / SIDE as f64 * here.grid.spans(),
+    };
+    away + here.grid.off(here.value)
 }
 
 struct Transitions {

@@ -233,13 +233,18 @@ fn a_slab_scores_as_single_calls_do() {
                 single[*at].score(*row, &mut out);
                 (*at, out.score.to_bits())
             });
-            slab::score(&mut at_once, &rows, |at, score| {
-                assert_eq!(
-                    scores.next(),
-                    Some((at, score.score.to_bits())),
-                    "{name}, round {round}"
-                );
-            });
+            slab::score(
+                &mut at_once,
+                |state| &mut **state,
+                &rows,
+                |at, score| {
+                    assert_eq!(
+                        scores.next(),
+                        Some((at, score.score.to_bits())),
+                        "{name}, round {round}"
+                    );
+                },
+            );
         }
         for (a, b) in single.iter().zip(&at_once) {
             let (mut ours, mut theirs) = (Vec::new(), Vec::new());

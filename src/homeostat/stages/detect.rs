@@ -5,6 +5,7 @@
 //! from the offset that its own state includes (`correctness.md` rules 8–12 in spirit; `src/README.md`, "Contracts between
 //! the stages"). A pane record that cannot be read becomes a dead letter.
 
+mod entities;
 mod judge;
 mod live;
 mod part;
@@ -31,6 +32,7 @@ use protocol::{
 };
 
 use super::DEAD_LETTER_BYTES;
+use entities::Entities;
 use live::Live;
 use part::{EntityRecord, Part, ProgressRecord};
 use sink::write_rows;
@@ -351,8 +353,8 @@ impl Detect {
             let scored = watch.score(part, offset, window).map_err(fatal)?;
             let rulings = watch.rulings(&window.rows, &scored).map_err(fatal)?;
             for (row, score) in scored.iter().enumerate() {
-                let Some((key, score)) = score else { continue };
-                let entity = part.entities[watch.slot].get_mut(key).expect("scored above");
+                let Some((number, score)) = score else { continue };
+                let entity = &mut part.entities[watch.slot][*number];
                 let change = watch.alarm(&mut entity.meta.alarm, score.is_anomaly(), &rulings, row);
                 if live && (tap.is_some() || !watch.sinks.is_empty()) {
                     let change = change.clone().unwrap_or_default();
@@ -590,7 +592,7 @@ impl Stage for Detect {
         let part = self.part(partition)?;
         part.assembler = assembler;
         part.owners = live.owners(&part.assembler);
-        part.entities = live.slots.iter().map(|_| BTreeMap::new()).collect();
+        part.entities = live.slots.iter().map(|_| Entities::default()).collect();
         part.live = live;
         (0..part.owners.len()).for_each(|slot| part.revive(slot));
         part.open = record.open;
@@ -691,7 +693,7 @@ impl Stage for Detect {
             sink(
                 "entities",
                 &labels,
-                part.entities.iter().map(BTreeMap::len).sum::<usize>() as f64,
+                part.entities.iter().map(Entities::len).sum::<usize>() as f64,
             );
             sink(
                 "replay_span_records",

@@ -43,7 +43,14 @@ fn from_nab(name: &str, data: &Path) -> Tally {
         return tally;
     };
     for series in &corpus {
-        let run = run(&*detector, 1, series.times_ms.iter().copied(), &series.values, 1);
+        let run = run(
+            &*detector,
+            1,
+            series.times_ms.iter().copied(),
+            &series.values,
+            1,
+            usize::MAX,
+        );
         tally.count(&run.p_values, &series.is_quiet());
     }
     tally
@@ -55,7 +62,14 @@ fn from_asd(name: &str, data: &Path) -> Tally {
         let Ok(detector) = build(name, server.features) else {
             continue;
         };
-        let run = run(&*detector, 1, server.times_ms(), &server.rows, server.features);
+        let run = run(
+            &*detector,
+            1,
+            server.times_ms(),
+            &server.rows,
+            server.features,
+            usize::MAX,
+        );
         let tested = run.p_values.get(server.train_rows..).unwrap_or_default();
         tally.count(tested, &measures::away_from(&server.labels));
     }
@@ -82,7 +96,7 @@ fn from_stationary(name: &str) -> Tally {
             })
             .collect();
         let times = (0..).map(|row| 1_700_000_000_000 + row * 300_000);
-        let run = run(&*detector, seed, times, &values, 1);
+        let run = run(&*detector, seed, times, &values, 1, usize::MAX);
         tally.count(&run.p_values, &vec![true; values.len()]);
     }
     tally

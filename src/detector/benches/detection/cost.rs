@@ -128,9 +128,14 @@ fn visit(detector: &dyn Detector, entities: usize, warm_rows: usize, rounds: usi
                     states[*entity].score(*row, &mut out);
                 }
             }
-            Call::Slab => slab::score(&mut states, &rows, |_, score| {
-                std::hint::black_box(score.score);
-            }),
+            Call::Slab => slab::score(
+                &mut states,
+                |state| &mut **state,
+                &rows,
+                |_, score| {
+                    std::hint::black_box(score.score);
+                },
+            ),
         }
         spent += start.ns();
     }

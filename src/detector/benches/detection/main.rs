@@ -21,6 +21,8 @@ struct Arguments {
     seed: u64,
     /// Rows of a server's train part that are left out, one run for each: what holds for one beginning only is luck.
     begin: Vec<usize>,
+    /// Nothing is learned of a server's test part: what learning costs there, and what it gains.
+    frozen: bool,
     /// Where scores are written, for other programs to judge.
     scores: Option<PathBuf>,
 }
@@ -32,6 +34,7 @@ fn arguments() -> Arguments {
         detectors: Vec::new(),
         seed: 1,
         begin: vec![0],
+        frozen: false,
         scores: None,
     };
     let mut given = std::env::args().skip(1);
@@ -44,6 +47,7 @@ fn arguments() -> Arguments {
                 arguments.begin = rows.split(',').filter_map(|row| row.parse().ok()).collect();
             }
             "--only" => arguments.only = given.next(),
+            "--frozen" => arguments.frozen = true,
             "--detector" => arguments.detectors.extend(given.next()),
             "--scores" => arguments.scores = given.next().map(PathBuf::from),
             _ => {}
@@ -78,6 +82,14 @@ fn main() {
                         .begin
                         .iter()
                         .flat_map(|row| servers.iter().map(|server| server.begun_at(*row)))
+                        .map(|server| servers::Server {
+                            learned_rows: if arguments.frozen {
+                                server.train_rows
+                            } else {
+                                usize::MAX
+                            },
+                            ..server
+                        })
                         .collect();
                     multivariate(&name.to_uppercase(), &servers, &detectors, arguments.scores.as_deref())
                 }
@@ -139,6 +151,7 @@ fn run(
     times_ms: impl Iterator<Item = i64>,
     rows: &[f64],
     features: usize,
+    learned_rows: usize,
 ) -> Run {
     let mut state = detector.fresh(entity);
     let mut out = Score::default();
@@ -150,7 +163,7 @@ fn run(
             Row {
                 time_ms,
                 features: row,
-                learn: true,
+                learn: scores.len() < learned_rows,
             },
             &mut out,
         );
@@ -190,7 +203,16 @@ fn univariate(corpus: &[nab::Series], detectors: &[String], scores: Option<&Path
         };
         let runs: Vec<Run> = corpus
             .iter()
-            .map(|series| run(&*built, 1, series.times_ms.iter().copied(), &series.values, 1))
+            .map(|series| {
+                run(
+                    &*built,
+                    1,
+                    series.times_ms.iter().copied(),
+                    &series.values,
+                    1,
+                    usize::MAX,
+                )
+            })
             .collect();
         let scored: Vec<(&nab::Series, &[f64])> = corpus
             .iter()
@@ -287,7 +309,8 @@ fn judge(name: &str, servers: &[servers::Server], scores: Option<&Path>) -> Opti
     let mut each = Vec::new();
     for server in servers {
         let built = build(name, server.features).ok()?;
-        let run = run(&*built, 1, server.times_ms(), &server.rows, server.features);
+        let (rows, learned_rows) = (&server.rows, server.learned_rows);
+        let run = run(&*built, 1, server.times_ms(), rows, server.features, learned_rows);
         let tested = &run.scores[server.train_rows..];
         let alarms: Vec<bool> = tested.iter().map(|score| *score >= 1.0).collect();
         let labels = &server.labels;

@@ -10,6 +10,8 @@ pub struct Server {
     /// Train, then test, row by row.
     pub rows: Vec<f64>,
     pub train_rows: usize,
+    /// Rows from which may be learned.
+    pub learned_rows: usize,
     pub labels: Vec<bool>,
     pub step_ms: i64,
 }
@@ -32,6 +34,7 @@ pub fn load(directory: &Path, step_ms: i64) -> Result<Vec<Server>, String> {
                 features: train_shape.get(1).copied().unwrap_or(1),
                 rows,
                 train_rows: train_shape[0],
+                learned_rows: usize::MAX,
                 labels: labels.iter().map(|label| *label > 0.5).collect(),
                 step_ms,
                 name,
@@ -59,6 +62,7 @@ impl Server {
             features: self.features,
             rows: self.rows[row * self.features..].to_vec(),
             train_rows: self.train_rows - row,
+            learned_rows: self.learned_rows,
             labels: self.labels.clone(),
             step_ms: self.step_ms,
         }
@@ -136,6 +140,7 @@ pub fn generate(seed: u64) -> Server {
         features,
         rows,
         train_rows,
+        learned_rows: usize::MAX,
         labels,
         step_ms: 300_000,
     }

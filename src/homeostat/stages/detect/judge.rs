@@ -49,7 +49,7 @@ impl Detect {
 }
 
 /// `actual_value`, `forecast_value`, `lower_bound`, `upper_bound`, `is_anomaly`; NULL where there is no forecast.
-fn results(value: &ArrayRef, scored: &[Option<(String, Score)>]) -> Result<[ArrayRef; 5], ArrowError> {
+fn results(value: &ArrayRef, scored: &[Option<(u32, Score)>]) -> Result<[ArrayRef; 5], ArrowError> {
     let actual = cast(value, &DataType::Float64)?;
     let known = |row: usize| {
         let (_, score) = scored[row].as_ref()?;

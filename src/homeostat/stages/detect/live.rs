@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use engine::{assemble::Assembler, spec::Pipeline, version::Version};
 
 use super::{
+    entities::Entities,
     part::{Entity, EntityRecord, Part, seed},
     watch::Watch,
 };
@@ -87,7 +88,7 @@ impl Part {
         let before = std::mem::replace(&mut self.live, live);
         let owners = std::mem::take(&mut self.owners);
         let entities = std::mem::take(&mut self.entities);
-        let mut known: BTreeMap<&str, (usize, BTreeMap<String, Entity>)> = BTreeMap::new();
+        let mut known: BTreeMap<&str, (usize, Entities)> = BTreeMap::new();
         for (id, (owner, entities)) in before.slots.iter().zip(owners.into_iter().zip(entities)) {
             known.insert(id, (owner, entities));
         }
@@ -101,7 +102,7 @@ impl Part {
                     self.hand_over(&before.watches[old], &live.watches[owner], offset);
                 }
                 None => {
-                    self.entities.push(BTreeMap::new());
+                    self.entities.push(Entities::default());
                     self.revive(slot);
                 }
             }
@@ -124,13 +125,13 @@ impl Part {
         }
         let source = new.source.filter(|_| old.panes != new.panes);
         let closed_ms = source.and_then(|source| self.assembler.table().sources.get(&source)?.closed_ms);
-        for (key, entity) in &mut self.entities[new.slot] {
+        self.entities[new.slot].each(|key, entity| {
             if let Some(ahead) = entity.ahead.take_if(|_| entity.version <= new.version) {
                 entity.state = new.restore(key, &ahead);
-                continue;
+                return;
             }
             if entity.version >= new.version {
-                continue;
+                return;
             }
             entity.version = new.version;
             if let Some(source) = source {
@@ -140,7 +141,7 @@ impl Part {
                 entity.dirty(offset);
             }
             if old.is_alike(new) {
-                continue;
+                return;
             }
             let mut snapshot = Vec::new();
             entity.state.snapshot(&mut snapshot);
@@ -149,7 +150,7 @@ impl Part {
                 false => new.algorithm.fresh(seed(&new.id, key)),
             };
             entity.dirty(offset);
-        }
+        });
     }
 
     /// Makes entities of the state that was read for a slot.

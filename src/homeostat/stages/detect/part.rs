@@ -11,7 +11,7 @@ use protocol::log::Note;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Options, live::Live};
+use super::{Options, entities::Entities, live::Live};
 
 /// Whether an entity is alarming, for the detector and for each policy.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -87,8 +87,8 @@ pub(super) struct Part {
     pub(super) live: Arc<Live>,
     /// For each slot, the watch whose state its entities have.
     pub(super) owners: Vec<usize>,
-    /// By slot, then by the entity's key: JSON of its KEY values.
-    pub(super) entities: Vec<BTreeMap<String, Entity>>,
+    /// By slot.
+    pub(super) entities: Vec<Entities>,
     pub(super) open: BTreeMap<String, uuid::Uuid>,
     /// Outputs of records below this were published by an earlier life.
     pub(super) committed: i64,
@@ -120,7 +120,7 @@ impl Part {
         Self {
             owners: live.owners(&assembler),
             assembler,
-            entities: live.slots.iter().map(|_| BTreeMap::new()).collect(),
+            entities: live.slots.iter().map(|_| Entities::default()).collect(),
             live,
             open: BTreeMap::new(),
             committed: 0,
@@ -221,7 +221,7 @@ impl Part {
         let unwritten = self
             .entities
             .iter()
-            .flat_map(BTreeMap::values)
+            .flat_map(Entities::iter)
             .filter_map(|entity| entity.unwritten_since)
             .min();
         let oldest = unwritten.unwrap_or(self.next_offset - 1);

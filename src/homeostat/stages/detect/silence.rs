@@ -83,7 +83,9 @@ impl Detect {
             .iter()
             .filter(|watch| watch.version == versions.newest());
         for watch in newest.filter(|watch| watch.panes.is_some()) {
-            for entity in part.entities[watch.slot].values_mut() {
+            let entities = &mut part.entities[watch.slot];
+            for number in entities.in_order() {
+                let entity = &mut entities[number];
                 let Some(table) = part.assembler.table().sources.get(&entity.meta.source) else {
                     continue;
                 };

@@ -7,7 +7,7 @@ use arrow::{
     compute::cast,
     datatypes::{DataType, Float64Type},
 };
-use detector::{Detector, Row, Score, State};
+use detector::{Detector, Row, Score, State, slab};
 use engine::{
     assemble::ClosedWindow,
     json,
@@ -16,7 +16,10 @@ use engine::{
 use protocol::{CloudEvent, Target, Topics, cloudevent, id, message::Anomaly};
 use serde_json::Value;
 
-use super::part::{Alarm, Entity, Meta, Part, seed};
+use super::{
+    entities::{Entities, known},
+    part::{Alarm, Entity, Meta, Part, seed},
+};
 
 /// A declared detector with its algorithm and the policies that rest on it.
 pub(super) struct Watch {
@@ -126,12 +129,15 @@ impl Watch {
     }
 
     pub(super) fn entity<'a>(&self, part: &'a mut Part, target: &BTreeMap<String, Value>) -> &'a mut Entity {
-        self.entity_at(self.key(target), part, target)
+        let entities = &mut part.entities[self.slot];
+        let number = self.number(entities, target);
+        &mut entities[number]
     }
 
-    fn entity_at<'a>(&self, key: String, part: &'a mut Part, target: &BTreeMap<String, Value>) -> &'a mut Entity {
-        part.entities[self.slot].entry(key).or_insert_with_key(|key| Entity {
-            state: self.algorithm.fresh(seed(&self.id, key)),
+    fn number(&self, entities: &mut Entities, target: &BTreeMap<String, Value>) -> u32 {
+        let key = self.key(target);
+        entities.number(&key, || Entity {
+            state: self.algorithm.fresh(seed(&self.id, &key)),
             meta: Meta {
                 target: target.clone(),
                 last_ms: i64::MIN,
@@ -149,63 +155,80 @@ impl Watch {
         serde_json::to_string(&values).expect("JSON values serialise")
     }
 
-    /// One score per row; `None` where the entity's state already includes this window. The rows of a window are in the order of their
-    /// keys, as the entities are, so each is found, and its state read, beside the last: reading ahead does not pay here.
+    /// The entity's number and score of each row; `None` where its state already includes this window.
     pub(super) fn score(
         &self,
         part: &mut Part,
         offset: i64,
         window: &ClosedWindow,
-    ) -> Result<Vec<Option<(String, Score)>>, arrow::error::ArrowError> {
-        let columns: Vec<Float64Array> = self
-            .spec
-            .features
-            .iter()
-            .map(|(_, column)| {
-                Ok(cast(window.rows.column(*column), &DataType::Float64)?
-                    .as_primitive::<Float64Type>()
-                    .clone())
-            })
-            .collect::<Result<_, arrow::error::ArrowError>>()?;
-        let mut features = vec![f64::NAN; columns.len()];
-        let mut scores = Vec::with_capacity(window.rows.num_rows());
-        for row in 0..window.rows.num_rows() {
-            let target = self.keys(window.rows.columns(), row);
-            let learn = !part.open.contains_key(&target_of(self, &target).1);
-            let key = self.key(&target);
-            let entity = self.entity_at(key.clone(), part, &target);
+    ) -> Result<Vec<Option<(u32, Score)>>, arrow::error::ArrowError> {
+        let features = self.features(&window.rows)?;
+        let keys = self.spec.keys.iter();
+        let keys: Vec<ArrayRef> = keys.map(|(_, at)| Arc::clone(window.rows.column(*at))).collect();
+        let entities = &mut part.entities[self.slot];
+        let bytes = entities.bytes(&keys)?;
+        let mut values = Vec::with_capacity(window.rows.num_rows() * features.len());
+        let mut scores = vec![None; window.rows.num_rows()];
+        let mut learns = Vec::with_capacity(scores.len());
+        for (row, score) in scores.iter_mut().enumerate() {
+            let bytes = bytes.as_ref().map(|bytes| bytes.row(row).data());
+            let number = bytes.and_then(|bytes| entities.seen(bytes)).unwrap_or_else(|| {
+                let number = self.number(entities, &self.keys(window.rows.columns(), row));
+                if let Some(bytes) = bytes {
+                    entities.remember(bytes, number);
+                }
+                number
+            });
+            let entity = &mut entities[number];
             if offset <= entity.includes {
-                scores.push(None);
                 continue;
             }
-            for (feature, column) in features.iter_mut().zip(&columns) {
-                *feature = if column.is_null(row) {
-                    f64::NAN
-                } else {
-                    column.value(row)
-                };
-            }
-            let mut score = Score::default();
-            entity.state.score(
-                Row {
-                    time_ms: window.end_ms,
-                    features: &features,
-                    learn,
-                },
-                &mut score,
-            );
             entity.meta.last_ms = window.end_ms;
             entity.dirty(offset);
-            scores.push(Some((key, score)));
+            let is_open = |target| part.open.contains_key(&target_of(self, &target).1);
+            learns.push(part.open.is_empty() || !is_open(self.keys(window.rows.columns(), row)));
+            let known = |column: &Float64Array| column.is_valid(row).then(|| column.value(row));
+            values.extend(features.iter().map(|column| known(column).unwrap_or(f64::NAN)));
+            *score = Some((number, Score::default()));
         }
+        let scored = scores.iter().flatten().zip(learns).enumerate();
+        let rows: Vec<(usize, Row<'_>)> = scored
+            .map(|(at, ((number, _), learn))| {
+                let row = Row {
+                    time_ms: window.end_ms,
+                    features: &values[at * features.len()..][..features.len()],
+                    learn,
+                };
+                (*number as usize, row)
+            })
+            .collect();
+        let mut scored = scores.iter_mut().flatten();
+        slab::score(
+            entities.list(),
+            |place| &mut *known(place).state,
+            &rows,
+            |_, said| {
+                if let Some((_, score)) = scored.next() {
+                    score.clone_from(said);
+                }
+            },
+        );
         Ok(scores)
+    }
+
+    fn features(&self, rows: &RecordBatch) -> Result<Vec<Float64Array>, arrow::error::ArrowError> {
+        let columns = self.spec.features.iter();
+        let columns = columns.map(|(_, column)| cast(rows.column(*column), &DataType::Float64));
+        columns
+            .map(|column| Ok(column?.as_primitive::<Float64Type>().clone()))
+            .collect()
     }
 
     /// WHEN and CLEAR WHEN of every policy, for all rows at once.
     pub(super) fn rulings(
         &self,
         rows: &RecordBatch,
-        scored: &[Option<(String, Score)>],
+        scored: &[Option<(u32, Score)>],
     ) -> Result<Vec<Ruling>, arrow::error::ArrowError> {
         // Of a row that the entity's state includes already nobody asks: its ruling is passed over.
         let score: Float64Array = scored
