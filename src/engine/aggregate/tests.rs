@@ -642,6 +642,7 @@ fn a_new_set_starts_ahead_of_every_row_seen() {
     harness.step(&[0], 9);
     harness.commit();
     harness.pipelines = vec![pipeline(vec![by_service(), large()])];
+    harness.log_start = 1;
     harness.crash();
     harness.log[0].extend([
         entry(vec![row(15_950, "a", 30.0)]),

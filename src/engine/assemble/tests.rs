@@ -433,7 +433,11 @@ fn switched(old: &Pipeline, new: &Pipeline, switching: &[Switching], follow_at: 
             let ended = step >= rows.times.len();
             let watermark = if ended { 1_000_000 } else { greatest.unwrap_or(0) };
             let mut told = progress(count, at, watermark, false, log);
-            let active = |set: u64, first_pane_ms: Option<i64>| ActiveSet { set, first_pane_ms };
+            let active = |set: u64, first_pane_ms: Option<i64>| ActiveSet {
+                set,
+                first_pane_ms,
+                met_ms: None,
+            };
             told.partitions[0].sets = vec![active(SET, None)];
             if let Some(first) = first_panes[partition] {
                 told.partitions[0].version = 2;

@@ -416,6 +416,7 @@ fn assigned(processor: &Processor, name: StageName, topic: &str, partitions: i32
         let assignment = Assignment {
             committed: None,
             start_offset: 0,
+            lookback_offset: None,
             log_start_offset: 0,
             log_end_offset: i64::MAX,
             partition_count: partitions,
