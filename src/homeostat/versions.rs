@@ -327,10 +327,11 @@ pub fn plan(history: &History, mut texts: Vec<PipelineText>) -> Result<Planned, 
         texts: texts.clone().into(),
         pipelines,
     });
-    let backfilled = engine::aggregate::check(&versions).map_err(|error| {
-        Refused::new(format!("it cannot run beside the version before: {error}")).help(
+    let backfilled = engine::aggregate::check(&versions).map_err(|error| match newest {
+        None => Refused::new(format!("these pipelines cannot run beside each other: {error}")),
+        Some(_) => Refused::new(format!("it cannot run beside the version before: {error}")).help(
             "an edit keeps the panes of both until the windows of the old one are closed: edit fewer views at once",
-        )
+        ),
     })?;
     Ok(Planned {
         number,

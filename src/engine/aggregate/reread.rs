@@ -85,7 +85,8 @@ impl Aggregate {
             return None;
         }
         let additions = self.additions(&place.topic, &standings);
-        additions.iter().map(|addition| addition.from_ms).min()
+        // What is negative means other things to Kafka.
+        additions.iter().map(|addition| addition.from_ms.max(0)).min()
     }
 
     /// What becomes of the sets that come later: those whose past is in the log have it read again. A set whose past has gone
