@@ -19,7 +19,7 @@ test: ## start a real Kafka, run all tests on it, stop it
 test-kubernetes: ## the executor against a real Kubernetes control plane, built once
 	@.ci/need rust cc make perl go && cargo test --workspace --test kubernetes --locked -- --include-ignored
 soak: ## the tests that take long: a day without faults, a thousand kills each of executor and processors, ten thousand queries
-	@.ci/test -- --ignored a_day a_thousand the_bench_of_healing
+	@.ci/test --release -- --ignored a_day a_thousand the_bench_of_healing
 
 check: ## format and lints with warnings as errors, one version of arrow, fuzz targets that compile
 	@.ci/need rust cc make perl
@@ -27,9 +27,9 @@ check: ## format and lints with warnings as errors, one version of arrow, fuzz t
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo check --manifest-path src/telemetry/fuzz/Cargo.toml --target-dir target/fuzz
 	@.ci/one-arrow
-bench: ## records per second through a real Kafka, beside a raw consumer; ns per row by step; from append to anomaly at 100,000 records/s
+bench: ## ns per row by format, window and stage; records per second through a real Kafka, beside a raw consumer; append to anomaly at 100,000/s
 	@.ci/need rust cc make perl java mvn
-	cargo bench --workspace --bench end_to_end --bench latency --bench decode --bench fold --locked
+	cargo bench --workspace --bench decode --bench fold --bench rates --bench end_to_end --bench latency --locked
 bench-detection: ## every detector on public labelled data: make bench-detection DATA=../shared/data
 	cargo bench -p detector --bench detection --locked -- --data $(abspath $(DATA))
 bench-choice: ## the learned choice of an action on public labelled incidents: make bench-choice DATA=../shared/data

@@ -5,6 +5,7 @@ use arrow::datatypes::DataType;
 use crate::{
     column::{AnySlot, Column, Dictionary, Map, REPEAT_BYTES_MAX, Slot},
     error::Fault,
+    interner::{OUTLINE_WHOLE, Outline, outline},
     schema,
 };
 
@@ -20,10 +21,16 @@ pub(crate) struct Attributes {
 
 struct Entry {
     key: Box<[u8]>,
+    outline: Outline,
     column: Slot<Dictionary>,
 }
 
 impl Entry {
+    #[inline(always)]
+    fn is(&self, key: &[u8], outline: Outline) -> bool {
+        self.outline == outline && (key.len() <= OUTLINE_WHOLE || *self.key == *key)
+    }
+
     /// The first of equal keys counts.
     fn set(&mut self, value: Option<&[u8]>, row: usize) -> Result<(), Fault> {
         match (self.column.get(), value) {
@@ -45,6 +52,7 @@ impl Attributes {
         column.bind(output, &schema::dictionary());
         self.entries.push(Entry {
             key: key.as_bytes().into(),
+            outline: outline(key.as_bytes()),
             column,
         });
         self.wanted = true;
@@ -87,14 +95,16 @@ impl Attributes {
     /// Does any column read the value at this key?
     #[inline]
     pub fn reads(&self, key: &[u8]) -> bool {
-        self.map_wanted || self.entries.iter().any(|entry| *entry.key == *key)
+        let outline = outline(key);
+        self.map_wanted || self.entries.iter().any(|entry| entry.is(key, outline))
     }
 
     /// Takes one attribute; `None` is NULL.
     #[inline]
     pub fn add(&mut self, key: &[u8], value: Option<&[u8]>, row: usize) -> Result<(), Fault> {
+        let outline = outline(key);
         for entry in &mut self.entries {
-            if *entry.key == *key {
+            if entry.is(key, outline) {
                 entry.set(value, row)?;
             }
         }

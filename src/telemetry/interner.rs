@@ -24,9 +24,12 @@ const COPY_BYTES_ALLOWED: usize = 8 << 20;
 /// Slots of the memo, for few strings and for many.
 const MEMO_SLOTS: [usize; 2] = [256, 4096];
 
-/// A string's outline: its ends and its length. For strings of at most 16 bytes that is all of it.
+/// Bytes of a string up to which its [`Outline`] is all of it.
+pub(crate) const OUTLINE_WHOLE: usize = 16;
+
+/// A string's outline: its ends and its length.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Outline {
+pub(crate) struct Outline {
     head: u64,
     tail: u64,
     length: u32,
@@ -70,7 +73,7 @@ impl Interner {
         let slot = memo_slot(outline, self.memo.len());
         if let Some(memo) = self.memo.get(slot)
             && memo.outline == outline
-            && (string.len() <= 16 || self.get(memo.code) == string)
+            && (string.len() <= OUTLINE_WHOLE || self.get(memo.code) == string)
         {
             return Ok(memo.code as i32);
         }
@@ -187,7 +190,7 @@ impl Interner {
 }
 
 #[inline]
-fn outline(string: &[u8]) -> Outline {
+pub(crate) fn outline(string: &[u8]) -> Outline {
     let length = string.len();
     let (head, tail) = match (string.first_chunk::<8>(), string.last_chunk::<8>()) {
         (Some(head), Some(tail)) => (u64::from_le_bytes(*head), u64::from_le_bytes(*tail)),

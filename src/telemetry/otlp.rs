@@ -169,6 +169,39 @@ fn add_key_value(
     row: usize,
     scratch: &mut Vec<u8>,
 ) -> Result<(), Fault> {
+    match short_key_value(key_value) {
+        Some((key, value)) => add_encoded(attributes, key, value, row, scratch),
+        None => add_any_key_value(attributes, key_value, row, scratch),
+    }
+}
+
+/// One key and one value, both shorter than 128 bytes, in either order, and nothing else: nearly every `KeyValue`.
+#[inline(always)]
+fn short_key_value(key_value: &[u8]) -> Option<(&[u8], &[u8])> {
+    let [first, length, rest @ ..] = key_value else {
+        return None;
+    };
+    let (head, rest) = rest.split_at_checked(usize::from(*length))?;
+    let [second, rest_length, tail @ ..] = rest else {
+        return None;
+    };
+    if *length >= 0x80 || *rest_length >= 0x80 || usize::from(*rest_length) != tail.len() {
+        return None;
+    }
+    match (u32::from(*first), u32::from(*second)) {
+        (key_value::KEY, key_value::VALUE) => Some((head, tail)),
+        (key_value::VALUE, key_value::KEY) => Some((tail, head)),
+        _ => None,
+    }
+}
+
+#[inline(never)]
+fn add_any_key_value(
+    attributes: &mut Attributes,
+    key_value: &[u8],
+    row: usize,
+    scratch: &mut Vec<u8>,
+) -> Result<(), Fault> {
     let mut reader = Reader::new(key_value);
     let mut key: &[u8] = &[];
     let mut value = Merged::default();
@@ -179,9 +212,19 @@ fn add_key_value(
             other => reader.skip_other(other, &key_value::KNOWN)?,
         }
     }
+    add_encoded(attributes, key, value.get().unwrap_or_default(), row, scratch)
+}
+
+#[inline(always)]
+fn add_encoded(
+    attributes: &mut Attributes,
+    key: &[u8],
+    value: &[u8],
+    row: usize,
+    scratch: &mut Vec<u8>,
+) -> Result<(), Fault> {
     if attributes.reads(key) {
-        let text = any_value::text(value.get().unwrap_or_default(), scratch)?;
-        attributes.add(key, text, row)?;
+        attributes.add(key, any_value::text(value, scratch)?, row)?;
     }
     Ok(())
 }

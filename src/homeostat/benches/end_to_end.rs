@@ -1,5 +1,5 @@
-//! Records per second from a filled Kafka topic to published windows, beside a raw consumer of the same topic in the same run, and
-//! where a record's time goes: `cargo bench -p homeostat --bench end_to_end`.
+//! Records per second from a filled Kafka topic to published windows, beside a raw consumer of the same topic in the same
+//! run: `cargo bench --workspace --bench end_to_end`.
 //!
 //! The topic holds JSON in four partitions; the program is `homeostat run` with its default settings and a view of one TUMBLE of 10 s
 //! per service and metric, whose every window is published and checked. `RECORDS` and `ROUNDS` change the size. Kafka is the one that
@@ -9,24 +9,14 @@ mod program;
 
 use std::{
     collections::BTreeMap,
-    fs,
-    sync::{Arc, LazyLock},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, ensure};
-use engine::aggregate::Decoders;
-use homeostat::{
-    config,
-    processor::{Processor, StageName},
-    stages::aggregate::Telemetry,
-};
-use kafka::{
-    Broker, ConsumerConfig, Memory, Polled, ProducerConfig, Shutdown, Switches, SystemClock, TopicConfig, partitions_of,
-};
+use kafka::{Broker, ConsumerConfig, Polled, ProducerConfig, TopicConfig, partitions_of};
 use program::Program;
-use protocol::{Assignment, Batch, Output, Outputs, Stage, TimestampKind, TopicPartition, cloudevent};
-use remediation::Trust;
+use protocol::{Batch, Output, cloudevent};
 use tests::rig;
 
 #[global_allocator]
@@ -39,8 +29,6 @@ const BEGIN_MS: i64 = 1_700_000_000_000;
 const RECORDS_PER_MS: i64 = 16;
 const WINDOW_MS: i64 = 10_000;
 const PATIENCE: Duration = Duration::from_secs(180);
-/// About what one poll brings.
-const BATCH_RECORDS: usize = 4_096;
 
 const PIPELINE: &str = "
 CREATE SOURCE app (service STRING, metric STRING, value DOUBLE, ts TIMESTAMP(3),
@@ -59,7 +47,6 @@ fn main() -> anyhow::Result<()> {
     let number = |name: &str, or: usize| std::env::var(name).map_or(Ok(or), |text| text.parse());
     let records = number("RECORDS", 4_000_000).context("RECORDS is a number")?;
     let rounds = number("ROUNDS", 3).context("ROUNDS is a number")?.max(1);
-    steps()?;
     let broker: Arc<dyn Broker> = rig::Kafka::shared().broker()?;
     let prefix = format!("bench-{}.", std::process::id());
     let topic = format!("{prefix}app");
@@ -285,177 +272,4 @@ fn published(broker: &dyn Broker, topic: &str, wanted: usize) -> anyhow::Result<
         }
     }
     Ok(found)
-}
-
-/// ns a record in each step, from memory, on one thread: medians of passes, in time on the processor.
-fn steps() -> anyhow::Result<()> {
-    const RECORDS: usize = 1_000_000;
-    const PASSES: usize = 5;
-    let processor = processor()?;
-    let batches = batches(RECORDS);
-    let mut passes: Vec<[f64; 4]> = Vec::new();
-    let mut windows = 0;
-    // The first pass warms caches and allocator.
-    for _ in 0..=PASSES {
-        let decode = decoded(&processor, &batches)?;
-        let (aggregate, panes) = aggregated(&processor, &batches)?;
-        let (detect, anomalies) = fed(&processor, StageName::Detect, "homeostat.panes", &panes)?;
-        let (decide, _) = fed(&processor, StageName::Decide, "homeostat.anomalies", &anomalies)?;
-        windows = anomalies.records.len();
-        passes.push([decode, aggregate - decode, detect, decide]);
-    }
-    let of = |step: usize| median(passes[1..].iter().map(|pass| pass[step])) / RECORDS as f64;
-    println!("{RECORDS} records from memory, one thread, ns a record");
-    println!("decode: JSON → columns             {:>8.1}", of(0));
-    println!("filter, key, fold, seal            {:>8.1}", of(1));
-    println!("assemble, detect, {windows:>5} windows    {:>8.1}", of(2));
-    println!("decide                             {:>8.1}", of(3));
-    Ok(())
-}
-
-/// Time on the processor, where the kernel tells it, so that others on the machine are not counted.
-fn clock_ns() -> f64 {
-    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-    let scheduled = fs::read_to_string("/proc/thread-self/schedstat").ok();
-    let on_processor = scheduled.and_then(|text| text.split(' ').next()?.parse().ok());
-    on_processor.unwrap_or_else(|| START.elapsed().as_nanos() as f64)
-}
-
-fn decoded(processor: &Processor, batches: &[Batch]) -> anyhow::Result<f64> {
-    let mut decoder = Telemetry.decoder(&processor.pipelines[0].sources[0])?;
-    let began = clock_ns();
-    for batch in batches {
-        for record in batch.iter() {
-            decoder.push(&record, 0).map_err(anyhow::Error::msg)?;
-        }
-        std::hint::black_box(decoder.finish()?);
-    }
-    Ok(clock_ns() - began)
-}
-
-fn aggregated(processor: &Processor, batches: &[Batch]) -> anyhow::Result<(f64, Outputs)> {
-    let mut aggregate = assigned(processor, StageName::Aggregate, "app", PARTITIONS)?;
-    let mut panes = Outputs::default();
-    let partition_counts = [("app".into(), PARTITIONS)];
-    let clock = protocol::Clock {
-        now_ms: BEGIN_MS,
-        caught_up: &[],
-        partition_counts: &partition_counts,
-    };
-    let began = clock_ns();
-    for (at, batch) in batches.iter().enumerate() {
-        aggregate.step(batch, &mut panes)?;
-        if at % 64 == 63 {
-            aggregate.before_commit(&mut panes)?;
-            aggregate.committed();
-        }
-    }
-    aggregate.tick(clock, &mut panes)?;
-    aggregate.before_commit(&mut panes)?;
-    Ok((clock_ns() - began, panes))
-}
-
-fn processor() -> anyhow::Result<Processor> {
-    let text = PIPELINE.replace("{prefix}", "");
-    let pipeline = sql::compile("bench", &text, &homeostat::pipelines::Detectors)
-        .map_err(|refused| anyhow::anyhow!(refused.render("bench", &text, false)))?;
-    Ok(Processor {
-        broker: Arc::new(Memory::new(Arc::new(SystemClock))),
-        pipelines: Arc::from([pipeline]),
-        versions: Vec::new(),
-        config: config::load_text("")?,
-        observer: Arc::new(()),
-        shutdown: Shutdown::new(),
-        signer: None,
-        trust: Trust::default(),
-        crash: None,
-        switches: Switches::default(),
-    })
-}
-
-fn batches(records: usize) -> Vec<Batch> {
-    let mut batches = Vec::new();
-    let mut offsets = [0_i64; PARTITIONS as usize];
-    for from in (0..records).step_by(BATCH_RECORDS) {
-        let numbers = from..(from + BATCH_RECORDS).min(records);
-        let mut batch = Batch::default();
-        // As a poll brings them: one run of each partition.
-        for partition in 0..PARTITIONS {
-            let handle = batch.partition("app", partition);
-            for n in numbers.clone().filter(|n| record(*n).0 == partition) {
-                push(&mut batch, handle, &mut offsets[partition as usize], &json(n));
-            }
-        }
-        batches.push(batch);
-    }
-    let mut last = Batch::default();
-    for partition in 0..PARTITIONS {
-        let handle = last.partition("app", partition);
-        push(&mut last, handle, &mut offsets[partition as usize], &closing(records));
-    }
-    batches.push(last);
-    batches
-}
-
-fn push(batch: &mut Batch, handle: u32, offset: &mut i64, value: &[u8]) {
-    batch.push(
-        handle,
-        *offset,
-        (BEGIN_MS, TimestampKind::Create),
-        None,
-        Some(value),
-        [],
-    );
-    *offset += 1;
-}
-
-/// A stage that has been given every partition of a topic.
-fn assigned(processor: &Processor, name: StageName, topic: &str, partitions: i32) -> anyhow::Result<Box<dyn Stage>> {
-    let mut stage = processor.stage(name)?;
-    for partition in partitions_of(topic, partitions) {
-        let assignment = Assignment {
-            committed: None,
-            start_offset: 0,
-            lookback_offset: None,
-            log_start_offset: 0,
-            log_end_offset: i64::MAX,
-            partition_count: partitions,
-        };
-        stage.assigned(&partition, &assignment)?;
-    }
-    Ok(stage)
-}
-
-/// Nanoseconds that a stage takes for what another one has said on a topic, and what it says itself.
-fn fed(processor: &Processor, name: StageName, topic: &str, said: &Outputs) -> anyhow::Result<(f64, Outputs)> {
-    let mut stage = assigned(processor, name, topic, PARTITIONS)?;
-    let mut batch = Batch::default();
-    let mut offsets: BTreeMap<TopicPartition, i64> = BTreeMap::new();
-    for output in said.records.iter().filter(|output| &*output.topic == topic) {
-        let partition = match (output.partition, &output.key) {
-            (Some(partition), _) => partition,
-            (None, Some(key)) => kafka::partition_of(key, PARTITIONS),
-            (None, None) => 0,
-        };
-        let offset = offsets.entry(TopicPartition::new(topic, partition)).or_default();
-        let handle = batch.partition(topic, partition);
-        let headers = output
-            .headers
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.as_slice()));
-        batch.push(
-            handle,
-            *offset,
-            (BEGIN_MS, TimestampKind::Create),
-            output.key.as_deref(),
-            output.value.as_deref(),
-            headers,
-        );
-        *offset += 1;
-    }
-    let mut out = Outputs::default();
-    let began = clock_ns();
-    stage.step(&batch, &mut out)?;
-    stage.before_commit(&mut out)?;
-    Ok((clock_ns() - began, out))
 }

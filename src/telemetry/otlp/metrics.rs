@@ -75,6 +75,19 @@ enum Kind {
 }
 
 impl Kind {
+    /// The kind of data that a field of a metric is.
+    #[inline(always)]
+    fn of(field: u32) -> Option<Self> {
+        Some(match field {
+            metric::GAUGE => Self::Gauge,
+            metric::SUM => Self::Sum,
+            metric::HISTOGRAM => Self::Histogram,
+            metric::EXPONENTIAL_HISTOGRAM => Self::ExponentialHistogram,
+            metric::SUMMARY => Self::Summary,
+            _ => return None,
+        })
+    }
+
     fn name(self) -> &'static [u8] {
         match self {
             Self::Gauge => b"gauge",
@@ -139,43 +152,26 @@ impl Metrics {
     fn metric(&mut self, metric: &[u8], from: usize) -> Result<usize, Fault> {
         let mut reader = Reader::new(metric);
         let (mut name, mut description, mut unit): (&[u8], &[u8], &[u8]) = (&[], &[], &[]);
-        let mut data = None;
+        let (mut data, mut in_pieces) = (None, false);
         while let Some(field) = reader.tag()? {
-            let kind = match field {
-                metric::NAME => {
-                    name = reader.string(name)?;
-                    continue;
+            match (Kind::of(field), field) {
+                // Read where it stands, as long as nothing shows that there is more of it: what comes after it is far from the cache.
+                (Some(kind), _) if data.is_none() => data = Some((kind, self.data(kind, reader.bytes()?, from)?)),
+                (Some(_), _) => {
+                    reader.bytes()?;
+                    in_pieces = true;
                 }
-                metric::DESCRIPTION => {
-                    description = reader.string(description)?;
-                    continue;
-                }
-                metric::UNIT => {
-                    unit = reader.string(unit)?;
-                    continue;
-                }
-                metric::GAUGE => Kind::Gauge,
-                metric::SUM => Kind::Sum,
-                metric::HISTOGRAM => Kind::Histogram,
-                metric::EXPONENTIAL_HISTOGRAM => Kind::ExponentialHistogram,
-                metric::SUMMARY => Kind::Summary,
-                other => {
-                    reader.skip_other(other, &metric::KNOWN)?;
-                    continue;
-                }
-            };
-            let mut pieces = match data.take() {
-                None => Merged::default(),
-                Some((known, pieces)) if known == kind => pieces,
-                Some((other, pieces)) => self.replaced(other, &pieces, from)?,
-            };
-            pieces.add(reader.bytes()?)?;
-            data = Some((kind, pieces));
+                (None, metric::NAME) => name = reader.string(name)?,
+                (None, metric::DESCRIPTION) => description = reader.string(description)?,
+                (None, metric::UNIT) => unit = reader.string(unit)?,
+                (None, other) => reader.skip_other(other, &metric::KNOWN)?,
+            }
         }
-        let (to, kind_name) = match data {
-            Some((kind, data)) => (self.data(kind, data.get().unwrap_or_default(), from)?, kind.name()),
-            None => (from, Default::default()),
-        };
+        if in_pieces {
+            self.truncate(from);
+            data = self.data_in_pieces(metric, from)?;
+        }
+        let (to, kind_name) = data.map_or((from, &[][..]), |(kind, to)| (to, kind.name()));
         for (slot, string) in [
             (&mut self.metric_name, name),
             (&mut self.description, description),
@@ -189,12 +185,30 @@ impl Metrics {
         Ok(to)
     }
 
-    /// Data that another kind replaces: it must be right, but is no rows.
+    /// Pieces of one kind count as one message; another kind replaces what came before it, which must be right, but is no rows.
     #[cold]
-    fn replaced<'a>(&mut self, kind: Kind, data: &Merged<'_>, row: usize) -> Result<Merged<'a>, Fault> {
-        self.data(kind, data.get().unwrap_or_default(), row)?;
-        self.truncate(row);
-        Ok(Merged::default())
+    fn data_in_pieces(&mut self, metric: &[u8], from: usize) -> Result<Option<(Kind, usize)>, Fault> {
+        let mut reader = Reader::new(metric);
+        let mut data = None;
+        while let Some(field) = reader.tag()? {
+            let Some(kind) = Kind::of(field) else {
+                reader.skip_other(field, &metric::KNOWN)?;
+                continue;
+            };
+            let mut pieces = match data.take() {
+                None => Merged::default(),
+                Some((known, pieces)) if known == kind => pieces,
+                Some((other, replaced)) => {
+                    self.data(other, replaced.get().unwrap_or_default(), from)?;
+                    self.truncate(from);
+                    Merged::default()
+                }
+            };
+            pieces.add(reader.bytes()?)?;
+            data = Some((kind, pieces));
+        }
+        let Some((kind, data)) = data else { return Ok(None) };
+        Ok(Some((kind, self.data(kind, data.get().unwrap_or_default(), from)?)))
     }
 
     /// Takes back the columns that have been put for rows from `row` on; those of resource and scope come later.
