@@ -48,8 +48,8 @@ use crate::{
 
 /// Rows decoded before they are folded: enough to spread the cost of a batch, few enough to stay in the cache.
 const ROWS_PER_BATCH: usize = 8_192;
-/// What was sealed waits for the next commit at most so long, and never grows beyond so much.
-const COMMIT_INTERVAL_MS: i64 = 100;
+/// What some lanes have sealed waits so long for the others, and never grows beyond so much.
+const OTHERS_WAIT_MS: i64 = 100;
 const SEALED_BYTES_MAX: usize = 8 << 20;
 
 /// Turns the records of one source into rows.
@@ -194,7 +194,8 @@ pub struct Aggregate {
     partition_counts: BTreeMap<Arc<str>, i32>,
     peers: BTreeMap<(u64, i32), Peer>,
     now_ms: i64,
-    last_commit_ms: i64,
+    /// The tick at which some lane had passed a pane's end since the last commit.
+    news_since_ms: Option<i64>,
     last_progress_ms: i64,
     progress_due: bool,
     counters: Counters,
@@ -222,7 +223,7 @@ impl Aggregate {
             partition_counts: BTreeMap::new(),
             peers: BTreeMap::new(),
             now_ms: 0,
-            last_commit_ms: 0,
+            news_since_ms: None,
             last_progress_ms: 0,
             progress_due: false,
             counters: Counters::default(),
@@ -867,19 +868,29 @@ impl Stage for Aggregate {
                     !lane.is_idle() && timeout_ms.is_some_and(|timeout_ms| clock.now_ms - since_ms >= timeout_ms);
             }
         }
+        let mut lanes = self.partitions.values().flat_map(|partition| &partition.lanes);
+        if lanes.any(|(_, lane)| lane.crossed || lane.idle_due) {
+            self.news_since_ms.get_or_insert(clock.now_ms);
+        }
         self.progress_due |= clock.now_ms - self.last_progress_ms >= self.options.progress_interval_ms;
         self.align();
         Ok(())
     }
 
+    /// A window closes with the last of its partitions, so the commit waits until all have passed its end: one for the first would make
+    /// the others wait for the next.
     fn urgent(&self) -> bool {
         let lanes = || self.partitions.values().flat_map(|partition| &partition.lanes);
-        let said = lanes().any(|(_, lane)| lane.crossed || lane.idle_due);
+        let has_news = |(_, lane): &(usize, Lane)| lane.crossed || lane.idle_due;
         if lanes().any(|(_, lane)| lane.is_backfill_full()) {
             return true;
         }
-        said && (self.now_ms - self.last_commit_ms >= COMMIT_INTERVAL_MS
-            || lanes().map(|(_, lane)| lane.sealed_bytes()).sum::<usize>() > SEALED_BYTES_MAX)
+        lanes().any(has_news)
+            && (lanes().all(|lane| has_news(lane) || lane.1.is_idle())
+                || self
+                    .news_since_ms
+                    .is_some_and(|since_ms| self.now_ms - since_ms >= OTHERS_WAIT_MS)
+                || lanes().map(|(_, lane)| lane.sealed_bytes()).sum::<usize>() > SEALED_BYTES_MAX)
     }
 
     fn paused(&self) -> Vec<TopicPartition> {
@@ -892,7 +903,7 @@ impl Stage for Aggregate {
     }
 
     fn committed(&mut self) {
-        self.last_commit_ms = self.now_ms;
+        self.news_since_ms = None;
     }
 
     fn observe(&self, sink: &mut dyn FnMut(&'static str, &[(&'static str, &str)], f64)) {

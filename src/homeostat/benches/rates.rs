@@ -69,11 +69,13 @@ fn main() -> anyhow::Result<()> {
     }
 }
 
+/// Makes the record whose last row is of a time.
+type MakeRecord = Box<dyn Fn(&mut Random, u64) -> Vec<u8>>;
+
 struct Case {
     name: String,
     pipeline: String,
-    /// Makes the record whose last row is of that time.
-    record: Box<dyn Fn(&mut Random, u64) -> Vec<u8>>,
+    record: MakeRecord,
     rows_per_record: usize,
     /// Rows of the corpus; `None` is as many as fill it.
     rows: Option<usize>,
