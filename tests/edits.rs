@@ -187,6 +187,97 @@ fn an_applied_edit_loses_no_window_and_doubles_none_through_a_kill_and_a_rollbac
     are_exact(&windows(&fleet.read("anomalies")?)?, &rows)
 }
 
+/// Every end has one window per service, which equals what a batch over all rows makes of it; the lengths, in the order of their ends.
+fn every_end_is_exact(anomalies: &[Published], rows: &[(i32, Vec<u8>)]) -> anyhow::Result<Vec<i64>> {
+    let mut read = Vec::new();
+    for (_, row) in rows {
+        let row: Value = serde_json::from_slice(row)?;
+        let service = row["service"].as_str().unwrap_or_default().to_owned();
+        let (ts, ms) = (
+            row["ts"].as_i64().unwrap_or_default(),
+            row["ms"].as_f64().unwrap_or_default(),
+        );
+        read.push((service, ts, ms));
+    }
+    let time = |value: &Value| protocol::time::from_rfc3339(value.as_str().unwrap_or_default()).unwrap_or_default();
+    let mut ends: BTreeMap<String, BTreeMap<i64, i64>> = BTreeMap::new();
+    for record in anomalies.iter().filter(|record| record.kind() == cloudevent::ANOMALY) {
+        let data = record.json();
+        let service = data["target"]["service"].as_str().unwrap_or_default().to_owned();
+        if service == "end" {
+            continue;
+        }
+        let (start, end) = (time(&data["window_start"]), time(&data["window_end"]));
+        let within = read
+            .iter()
+            .filter(|(of, ts, _)| *of == service && (start..end).contains(ts));
+        let (count, sum) = within.fold((0, 0.0), |(count, sum), (_, _, ms)| (count + 1, sum + ms));
+        let found = (data["features"]["n"].as_f64(), data["features"]["total"].as_f64());
+        ensure!(
+            found == (Some(f64::from(count)), Some(sum)),
+            "{service} {start} to {end}: {found:?}, not {count}, {sum}"
+        );
+        let double = ends.entry(service).or_default().insert(end, end - start);
+        ensure!(double.is_none(), "two windows of one service end at one time: {data}");
+    }
+    for (service, ends) in &ends {
+        let ends: Vec<i64> = ends.keys().copied().collect();
+        ensure!(
+            ends.windows(2).all(|pair| pair[1] - pair[0] == 10_000),
+            "{service} lacks a window: {ends:?}"
+        );
+    }
+    let first = ends.into_values().next().unwrap_or_default();
+    Ok(first.into_values().collect())
+}
+
+#[test]
+fn an_edited_view_is_whole_at_once_though_processes_are_killed_while_it_is_backfilled() -> anyhow::Result<()> {
+    let fleet = Fleet::new("edits", PIPELINE, CONFIG)?;
+    fleet.create("app", 4, false)?;
+    let rows = workload::rows(4, 320, 5, 4);
+    let part = rows.len() / 4;
+    let mut first = fleet.start(&[])?;
+    let mut second = fleet.start(&[])?;
+    fleet.feed("app", rows[..2 * part].iter().cloned())?;
+    fleet.wait("anomalies", Duration::from_secs(120), |found| found.len() > 40)?;
+    // Two minutes, of which there are more in the log than are yet to come.
+    let sliding = (
+        "TUMBLE(TABLE app, DESCRIPTOR(ts), INTERVAL '10' SECOND)",
+        "HOP(TABLE app, DESCRIPTOR(ts), INTERVAL '10' SECOND, INTERVAL '2' MINUTE)",
+    );
+    write(&fleet, "sliding", &[sliding])?;
+    let (code, said) = homeostat(&fleet, &["apply", "sliding"])?;
+    ensure!(code == 0 && said.contains("view edits.load is backfilled"), "{said}");
+    first.child.kill()?;
+    first.child.wait()?;
+    let third = fleet.start(&[])?;
+    std::thread::sleep(Duration::from_millis(1_500));
+    second.child.kill()?;
+    second.child.wait()?;
+    log_says(&third.log, "backfill is done", Duration::from_secs(120))?;
+    fleet.feed("app", rows[2 * part..3 * part].iter().cloned())?;
+    // Without the past there would be none before the end of the rows.
+    let wide = |found: &[Published]| every_end_is_exact(found, &rows).is_ok_and(|lengths| lengths.contains(&120_000));
+    fleet.wait("anomalies", Duration::from_secs(120), wide)?;
+    fleet.feed("app", rows[3 * part..].iter().cloned())?;
+    let all = |found: &[Published]| every_end_is_exact(found, &rows).is_ok_and(|lengths| lengths.len() >= 32);
+    let found = fleet.wait("anomalies", Duration::from_secs(120), all)?;
+    let lengths = every_end_is_exact(&found, &rows)?;
+    ensure!(lengths.is_sorted(), "one version follows the other: {lengths:?}");
+    let narrow = lengths.iter().filter(|length| **length == 10_000).count();
+    ensure!(
+        (10..=20).contains(&narrow),
+        "the new version speaks from the edit on: {lengths:?}"
+    );
+    ensure!(
+        fleet.read("late")?.is_empty() && fleet.read("dead_letters")?.is_empty(),
+        "no row was bad or late"
+    );
+    assert_eq!(third.terminate()?, 0);
+    Ok(())
+}
+
 #[test]
 fn a_watched_folder_is_applied_when_it_changes_and_never_when_it_is_wrong() -> anyhow::Result<()> {
     let fleet = Fleet::new("watched", PIPELINE, CONFIG)?;

@@ -10,6 +10,7 @@ mod follow;
 mod lane;
 mod metadata;
 mod plan;
+mod reread;
 mod side;
 #[cfg(test)]
 mod tests;
@@ -21,8 +22,8 @@ use std::{
 };
 
 use protocol::{
-    Assignment, Batch, Clock, Output, Outputs, Progress, Record, SidePosition, Stage, StageError, Start, TimestampKind,
-    TopicPartition, Topics,
+    Assignment, Batch, Clock, Committed, Output, Outputs, Progress, Record, SidePosition, Stage, StageError, Start,
+    TimestampKind, TopicPartition, Topics,
     log::{self, PaneHeader, SourceProgress},
 };
 
@@ -32,6 +33,7 @@ use lane::{Lane, Past, Remarks};
 use metadata::Standing;
 pub use metadata::nothing_known;
 use plan::SourcePlan;
+use reread::Reached;
 pub use side::SideSink;
 use side::{Fault, LateRow, SideSinks};
 
@@ -39,7 +41,7 @@ use crate::{
     error::Error,
     json,
     panes::{Sealed, write_panes},
-    spec::{Pipeline, SourceSpec, StartupMode},
+    spec::{PaneSetSpec, Pipeline, SourceSpec, StartupMode},
     table::Tables,
     version::{Compile, Version},
 };
@@ -170,6 +172,7 @@ struct Peer {
 #[derive(Default)]
 struct Counters {
     rows: u64,
+    rows_backfilled: u64,
     dead_letters: BTreeMap<(usize, Fault), u64>,
     late: BTreeMap<String, u64>,
     /// By source.
@@ -288,11 +291,15 @@ impl Aggregate {
             return Ok(());
         }
         partition.quiet_since_ms = None;
-        partition.position = partition.position.max(run.end().unwrap_or_default());
+        let reached = partition.reached();
         let mut result = Ok(());
         for (source, lane) in &mut partition.lanes {
-            result = result.and_then(|()| self.run_lane(*source, lane, partition.committed, run, out));
+            let position = partition.position;
+            result = result
+                .and_then(|()| self.meet(*source, lane, run.place, position, &reached))
+                .and_then(|()| self.run_lane(*source, lane, partition.committed, &reached, run, out));
         }
+        partition.position = partition.position.max(run.end().unwrap_or_default());
         self.partitions.insert(run.place.clone(), partition);
         result
     }
@@ -302,6 +309,7 @@ impl Aggregate {
         source: usize,
         lane: &mut Lane,
         committed: i64,
+        reached: &Reached,
         run: &Run<'_>,
         out: &mut Outputs,
     ) -> Result<(), Error> {
@@ -315,6 +323,7 @@ impl Aggregate {
                 self.fold(source, lane, run, out)?;
                 rows = 0;
                 lane.end_replay()?;
+                self.meet(source, lane, run.place, committed, reached)?;
             }
             lane.wake();
             lane.receive_timed |= timed_by_log && record.timestamp_kind == TimestampKind::Create;
@@ -515,6 +524,7 @@ impl Aggregate {
             }
             let mut standings = Vec::with_capacity(partition.lanes.len());
             for (source, lane) in &mut partition.lanes {
+                lane.publish_backfill()?;
                 lane.settle()?;
                 for (set, sealed) in lane.take_sealed() {
                     self.publish_panes(&place, *source, set, &sealed, offset, out)?;
@@ -539,7 +549,7 @@ impl Aggregate {
 
     fn open(&self, place: &TopicPartition, assignment: &Assignment) -> Result<Partition, Error> {
         let committed = assignment.committed.as_ref();
-        let (version, standings): (u64, Vec<Standing>) = match committed {
+        let (version, mut standings): (u64, Vec<Standing>) = match committed {
             Some(committed) if !committed.metadata.is_empty() => metadata::decode(&committed.metadata)?,
             _ => (0, Vec::new()),
         };
@@ -549,15 +559,17 @@ impl Aggregate {
         let past = if known { Past::Read } else { Past::Unread };
         let held = committed.filter(|_| self.follow.is_behind(version));
         let held = held.map(|committed| committed.metadata.clone());
+        let backfills = match held {
+            None => self.backfills(place, assignment, position, &mut standings),
+            Some(_) => BTreeMap::new(),
+        };
         let mut lanes = Vec::new();
         for (index, source) in self.sources_of(&place.topic).filter(|_| held.is_none()) {
             let standing = standings
                 .iter()
                 .find(|standing| standing.source == source.spec.fingerprint);
-            lanes.push((
-                index,
-                Lane::new(source, self.options.keys_max, position, past, standing)?,
-            ));
+            let lane = Lane::new(source, self.options.keys_max, position, past, standing, &backfills)?;
+            lanes.push((index, lane));
         }
         Ok(Partition {
             committed: position,
@@ -608,7 +620,8 @@ impl Aggregate {
             };
             // A lane that is not ahead may be the one that others wait for.
             let mut lanes = partition.lanes.iter().filter(|(_, lane)| !lane.is_idle()).peekable();
-            partition.paused = partition.held.is_some() || lanes.peek().is_some() && lanes.all(ahead);
+            let is_ahead = lanes.peek().is_some() && lanes.all(ahead);
+            partition.paused = partition.held.is_some() || is_ahead || partition.is_waiting_to_meet();
         }
     }
 }
@@ -639,9 +652,35 @@ fn all(versions: &[Version]) -> Vec<Pipeline> {
     pipelines.cloned().collect()
 }
 
-/// Whether one instance can run these versions side by side, as it does while one replaces another.
-pub fn check(versions: &[Version]) -> Result<(), Error> {
-    plan::plan(&all(versions)).map(drop)
+/// Whether one instance can run these versions side by side, as it does while one replaces another. The views of the newest one that are
+/// backfilled, each with how far behind the watermark that begins, milliseconds.
+pub fn check(versions: &[Version]) -> Result<Vec<(String, i64)>, Error> {
+    let sources = plan::plan(&all(versions))?;
+    let (newest, before) = versions
+        .split_last()
+        .map_or((&[][..], versions), |(newest, before)| (&newest.pipelines[..], before));
+    let sets = |pipelines: &[Pipeline]| -> BTreeSet<u64> {
+        let sets = pipelines.iter().flat_map(|pipeline| &pipeline.pane_sets);
+        sets.map(|set| set.fingerprint).collect()
+    };
+    let known: BTreeSet<u64> = before.iter().flat_map(|version| sets(&version.pipelines)).collect();
+    let new = sets(newest);
+    let mut backfilled: BTreeMap<String, i64> = BTreeMap::new();
+    for source in sources
+        .iter()
+        .filter(|_| !before.is_empty())
+        .filter(|source| source.is_replayable())
+    {
+        let added = |set: &&PaneSetSpec| new.contains(&set.fingerprint) && !known.contains(&set.fingerprint);
+        for set in source.sets.iter().filter(added) {
+            let lookback_ms = plan::lookback_ms(set, &sources);
+            for window in &set.windows {
+                let longest = backfilled.entry(window.view.clone()).or_default();
+                *longest = lookback_ms.max(*longest);
+            }
+        }
+    }
+    Ok(backfilled.into_iter().collect())
 }
 
 fn chain(error: &Error) -> String {
@@ -736,6 +775,10 @@ impl Stage for Aggregate {
         }
     }
 
+    fn lookback(&self, place: &TopicPartition, committed: Option<&Committed>) -> Option<i64> {
+        self.looks_back(place, committed)
+    }
+
     fn assigned(&mut self, place: &TopicPartition, assignment: &Assignment) -> Result<i64, StageError> {
         let stop = |reason: String| StageError::Partition {
             partition: place.clone(),
@@ -792,6 +835,14 @@ impl Stage for Aggregate {
         Ok(())
     }
 
+    fn rereads(&self) -> Vec<(TopicPartition, i64)> {
+        self.reread_places()
+    }
+
+    fn reread(&mut self, batch: &Batch, next: &[(TopicPartition, i64)], out: &mut Outputs) -> Result<(), StageError> {
+        self.reread_batch(batch, next, out).map_err(fatal)
+    }
+
     fn tick(&mut self, clock: Clock<'_>, _out: &mut Outputs) -> Result<(), StageError> {
         self.now_ms = clock.now_ms;
         for (topic, count) in clock.partition_counts {
@@ -831,9 +882,14 @@ impl Stage for Aggregate {
     fn urgent(&self) -> bool {
         let lanes = || self.partitions.values().flat_map(|partition| &partition.lanes);
         let has_news = |(_, lane): &(usize, Lane)| lane.crossed || lane.idle_due;
+        if lanes().any(|(_, lane)| lane.is_backfill_full()) {
+            return true;
+        }
         lanes().any(has_news)
             && (lanes().all(|lane| has_news(lane) || lane.1.is_idle())
-                || self.news_since_ms.is_some_and(|since_ms| self.now_ms - since_ms >= OTHERS_WAIT_MS)
+                || self
+                    .news_since_ms
+                    .is_some_and(|since_ms| self.now_ms - since_ms >= OTHERS_WAIT_MS)
                 || lanes().map(|(_, lane)| lane.sealed_bytes()).sum::<usize>() > SEALED_BYTES_MAX)
     }
 
@@ -855,6 +911,7 @@ impl Stage for Aggregate {
             sink("pipelines_version", &[], self.follow.version() as f64);
         }
         sink("rows_total", &[], self.counters.rows as f64);
+        sink("rows_backfilled_total", &[], self.counters.rows_backfilled as f64);
         for ((source, fault), count) in &self.counters.dead_letters {
             let labels = [
                 ("source", self.sources[*source].name.as_str()),
@@ -901,6 +958,12 @@ impl Stage for Aggregate {
                     lane.stores().map(|store| store.size()).sum::<usize>() as f64,
                 );
             }
+            let left = partition.rereads_from().map_or(0, |from| partition.position - from);
+            sink(
+                "backfill_lag_records",
+                &[("topic", &place.topic), ("partition", &number)],
+                left as f64,
+            );
             sink(
                 "paused",
                 &[("topic", &place.topic), ("partition", &number)],

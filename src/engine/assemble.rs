@@ -109,6 +109,14 @@ impl SourceTable {
             .filter_map(|active| active.first_pane_ms)
             .max()
     }
+
+    /// The greatest watermark over the partitions at which the backfill of a set was done.
+    fn met_ms(&self, set: u64) -> Option<i64> {
+        let sets = self.partitions.values().flat_map(|partition| &partition.sets);
+        sets.filter(|active| active.set == set)
+            .filter_map(|active| active.met_ms)
+            .max()
+    }
 }
 
 /// The rows of a view for one closed window.
@@ -431,6 +439,12 @@ impl Ring {
     fn first_pane_ms(&self, table: &ProgressTable) -> Option<i64> {
         let first = |feed: &Feed| table.sources.get(&feed.source)?.first_pane_ms(feed.set);
         self.feeds.iter().filter_map(first).max()
+    }
+
+    /// How far older versions may have closed windows before the last partition was backfilled: the same for every partition of `panes`.
+    fn met_ms(&self, table: &ProgressTable) -> Option<i64> {
+        let met = |feed: &Feed| table.sources.get(&feed.source)?.met_ms(feed.set);
+        self.feeds.iter().filter_map(met).max()
     }
 
     fn take(

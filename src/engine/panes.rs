@@ -510,6 +510,11 @@ impl PaneStore {
         self.open.len()
     }
 
+    /// Partials of open panes.
+    pub fn open_groups(&self) -> usize {
+        self.open.values().map(|pane| pane.keys.len()).sum()
+    }
+
     /// Keys known, in open panes or lately.
     pub fn keys(&self) -> usize {
         self.keys.len()

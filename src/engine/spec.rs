@@ -209,6 +209,22 @@ pub struct WindowSpec {
     pub session_gap_ms: Option<i64>,
 }
 
+impl WindowSpec {
+    /// Whether both cut the same windows and close them at the same time.
+    pub fn cuts_as(&self, other: &Self) -> bool {
+        let cut = |window: &Self| {
+            (
+                window.size_ms,
+                window.slide_ms,
+                window.offset_ms,
+                window.lateness_ms,
+                window.session_gap_ms,
+            )
+        };
+        cut(self) == cut(other)
+    }
+}
+
 /// Windows over a pane set, projected into feature rows.
 #[derive(Clone, Debug)]
 pub struct ViewSpec {

@@ -82,6 +82,7 @@ impl Preview {
         let first = Assignment {
             committed: None,
             start_offset: 0,
+            lookback_offset: None,
             log_start_offset: 0,
             log_end_offset: 0,
             partition_count: 1,
@@ -217,6 +218,7 @@ fn assignment(
     Ok(Assignment {
         committed,
         start_offset,
+        lookback_offset: None,
         log_start_offset: low,
         log_end_offset: high,
         partition_count,

@@ -272,6 +272,7 @@ impl Walk {
         let first = |partition_count| Assignment {
             committed: None,
             start_offset: 0,
+            lookback_offset: None,
             log_start_offset: 0,
             log_end_offset: 0,
             partition_count,

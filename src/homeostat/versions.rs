@@ -3,6 +3,8 @@
 //! Whoever writes the next version reads the ones before inside the same transaction, under a transactional id that all writers of
 //! the fleet share: a second writer fences the first, so no two write the same number. What does not compile is never written.
 
+mod begun;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -136,7 +138,10 @@ impl Compile for Compiler {
     fn compile(&self, texts: &[PipelineText]) -> Result<Arc<[Pipeline]>, String> {
         let compiled = texts.iter().map(|text| {
             let compiled = sql::compile(&text.name, &text.text, &Beside(text));
-            compiled.map_err(|found| found.render(&format!("{}/pipeline.sql", text.name), &text.text, false))
+            let mut pipeline =
+                compiled.map_err(|found| found.render(&format!("{}/pipeline.sql", text.name), &text.text, false))?;
+            begun::apply(text, &mut pipeline);
+            Ok(pipeline)
         });
         compiled.collect()
     }
@@ -195,6 +200,7 @@ pub fn texts(files: &[File], color: bool) -> Result<(Vec<PipelineText>, Arc<[Pip
             name: file.name.clone(),
             text: file.text.clone(),
             files: recorded.files.into_inner().unwrap_or_else(PoisonError::into_inner),
+            begun: BTreeMap::new(),
         });
     }
     if !wrong.is_empty() {
@@ -240,10 +246,10 @@ pub fn put(
             producer.abort()?;
             return Ok(Put { history, written: None });
         };
-        let number = history.newest().map_or(1, |newest| newest.number + 1);
+        let Planned { number, texts, .. } = plan(&history, next.texts)?;
         let applied = Applied {
             number,
-            texts: next.texts,
+            texts,
             origin: next.origin,
             restores: next.restores,
             by: next.by,
@@ -300,19 +306,43 @@ fn records(topics: &Topics, applied: &Applied, history: &History) -> Result<Vec<
     Ok(gone.chain([record]).collect())
 }
 
-/// Whether one instance can run a version beside those whose windows are open.
-pub fn check(history: &History, pipelines: &Arc<[Pipeline]>) -> Result<(), Refused> {
+/// A version to come.
+pub struct Planned {
+    pub number: u64,
+    pub texts: Vec<PipelineText>,
+    /// Views that are to have all of their windows at once, each with how far behind its watermark what was read before is read again,
+    /// milliseconds.
+    pub backfilled: Vec<(String, i64)>,
+}
+
+/// What these texts would be as the next version. Refused where no instance could run it beside those whose windows are open.
+pub fn plan(history: &History, mut texts: Vec<PipelineText>) -> Result<Planned, Refused> {
+    let newest = history.newest();
+    let number = newest.map_or(1, |newest| newest.number + 1);
+    begun::mark(newest.map_or(&[][..], |newest| &newest.texts), number, &mut texts)?;
+    let pipelines = Compiler.compile(&texts).map_err(|wrong| Refused::rendered(&wrong))?;
     let mut versions = history.running()?;
     versions.push(Version {
-        number: 0,
-        texts: Arc::default(),
-        pipelines: Arc::clone(pipelines),
+        number,
+        texts: texts.clone().into(),
+        pipelines,
     });
-    engine::aggregate::check(&versions).map_err(|error| {
-        Refused::new(format!("it cannot run beside the version before: {error}")).help(
+    let backfilled = engine::aggregate::check(&versions).map_err(|error| match newest {
+        None => Refused::new(format!("these pipelines cannot run beside each other: {error}")),
+        Some(_) => Refused::new(format!("it cannot run beside the version before: {error}")).help(
             "an edit keeps the panes of both until the windows of the old one are closed: edit fewer views at once",
-        )
+        ),
+    })?;
+    Ok(Planned {
+        number,
+        texts,
+        backfilled,
     })
+}
+
+/// Whether both are the same pipelines, whichever version they are of.
+pub fn are_same(texts: &[PipelineText], other: &[PipelineText]) -> bool {
+    texts.len() == other.len() && texts.iter().zip(other).all(|(text, other)| text.says(other))
 }
 
 /// What a process that is started with these pipelines runs: they become the next version, unless a person has said by command what
@@ -322,11 +352,10 @@ pub fn at_start(
     topics: &Topics,
     history: History,
     texts: &[PipelineText],
-    pipelines: &Arc<[Pipeline]>,
     now_ms: i64,
 ) -> anyhow::Result<Vec<Version>> {
     let mut decide = |history: &History| match history.newest() {
-        Some(newest) if newest.texts == texts => Ok(None),
+        Some(newest) if are_same(&newest.texts, texts) => Ok(None),
         Some(newest) if newest.origin == PipelinesOrigin::Operator => {
             warn!(
                 version = newest.number,
@@ -335,12 +364,7 @@ pub fn at_start(
             );
             Ok(None)
         }
-        newest => {
-            if newest.is_some() {
-                check(history, pipelines)?;
-            }
-            Ok(Some(of_folder(texts)))
-        }
+        _ => Ok(Some(of_folder(texts))),
     };
     // Most often there is nothing to write, which needs no transaction.
     let history = match decide(&history)? {
@@ -379,10 +403,9 @@ pub fn watch(
         prepare(&pipelines)?;
         let now_ms = kafka::Clock::now_ms(&kafka::SystemClock);
         let put = put(&*broker, &topics, now_ms, &mut |history| {
-            if history.newest().is_some_and(|newest| newest.texts == texts) {
+            if history.newest().is_some_and(|newest| are_same(&newest.texts, &texts)) {
                 return Ok(None);
             }
-            check(history, &pipelines)?;
             Ok(Some(of_folder(&texts)))
         })?;
         info!(version = put.written, "the folder's pipelines are applied");

@@ -9,6 +9,7 @@
 //! [`run_stage`] is `while turn()`; a simulation calls [`StageLoop::turn`] itself and so interleaves many loops in one thread.
 
 mod commit;
+mod reread;
 mod restore;
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,7 @@ use crate::{
     broker::pause_only,
     crash::{CrashPoint, Point},
 };
+use reread::Reread;
 use restore::Restore;
 
 /// First and longest wait after a failure that may pass.
@@ -35,6 +37,8 @@ const BACKOFF_MS: std::ops::RangeInclusive<i64> = 50..=5_000;
 /// How often the partition counts of the inputs are looked up.
 const PARTITION_COUNT_INTERVAL_MS: i64 = 5_000;
 const SAMPLE_INTERVAL_MS: i64 = 1_000;
+/// How long one turn may wait for what is read again.
+const REREAD_TIMEOUT: Duration = Duration::from_millis(10);
 /// Who has waited for partitions so long follows what is said meanwhile.
 const IDLE_AFTER_MS: i64 = 3_000;
 
@@ -136,6 +140,7 @@ pub struct StageLoop<'o> {
     /// Whether the consumer was made for a stage that looks at headers.
     reads_headers: bool,
     side: Option<Box<dyn Consumer>>,
+    reread: Option<Reread>,
     /// A group member that never joined: the identity that `skip_fencing` commits with.
     nobody: Option<Box<dyn Consumer>>,
     producer: Option<Box<dyn Producer>>,
@@ -229,6 +234,7 @@ impl<'o> StageLoop<'o> {
             consumer,
             reads_headers,
             side: None,
+            reread: None,
             nobody,
             producer: None,
             transactional,
@@ -361,7 +367,10 @@ impl<'o> StageLoop<'o> {
 
     fn run(&mut self, wait: Duration) -> Result<Turn, Error> {
         let until_tick = (self.next_tick_ms - self.now_ms()).max(0) as u64;
-        let timeout = wait.min(Duration::from_millis(until_tick));
+        let timeout = match self.reread {
+            Some(_) => Duration::ZERO,
+            None => wait.min(Duration::from_millis(until_tick)),
+        };
         let mut batch = std::mem::take(&mut self.batch);
         let polled = self.consumer.poll(timeout, &mut batch);
         let stepped = match polled {
@@ -381,6 +390,14 @@ impl<'o> StageLoop<'o> {
         if self.stage.is_changing() {
             self.change()?;
             return Ok(Turn::Busy);
+        }
+        // Where neither has anything, what is read again comes first: it has been there for long.
+        let wait = match turn {
+            Turn::Busy => Duration::ZERO,
+            Turn::Idle => wait.min(REREAD_TIMEOUT),
+        };
+        if self.poll_reread(wait)? {
+            turn = Turn::Busy;
         }
         if self.now_ms() >= self.next_tick_ms {
             self.tick()?;
@@ -615,6 +632,7 @@ impl<'o> StageLoop<'o> {
         self.paused.clear();
         self.committed.clear();
         self.side = None;
+        self.reread = None;
         self.waiting_since_ms = 0;
         self.outputs.records.clear();
         self.sent.clear();

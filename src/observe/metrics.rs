@@ -294,6 +294,8 @@ fn help(name: &str) -> &'static str {
         "step_seconds" => "time in the stage between two commits",
         "commit_seconds" => "time of a transaction's commit",
         "watermark_delay_seconds" => "how far the watermark is behind the clock",
+        "rows_backfilled_total" => "rows read again for views that were edited, by stage",
+        "backfill_lag_records" => "records yet to be read again for views that were edited, by input partition",
         "decisions_total" => "decisions by kind and by the gate that refused",
         "spans_dropped_total" => "spans that could not be exported",
         "series_dropped_total" => "readings of series beyond the limit of one name",

@@ -70,6 +70,9 @@ pub struct ActiveSet {
     pub set: u64,
     /// `None`: since the first row that was ever read.
     pub first_pane_ms: Option<i64>,
+    /// For a set that was backfilled, the watermark at which that was done: before it older versions may have closed windows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub met_ms: Option<i64>,
 }
 
 /// The pipelines at one version. Comes before every pane of a set that only this version has.

@@ -542,6 +542,17 @@ pub struct PipelineText {
     /// Contents of the files that its tables name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub files: BTreeMap<String, String>,
+    /// Pane sets that were begun anew, by fingerprint, 16 hexadecimal digits, with the version that did: a view of other windows needs panes
+    /// that are gone, or others than there were.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub begun: BTreeMap<String, u64>,
+}
+
+impl PipelineText {
+    /// Whether both say the same, whichever version they are of.
+    pub fn says(&self, other: &Self) -> bool {
+        (&self.name, &self.text, &self.files) == (&other.name, &other.text, &other.files)
+    }
 }
 
 /// Who keeps the pipelines of a version.

@@ -5,7 +5,7 @@
 //! 1. fetch the stable committed offset and its metadata (waiting out open transactions);
 //! 2. where [`Stage::state_partition`] names one, read that state partition to its end into [`Stage::restore`];
 //! 3. [`Stage::assigned`] answers where to start reading: at or before the committed offset; what [`Stage::tables`] names is read to its end;
-//! 4. [`Stage::step`] with batches, [`Stage::tick`] about every 100 ms;
+//! 4. [`Stage::step`] with batches, [`Stage::tick`] about every 100 ms; where it asks to read something again, [`Stage::reread`] between them;
 //! 5. before each commit [`Stage::before_commit`] adds dirty state and says the offset and metadata of *every* assigned partition;
 //! 6. [`Stage::revoked`] drops the partition, after a commit, or without one when the assignment was lost.
 //!
@@ -55,6 +55,8 @@ pub struct Assignment {
     pub committed: Option<Committed>,
     /// Where a first start would read, resolved from [`Stage::start`].
     pub start_offset: i64,
+    /// First offset whose record is of the time that [`Stage::lookback`] names, or later; none where there is no such time or record.
+    pub lookback_offset: Option<i64>,
     /// First offset still in the log.
     pub log_start_offset: i64,
     /// High watermark when assigned.
@@ -129,6 +131,12 @@ pub trait Stage: Send {
         Ok(())
     }
 
+    /// A time from which on the stage would read again what it has read of `partition`: it is answered as [`Assignment::lookback_offset`],
+    /// before [`Stage::assigned`]. Kafka's timestamps, milliseconds since the Unix epoch.
+    fn lookback(&self, _partition: &TopicPartition, _committed: Option<&Committed>) -> Option<i64> {
+        None
+    }
+
     /// State is complete. Returns the offset to read from: low-water, at or before the committed offset.
     fn assigned(&mut self, partition: &TopicPartition, assignment: &Assignment) -> Result<i64, StageError>;
 
@@ -138,6 +146,23 @@ pub trait Stage: Send {
     /// Records of assigned partitions and side inputs. Records below the committed offset are a replay: the stage folds
     /// them and publishes nothing for them.
     fn step(&mut self, batch: &Batch, out: &mut Outputs) -> Result<(), StageError>;
+
+    /// Partitions of which something is read again, beside what is new, and from which offset on. Asked when restored, and after every
+    /// [`Stage::reread`].
+    fn rereads(&self) -> Vec<(TopicPartition, i64)> {
+        Vec::new()
+    }
+
+    /// Records of partitions that [`Stage::rereads`] names, maybe none, and the offset that comes next of each: all records below have
+    /// been handed over.
+    fn reread(
+        &mut self,
+        _batch: &Batch,
+        _next: &[(TopicPartition, i64)],
+        _out: &mut Outputs,
+    ) -> Result<(), StageError> {
+        Ok(())
+    }
 
     /// About every 100 ms, and once before each revoke. Only the aggregate stage may let the clock change what it says.
     fn tick(&mut self, _clock: Clock<'_>, _out: &mut Outputs) -> Result<(), StageError> {

@@ -5,6 +5,10 @@
 //! offset with the watermark that held there and drops what it says; since every row before low-water was published and
 //! every seal depends on rows alone, what is open at its end is what was open at the commit.
 
+mod backfill;
+
+use std::collections::BTreeMap;
+
 use arrow::{
     array::{Array, AsArray, Int64Array, RecordBatch},
     buffer::BooleanBuffer,
@@ -103,13 +107,14 @@ fn floor(time_ms: i64, width_ms: i64) -> i64 {
 
 impl Lane {
     /// A lane whose next new record is at `position`. `standing` is what the last commit says of this source; a source without one is
-    /// new, be it on a topic that was read before.
+    /// new, be it on a topic that was read before. `backfills` says from where on sets that come later are to have what was read.
     pub fn new(
         plan: &SourcePlan,
         keys_max: usize,
         position: i64,
         past: Past,
         standing: Option<&Standing>,
+        backfills: &BTreeMap<u64, FirstPane>,
     ) -> Result<Self, Error> {
         let delay_ms = plan.spec.delay_ms;
         let mut sets = Vec::with_capacity(plan.sets.len());
@@ -118,6 +123,7 @@ impl Lane {
             let first_pane = match (known, standing.and_then(|s| s.watermark_ms)) {
                 (Some((_, first_pane)), _) => *first_pane,
                 (None, _) if past == Past::Unread => FirstPane::Any,
+                (None, _) if backfills.contains_key(&spec.fingerprint) => backfills[&spec.fingerprint],
                 // Ahead of every event time seen, not only of the watermark: those rows are gone.
                 (None, Some(watermark_ms)) => FirstPane::At(next_pane(watermark_ms + delay_ms, spec.width_ms)),
                 // Nothing was ever read: a set that comes later has missed as little as those before it.
@@ -213,7 +219,7 @@ impl Lane {
         let mut remarks = Remarks::default();
         let usable = self.usable(spec, rows, &mut remarks)?;
         self.find_record_watermarks(rows, &usable);
-        for set in &mut self.sets {
+        for set in self.sets.iter_mut().filter(|set| set.is_followed()) {
             for (row, reason) in set.store.prepare(&rows.batch, &self.times_ms, &usable)? {
                 remarks.unusable.push(Unusable {
                     row: row as usize,
@@ -319,10 +325,8 @@ impl Lane {
         let Some(watermark_ms) = self.watermark_ms else {
             return i64::MIN;
         };
-        let next = self
-            .sets
-            .iter()
-            .map(|set| next_pane(watermark_ms, set.store.spec().width_ms));
+        let followed = self.sets.iter().filter(|set| set.is_followed());
+        let next = followed.map(|set| next_pane(watermark_ms, set.store.spec().width_ms));
         next.min().unwrap_or(i64::MAX)
     }
 
@@ -347,7 +351,7 @@ impl Lane {
     }
 
     fn full_before(&self, span: &std::ops::Range<usize>, rows: &Rows) -> Option<usize> {
-        let evicting = self.sets.iter().filter(|set| set.store.evicts());
+        let evicting = self.sets.iter().filter(|set| set.is_followed() && set.store.evicts());
         let full = evicting.filter_map(|set| set.store.full_before(&self.span(set, span.clone(), rows)));
         full.min()
     }
@@ -365,7 +369,7 @@ impl Lane {
     /// Takes out what is open, as partials that later ones add to.
     fn publish_all(&mut self) -> Result<(), Error> {
         let publish = self.publishing();
-        for set in &mut self.sets {
+        for set in self.sets.iter_mut().filter(|set| set.is_followed()) {
             let floor_ms = self.watermark_ms.map(|ms| floor(ms, set.store.spec().width_ms));
             let sealed = set.store.flush(floor_ms)?.filter(|_| publish == Publish::Yes);
             sealed.into_iter().for_each(|sealed| set.keep(sealed));
@@ -375,7 +379,8 @@ impl Lane {
 
     fn fold_span(&mut self, span: std::ops::Range<usize>, rows: &Rows, remarks: &mut Remarks) -> Result<(), Error> {
         let mut unusual = Unusual::default();
-        for (index, set) in self.sets.iter_mut().enumerate() {
+        let followed = self.sets.iter_mut().enumerate().filter(|(_, set)| set.is_followed());
+        for (index, set) in followed {
             let floor_ms = self.watermark_ms.map(|ms| floor(ms, set.store.spec().width_ms));
             let span = Span {
                 rows: span.clone(),
@@ -392,23 +397,7 @@ impl Lane {
                 event_time_ms: self.times_ms[row as usize],
                 floor_ms: floor_ms.unwrap_or(i64::MIN),
             }));
-            let limit = set.store.spec().state_limit;
-            let most = match limit.map_or(Budget::Keys(self.keys_max as u32), |limit| limit.budget) {
-                Budget::Keys(keys) => format!("{keys} keys"),
-                Budget::Bytes(bytes) => format!("{bytes} bytes"),
-            };
-            if !unusual.over_limit.is_empty() && limit.is_some_and(|limit| limit.beyond == Beyond::Fail) {
-                let views = set.store.spec().windows.iter().map(|window| window.view.as_str());
-                let view = views.collect::<Vec<_>>().join(", ");
-                return Err(Error::StateLimit { view, most });
-            }
-            remarks
-                .unusable
-                .extend(unusual.over_limit.drain(..).map(|row| Unusable {
-                    row: row as usize,
-                    fault: Fault::KeyLimit,
-                    reason: format!("its pane holds {most} already, as many as it may"),
-                }));
+            set.refuse(self.keys_max, &mut unusual, remarks)?;
         }
         Ok(())
     }
@@ -423,7 +412,7 @@ impl Lane {
     /// Moves the watermark and seals what it passes.
     fn advance(&mut self, watermark_ms: i64, publish: Publish) -> Result<(), Error> {
         let before_ms = self.watermark_ms;
-        for set in &mut self.sets {
+        for set in self.sets.iter_mut().filter(|set| set.is_followed()) {
             let width_ms = set.store.spec().width_ms;
             let (old, new) = (before_ms.map(|ms| floor(ms, width_ms)), floor(watermark_ms, width_ms));
             if old.is_some_and(|old| old >= new) {
@@ -473,7 +462,10 @@ impl Lane {
     /// Where this source stands when `position` is the next offset to read.
     pub fn standing(&self, source: u64, position: i64) -> Standing {
         if let Some(standing) = &self.replaying {
-            return standing.clone();
+            return Standing {
+                sets: self.first_panes(),
+                ..standing.clone()
+            };
         }
         let unpublished = self.sets.iter().filter_map(|set| set.store.low_water()).min();
         let (low_water, low_watermark_ms) = match unpublished {
@@ -496,23 +488,22 @@ impl Lane {
     }
 
     /// What detect is told. A set that waits for its first row is held back for ever, unless the partition is idle: then it
-    /// holds nobody up.
+    /// holds nobody up. One that is backfilled is held back until that is done.
     pub fn progress(&self, partition: i32, source_offset: i64, version: u64) -> PartitionProgress {
         let idle = self.replaying.as_ref().map_or(self.idle, |standing| standing.idle);
-        let active = |(set, first_pane)| match first_pane {
-            FirstPane::Any => Some(ActiveSet {
+        let active = |(set, first_pane)| {
+            let (first_pane_ms, met_ms) = match first_pane {
+                FirstPane::Any => (None, None),
+                FirstPane::At(ms) => (Some(ms), None),
+                FirstPane::Backfilled { first_pane_ms, met_ms } => (Some(first_pane_ms), Some(met_ms)),
+                FirstPane::Pending if idle => return None,
+                FirstPane::Pending | FirstPane::Backfilling { .. } => (Some(i64::MAX), None),
+            };
+            Some(ActiveSet {
                 set,
-                first_pane_ms: None,
-            }),
-            FirstPane::At(ms) => Some(ActiveSet {
-                set,
-                first_pane_ms: Some(ms),
-            }),
-            FirstPane::Pending if idle => None,
-            FirstPane::Pending => Some(ActiveSet {
-                set,
-                first_pane_ms: Some(i64::MAX),
-            }),
+                first_pane_ms,
+                met_ms,
+            })
         };
         PartitionProgress {
             partition,
@@ -541,9 +532,37 @@ impl Set {
     fn first_pane_ms(&self) -> Option<i64> {
         match self.first_pane {
             FirstPane::Any => None,
-            FirstPane::At(ms) => Some(ms),
+            FirstPane::At(first_pane_ms)
+            | FirstPane::Backfilling { first_pane_ms, .. }
+            | FirstPane::Backfilled { first_pane_ms, .. } => Some(first_pane_ms),
             FirstPane::Pending => Some(i64::MAX),
         }
+    }
+
+    /// Whether rows go into it as they come. Where not, they do when they are read again.
+    fn is_followed(&self) -> bool {
+        !matches!(self.first_pane, FirstPane::Backfilling { .. })
+    }
+
+    /// Remarks on rows that found no room.
+    fn refuse(&self, keys_max: usize, unusual: &mut Unusual, remarks: &mut Remarks) -> Result<(), Error> {
+        let limit = self.store.spec().state_limit;
+        let most = match limit.map_or(Budget::Keys(keys_max as u32), |limit| limit.budget) {
+            Budget::Keys(keys) => format!("{keys} keys"),
+            Budget::Bytes(bytes) => format!("{bytes} bytes"),
+        };
+        if !unusual.over_limit.is_empty() && limit.is_some_and(|limit| limit.beyond == Beyond::Fail) {
+            let views = self.store.spec().windows.iter().map(|window| window.view.as_str());
+            let view = views.collect::<Vec<_>>().join(", ");
+            return Err(Error::StateLimit { view, most });
+        }
+        let refused = unusual.over_limit.drain(..).map(|row| Unusable {
+            row: row as usize,
+            fault: Fault::KeyLimit,
+            reason: format!("its pane holds {most} already, as many as it may"),
+        });
+        remarks.unusable.extend(refused);
+        Ok(())
     }
 
     fn keep(&mut self, sealed: Sealed) {

@@ -1,7 +1,8 @@
 //! Commit metadata of a source partition: where each source stands on it, and where a replay has to begin.
 //!
 //! Text, one section per source: `v1[@version];fingerprint:watermark:low_water:low_watermark:idle[:set,first_pane]…;…`. The version is
-//! that of the pipelines; fingerprints are 16 hexadecimal digits; `-` stands for none, `?` for a set that waits for its first row.
+//! that of the pipelines; fingerprints are 16 hexadecimal digits; `-` stands for none, `?` for a set that waits for its first row. Behind
+//! the first pane of a set that is backfilled comes the offset up to which it is, `@offset`; when that is done, the watermark at that time.
 
 use std::fmt::Write;
 
@@ -13,7 +14,7 @@ pub const BYTES_MAX: usize = 4_096;
 const VERSION: &str = "v1";
 const PIPELINES_BYTES_MAX: usize = 1 + 20;
 const SOURCE_BYTES_MAX: usize = 1 + 16 + 1 + 20 + 1 + 20 + 1 + 20 + 1 + 1;
-const SET_BYTES_MAX: usize = 1 + 16 + 1 + 20;
+const SET_BYTES_MAX: usize = 1 + 16 + 1 + 17 + 1 + 20;
 
 /// From which pane on a set takes rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +24,16 @@ pub enum FirstPane {
     At(i64),
     /// Decided by the first row to come: nothing is known of those before.
     Pending,
+    /// Rows below the offset have been read again for it; those from there on up to where the partition stands are yet to be.
+    Backfilling {
+        first_pane_ms: i64,
+        offset: i64,
+    },
+    /// The backfill met what is new when the partition's watermark, the greatest of all sources that its views were over, was this.
+    Backfilled {
+        first_pane_ms: i64,
+        met_ms: i64,
+    },
 }
 
 /// Where one source stands on a partition at a commit.
@@ -73,6 +84,8 @@ pub fn encode(version: u64, standings: &[Standing]) -> String {
                 FirstPane::Any => "-".to_owned(),
                 FirstPane::At(ms) => ms.to_string(),
                 FirstPane::Pending => "?".to_owned(),
+                FirstPane::Backfilling { first_pane_ms, offset } => format!("{first_pane_ms},@{offset}"),
+                FirstPane::Backfilled { first_pane_ms, met_ms } => format!("{first_pane_ms},{met_ms}"),
             };
             let _ = write!(text, ":{set:016x},{first}");
         }
@@ -132,7 +145,22 @@ fn set(text: &str) -> Option<(u64, FirstPane)> {
     let first = match first {
         "-" => FirstPane::Any,
         "?" => FirstPane::Pending,
-        ms => FirstPane::At(instant(ms)?),
+        first => match first.split_once(',') {
+            None => FirstPane::At(instant(first)?),
+            Some((first, then)) => {
+                let first_pane_ms = instant(first)?;
+                match then.strip_prefix('@') {
+                    Some(offset) => FirstPane::Backfilling {
+                        first_pane_ms,
+                        offset: offset.parse().ok()?,
+                    },
+                    None => FirstPane::Backfilled {
+                        first_pane_ms,
+                        met_ms: instant(then)?,
+                    },
+                }
+            }
+        },
     };
     Some((u64::from_str_radix(set, 16).ok()?, first))
 }
@@ -150,10 +178,14 @@ mod tests {
     use super::*;
 
     fn first_pane() -> impl Strategy<Value = FirstPane> {
+        let time = || -1_i64 << 52..1 << 52;
+        let offsets = 0..i64::MAX;
         prop_oneof![
             Just(FirstPane::Any),
             Just(FirstPane::Pending),
-            (-1_i64 << 52..1 << 52).prop_map(FirstPane::At)
+            time().prop_map(FirstPane::At),
+            (time(), offsets).prop_map(|(first_pane_ms, offset)| FirstPane::Backfilling { first_pane_ms, offset }),
+            (time(), time()).prop_map(|(first_pane_ms, met_ms)| FirstPane::Backfilled { first_pane_ms, met_ms }),
         ]
     }
 
@@ -183,7 +215,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_read_or_refused(text in "(v1)?[@;:,?0-9a-f-]{0,80}") {
+        fn any_text_is_read_or_refused(text in "(v1)?[@;:,?0-9a-f-]{0,90}") {
             let _ = decode(&text);
         }
     }

@@ -20,6 +20,13 @@ pub struct SourcePlan {
     pub sets: Vec<PaneSetSpec>,
 }
 
+impl SourcePlan {
+    /// Whether rows that are read again are the rows they were: when a heartbeat came is not known any more where the log does not say it.
+    pub fn is_replayable(&self) -> bool {
+        !self.spec.format.is_timed_by_log()
+    }
+}
+
 /// The sources by fingerprint. Equal fingerprints of several pipelines become one source and one set.
 pub fn plan(pipelines: &[Pipeline]) -> Result<Vec<SourcePlan>, Error> {
     let mut plans: BTreeMap<u64, SourcePlan> = BTreeMap::new();
@@ -52,6 +59,33 @@ pub fn plan(pipelines: &[Pipeline]) -> Result<Vec<SourcePlan>, Error> {
     check_metadata(&plans)?;
     check_tables(&plans)?;
     Ok(plans)
+}
+
+/// Whether some view is over both, be it in two versions.
+pub fn shares_a_view(a: &PaneSetSpec, b: &PaneSetSpec) -> bool {
+    let mut windows = a.windows.iter();
+    windows.any(|window| b.windows.iter().any(|other| other.view == window.view))
+}
+
+/// How far behind the watermark the first window begins that the set's views may have to close when they take over from other versions: a
+/// version before leaves at most its last window unclosed.
+pub fn lookback_ms(set: &PaneSetSpec, sources: &[SourcePlan]) -> i64 {
+    let sets = sources.iter().flat_map(|source| &source.sets);
+    let windows = sets.flat_map(|set| &set.windows);
+    let reach = set.windows.iter().map(|window| {
+        let versions = windows.clone().filter(|other| other.view == window.view);
+        let left = versions.map(|other| other.slide_ms + other.lateness_ms).max();
+        window.size_ms + left.unwrap_or_default()
+    });
+    reach.max().unwrap_or_default()
+}
+
+/// The views over a set, for people.
+pub fn views_of(source: &SourcePlan, set: u64) -> String {
+    let set = source.sets.iter().find(|other| other.fingerprint == set);
+    let views = set.into_iter().flat_map(|set| &set.windows);
+    let names: std::collections::BTreeSet<&str> = views.map(|window| window.view.as_str()).collect();
+    names.into_iter().collect::<Vec<_>>().join(", ")
 }
 
 /// Adds the columns that only `other` uses.

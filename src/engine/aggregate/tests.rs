@@ -642,6 +642,7 @@ fn a_new_set_starts_ahead_of_every_row_seen() {
     harness.step(&[0], 9);
     harness.commit();
     harness.pipelines = vec![pipeline(vec![by_service(), large()])];
+    harness.log_start = 1;
     harness.crash();
     harness.log[0].extend([
         entry(vec![row(15_950, "a", 30.0)]),
@@ -663,6 +664,70 @@ fn a_new_set_starts_ahead_of_every_row_seen() {
     );
     // The old set goes on as if nothing had happened.
     check_old(&harness);
+}
+
+#[test]
+fn a_new_set_has_what_was_read_before() {
+    let rows = |from: i64, to: i64| {
+        (from..to).map(|at| entry(vec![row(10_000 + at * 137, ["a", "b"][at as usize % 2], at as f64)]))
+    };
+    // Rows that came late: a set that reads them again has all of them.
+    let late = |at: i64| entry(vec![row(10_000 + at * 137, "a", 1_000.0)]);
+    for (count, crash_every) in [(1, 3), (7, 2), (40, 1_000)] {
+        let mut log: Vec<_> = rows(0, 200).collect();
+        log.insert(150, late(20));
+        let mut harness = Harness::new(vec![pipeline(vec![by_service()])], vec![log, rows(0, 120).collect()]);
+        harness.drain(9);
+        harness.commit();
+        let mut large = large();
+        // As far as a window of a day reaches, which is all there is.
+        large.windows[0].lateness_ms = 86_400_000;
+        harness.pipelines = vec![pipeline(vec![by_service(), large.clone()])];
+        harness.crash();
+        harness.log[0].extend(rows(200, 300));
+        harness.log[1].extend(rows(120, 300));
+        let mut turn = 0;
+        while harness.reread(count) || turn < 200 {
+            harness.step(&[0, 1], 25);
+            harness.tick(1);
+            turn += 1;
+            assert!(turn < 5_000, "what is read again and what is new do not meet");
+            if turn % 2 == 0 {
+                harness.commit();
+            }
+            if turn % crash_every == 0 {
+                harness.crash();
+            }
+        }
+        harness
+            .log
+            .iter_mut()
+            .for_each(|log| log.push(entry(vec![row(900_000, "z", 0.0)])));
+        finish(&mut harness);
+        let mut expected = BTreeMap::new();
+        let window = &large.windows[0];
+        for read in harness.log.iter().flatten().flat_map(|entry| &entry.rows) {
+            let Some(ts) = read.ts.filter(|_| read.value > 10.0) else {
+                continue;
+            };
+            let mut start = ts - ts.rem_euclid(window.slide_ms);
+            while start + window.size_ms > ts {
+                let counted: &mut (i64, f64) = expected.entry(start + window.size_ms).or_default();
+                counted.0 += 1;
+                counted.1 += read.value;
+                start -= window.slide_ms;
+            }
+        }
+        let found = harness.windows(&large, window);
+        let found: BTreeMap<i64, (i64, f64)> = found.into_iter().map(|((end, _), counted)| (end, counted)).collect();
+        assert_eq!(
+            found, expected,
+            "{count} records at a time, a crash every {crash_every}"
+        );
+        let sets = &last(&harness).partitions[0].sets;
+        assert!(sets[1].met_ms.is_some_and(|met_ms| met_ms > 10_000), "{sets:?}");
+        check_old(&harness);
+    }
 }
 
 fn check_old(harness: &Harness) {

@@ -372,6 +372,8 @@ struct Switching {
     times: Vec<i64>,
     /// After how many rows it is read for the new version, too.
     switch_after: usize,
+    /// How far behind its greatest time the new version then has all rows; `None`: it has those that come.
+    lookback_ms: Option<i64>,
 }
 
 /// The rows of `switching`, one source partition each, through an assembler that changes from one version to the other.
@@ -382,6 +384,7 @@ fn switched(old: &Pipeline, new: &Pipeline, switching: &[Switching], follow_at: 
     let mut log = 0;
     let steps = switching.iter().map(|partition| partition.times.len()).max().unwrap();
     let mut first_panes = vec![None; switching.len()];
+    let mut met = vec![None; switching.len()];
     let count = switching.len() as i32;
     for step in 0..=steps {
         if step == follow_at {
@@ -399,9 +402,22 @@ fn switched(old: &Pipeline, new: &Pipeline, switching: &[Switching], follow_at: 
             let at = partition as i32;
             let before = rows.times[..step.min(rows.times.len())].iter().copied().max();
             let switched = step >= follow_at.max(rows.switch_after);
-            if switched {
-                let first = before.map(|greatest| greatest - greatest.rem_euclid(width_new) + width_new);
-                first_panes[partition].get_or_insert(first);
+            if switched && first_panes[partition].is_none() {
+                let pane = |time: i64| time - time.rem_euclid(width_new);
+                let first = before.map(|greatest| match rows.lookback_ms {
+                    None => pane(greatest) + width_new,
+                    Some(lookback_ms) => pane(greatest - lookback_ms),
+                });
+                first_panes[partition] = Some(first);
+                met[partition] = before.filter(|_| rows.lookback_ms.is_some());
+                for time in &rows.times[..step.min(rows.times.len())] {
+                    if rows.lookback_ms.is_some() && first.is_none_or(|first| *time >= first) {
+                        let mut header = header(at, i64::MIN, log);
+                        header.set = new.pane_sets[0].fingerprint;
+                        let batch = panes(new, pane(*time), log, &[("a".into(), vec![1.0])].into());
+                        assembler.panes(log, &header, &batch).unwrap();
+                    }
+                }
             }
             if let Some(time) = rows.times.get(step) {
                 let row = |pipeline: &Pipeline, width: i64| {
@@ -433,7 +449,11 @@ fn switched(old: &Pipeline, new: &Pipeline, switching: &[Switching], follow_at: 
             let ended = step >= rows.times.len();
             let watermark = if ended { 1_000_000 } else { greatest.unwrap_or(0) };
             let mut told = progress(count, at, watermark, false, log);
-            let active = |set: u64, first_pane_ms: Option<i64>| ActiveSet { set, first_pane_ms };
+            let active = |set: u64, first_pane_ms: Option<i64>| ActiveSet {
+                set,
+                first_pane_ms,
+                met_ms: met[partition].filter(|_| set != SET),
+            };
             told.partitions[0].sets = vec![active(SET, None)];
             if let Some(first) = first_panes[partition] {
                 told.partitions[0].version = 2;
@@ -465,6 +485,7 @@ proptest! {
         (new_size, new_slide) in prop::sample::select(vec![(1_000, 1_000), (3_000, 3_000), (5_000, 1_000), (4_000, 2_000)]),
         (old_late, new_late) in prop::sample::select(vec![(0, 0), (1_000, 0), (0, 2_000)]),
         same_set: bool,
+        backfilled: bool,
         follow_at in 0..20usize,
         switches in (0..25usize, 0..25usize),
     ) {
@@ -484,9 +505,11 @@ proptest! {
             }
         }
         let [first, second] = times;
+        let left = (old_slide + old_late).max(new_slide + new_late);
+        let lookback_ms = (backfilled && !same_set).then_some(new_size + left);
         let switching = [
-            Switching { times: first.clone(), switch_after: switches.0 },
-            Switching { times: second.clone(), switch_after: switches.1 },
+            Switching { times: first.clone(), switch_after: switches.0, lookback_ms },
+            Switching { times: second.clone(), switch_after: switches.1, lookback_ms },
         ];
         let closed = switched(&old, &new, &switching, follow_at);
         let rows: Vec<i64> = first.iter().chain(&second).copied().collect();
@@ -507,7 +530,13 @@ proptest! {
         }
         prop_assert!(last_old < first_new, "{last_old} {first_new}");
         prop_assert!(first_new < i64::MAX, "the new version never came");
-        if old_size == old_slide && new_size == new_slide {
+        let apart = old_size == old_slide && new_size == new_slide;
+        if lookback_ms.is_some() && !apart {
+            let met = |rows: &[i64], after: usize| rows[..after.max(follow_at)].iter().copied().max().unwrap_or(0);
+            let reached = met(&first, switches.0).max(met(&second, switches.1));
+            prop_assert!(first_new - new_slide <= reached, "the new version is not whole at once: {first_new} {reached}");
+        }
+        if apart {
             let total: i64 = closed.iter().flat_map(|window| {
                 window.rows.column(3).as_primitive::<Int64Type>().iter().flatten().collect::<Vec<_>>()
             }).sum();

@@ -115,8 +115,10 @@ impl Assembler {
             .values()
             .flat_map(|source| source.partitions.values());
         let known: Vec<u64> = tables.flat_map(|table| &table.sets).map(|active| active.set).collect();
-        for ring in &mut self.rings {
-            ring.views.retain(|view| !view.turn.waiting);
+        let mut waited = Vec::new();
+        for (index, ring) in self.rings.iter_mut().enumerate() {
+            let waiting = ring.views.extract_if(.., |view| view.turn.waiting);
+            waited.extend(waiting.map(|view| (index, view.spec.window, view.turn.since_ms)));
             ring.views.iter_mut().for_each(|view| view.turn.until_ms = None);
             ring.watched = None;
         }
@@ -127,7 +129,14 @@ impl Assembler {
                 self.watch(ring, version, index, &sets, pipeline);
                 let views = pipeline.views.iter().enumerate();
                 for (at, spec) in views.filter(|(_, view)| view.pane_sets == sets) {
-                    let since_ms = self.since_ms(ring, &known);
+                    // The ring has kept what a version needs that waited for the same windows.
+                    let same = |(of, window, _): &&(usize, WindowSpec, Option<i64>)| {
+                        *of == ring && window.view == spec.window.view && window.cuts_as(&spec.window)
+                    };
+                    let since_ms = match waited.iter().find(same) {
+                        Some((_, _, since_ms)) => *since_ms,
+                        None => self.since_ms(ring, &known),
+                    };
                     self.begin(ring, version, (index, at), spec, since_ms);
                     declared.push(spec.window.view.clone());
                 }
@@ -192,7 +201,7 @@ impl Assembler {
             return;
         };
         let old = &mut self.rings[before.ring].views[before.view];
-        if before.ring == ring && same_windows(&old.spec.window, &spec.window) {
+        if before.ring == ring && old.spec.window.cuts_as(&spec.window) {
             view.turn = old.turn;
             view.missing = std::mem::take(&mut old.missing);
             view.sessions = std::mem::take(&mut old.sessions);
@@ -235,11 +244,8 @@ impl Assembler {
                 continue;
             }
             let first_pane = new_ring.first_pane_ms(&self.table).max(view.turn.since_ms);
-            let from_ms = meeting(
-                (&before.spec.window, old_ring.closed_ms(&self.table)),
-                (&view.spec.window, new_ring.closed_ms(&self.table)),
-                first_pane,
-            );
+            let reached = old_ring.closed_ms(&self.table).max(new_ring.met_ms(&self.table));
+            let from_ms = meeting(&before.spec.window, &view.spec.window, reached, first_pane);
             self.rings[old.ring].views[old.view].turn.until_ms = Some(from_ms);
             self.rings[new.ring].views[new.view].turn.from_ms = Some(from_ms);
         }
@@ -381,45 +387,36 @@ impl Ring {
     }
 }
 
-/// Whether both cut the same windows and close them at the same time.
-fn same_windows(a: &WindowSpec, b: &WindowSpec) -> bool {
-    let cut = |window: &WindowSpec| {
-        (
-            window.size_ms,
-            window.slide_ms,
-            window.offset_ms,
-            window.lateness_ms,
-            window.session_gap_ms,
-        )
-    };
-    cut(a) == cut(b)
-}
-
-/// The end at which two versions meet: the newer one has every pane of windows that end later, and neither has passed it.
-fn meeting(old: (&WindowSpec, Option<i64>), new: (&WindowSpec, Option<i64>), first_pane_ms: Option<i64>) -> i64 {
-    let before = |window: &WindowSpec| match window.session_gap_ms {
-        Some(gap) => gap,
-        None => window.size_ms - window.slide_ms,
-    };
-    let passed = [old, new].map(|(window, closed_ms)| closed_ms.map(|closed_ms| closed_ms - window.lateness_ms));
-    let whole = first_pane_ms.map(|first| first.saturating_add(before(new.0)));
-    let Some(least) = passed.into_iter().chain([whole]).flatten().max() else {
+/// The end at which two versions meet: the older one has closed no window that ends later, and the newer one has every pane of those that
+/// do. `reached_ms` is a watermark that the older one has not passed.
+fn meeting(old: &WindowSpec, new: &WindowSpec, reached_ms: Option<i64>, first_pane_ms: Option<i64>) -> i64 {
+    let closed_ms = reached_ms.map(|reached_ms| reached_ms - old.lateness_ms);
+    if old.session_gap_ms.is_some() || new.session_gap_ms.is_some() {
+        let before = new.session_gap_ms.unwrap_or(new.size_ms - new.slide_ms);
+        let whole = first_pane_ms.map(|first| first.saturating_add(before));
+        let least = closed_ms.max(whole).unwrap_or(i64::MIN);
+        return match (new.session_gap_ms, old.session_gap_ms) {
+            _ if least == i64::MIN => least,
+            (None, _) => new.end_after(least - 1),
+            (_, None) => old.end_after(least - 1),
+            // Sessions have no common ends.
+            _ => least,
+        };
+    }
+    let last_end = closed_ms.map(|closed_ms| old.end_after(closed_ms) - old.slide_ms);
+    // The end before that of the first whole window.
+    let whole = first_pane_ms.map(|first| new.end_after(first.saturating_add(new.size_ms - 1)) - new.slide_ms);
+    let Some(first) = last_end.max(whole) else {
         // Nothing was ever read: there is nothing for the older one.
         return i64::MIN;
     };
-    // The first end there can be, of whoever has ends.
-    let ends = match (new.0.session_gap_ms, old.0.session_gap_ms) {
-        (None, _) => new.0,
-        (Some(_), None) => old.0,
-        (Some(_), Some(_)) => return least,
-    };
-    let first = ends.end_after(least - 1);
-    let apart = |window: &WindowSpec| window.session_gap_ms.is_none() && window.size_ms == window.slide_ms;
-    if !(apart(old.0) && apart(new.0)) {
+    let apart = |window: &WindowSpec| window.size_ms == window.slide_ms;
+    if !(apart(old) && apart(new)) {
         return first;
     }
     // Windows that do not overlap share the rows out: none is in two, or in none, where both end at one time.
-    let candidates = (0..MEETING_ENDS_MAX).map(|at| first + at * ends.slide_ms);
-    let both = |end: &i64| old.0.end_after(*end - 1) == *end;
-    candidates.into_iter().find(both).unwrap_or(first)
+    let from = new.end_after(first - 1);
+    let candidates = (0..MEETING_ENDS_MAX).map(|at| from + at * new.slide_ms);
+    let both = |end: &i64| old.end_after(*end - 1) == *end;
+    candidates.into_iter().find(both).unwrap_or(from)
 }

@@ -69,13 +69,13 @@ fn main() -> anyhow::Result<()> {
     }
 }
 
-/// Makes the record whose last row is of that time.
-type Corpus = Box<dyn Fn(&mut Random, u64) -> Vec<u8>>;
+/// Makes the record whose last row is of a time.
+type MakeRecord = Box<dyn Fn(&mut Random, u64) -> Vec<u8>>;
 
 struct Case {
     name: String,
     pipeline: String,
-    record: Corpus,
+    record: MakeRecord,
     rows_per_record: usize,
     /// Rows of the corpus; `None` is as many as fill it.
     rows: Option<usize>,
@@ -308,6 +308,7 @@ fn assigned(processor: &Processor, name: StageName, topic: &str, partitions: i32
         let assignment = Assignment {
             committed: None,
             start_offset: 0,
+            lookback_offset: None,
             log_start_offset: 0,
             log_end_offset: i64::MAX,
             partition_count: partitions,

@@ -180,18 +180,18 @@ struct Writer<'a> {
 impl Writer<'_> {
     fn write(&self, make: impl Fn(&History) -> Result<Wanted, Refused>) -> anyhow::Result<()> {
         let history = read(self.broker, self.topics)?;
-        let (texts, _) = make(&history)?;
+        let texts = unmarked(&make(&history)?.0);
         let new = compiled(&texts)?;
         let running = history.newest().map_or(&[][..], |newest| &newest.texts);
-        let changes = diff::sets(&compiled(running)?, &new);
-        let version = match running == texts {
-            true => None,
+        let changes = diff::sets(&compiled(&unmarked(running))?, &new);
+        let (version, backfilled) = match versions::are_same(running, &texts) {
+            true => (None, Vec::new()),
             false => {
-                versions::check(&history, &new)?;
-                self.put(&new, &make)?
+                let planned = versions::plan(&history, texts.clone())?;
+                (self.put(&new, &make)?, planned.backfilled)
             }
         };
-        self.say(&changes, version, &history);
+        self.say(&changes, &backfilled, version, &history);
         Ok(())
     }
 
@@ -206,7 +206,10 @@ impl Writer<'_> {
         processor::ensure_named(self.broker, self.topics, self.config, new)?;
         let put = versions::put(self.broker, self.topics, now_ms(), &mut |history| {
             let (texts, restores) = make(history)?;
-            if history.newest().is_some_and(|newest| newest.texts == texts) {
+            if history
+                .newest()
+                .is_some_and(|newest| versions::are_same(&newest.texts, &texts))
+            {
                 return Ok(None);
             }
             Ok(Some(Next {
@@ -220,18 +223,27 @@ impl Writer<'_> {
         Ok(put?.written)
     }
 
-    fn say(&self, changes: &[Change], version: Option<u64>, history: &History) {
+    fn say(&self, changes: &[Change], backfilled: &[(String, i64)], version: Option<u64>, history: &History) {
         let in_force = history.newest().map_or(0, |newest| newest.number);
         if self.output == Output::Json {
-            print_json(
-                &json!({"version": version.unwrap_or(in_force), "applied": version.is_some(), "changes": changes}),
-            );
+            let backfilled = backfilled.iter();
+            let backfilled = backfilled.map(|(view, ms)| json!({"view": view, "lookback_ms": ms}));
+            print_json(&json!({
+                "version": version.unwrap_or(in_force), "applied": version.is_some(), "changes": changes,
+                "backfilled": backfilled.collect::<Vec<_>>(),
+            }));
             return;
         }
         changes
             .iter()
             .filter(|change| !change.is_same())
             .for_each(Change::print);
+        for (view, ms) in backfilled {
+            println!(
+                "view {view} is backfilled: what was read is read again from {} s before the watermark on",
+                *ms as f64 / 1_000.0
+            );
+        }
         match version {
             Some(version) => {
                 println!("version {version} is applied; `homeostat rollback` brings back version {in_force}")
@@ -240,6 +252,13 @@ impl Writer<'_> {
             None => println!("nothing to apply: version {in_force} is the same"),
         }
     }
+}
+
+/// Texts as they are in a folder.
+fn unmarked(texts: &[PipelineText]) -> Vec<PipelineText> {
+    let mut texts = texts.to_vec();
+    texts.iter_mut().for_each(|text| text.begun.clear());
+    texts
 }
 
 fn compiled(texts: &[PipelineText]) -> Result<Arc<[Pipeline]>, Refused> {

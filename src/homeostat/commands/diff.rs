@@ -196,13 +196,13 @@ fn view(old: &Pipeline, a: &ViewSpec, new: &Pipeline, b: &ViewSpec) -> (Fate, St
         sets.map(|set| pipeline.pane_sets[*set].fingerprint).collect()
     };
     if panes(old, a) != panes(new, b) {
-        let detail = "source, WHERE, GROUP BY, aggregates or the width of its panes changed: runs beside the old one until it has whole windows, then takes over at a common end";
+        let detail = "source, WHERE, GROUP BY, aggregates or the width of its panes changed: what was read is read again for it beside the old one, then it takes over at a common end";
         return (Fate::Rebuilds, detail.into());
     }
     if a.window != b.window {
         return (
             Fate::Keeps,
-            "panes stay; takes over from the old windows at a common end".into(),
+            "other windows: what was read is read again for them, then they take over from the old ones at a common end".into(),
         );
     }
     let shown = |view: &ViewSpec| {

@@ -86,10 +86,10 @@ impl Run {
         let history = processor.prepare()?;
         let topics = processor.topics();
         let now_ms = kafka::Clock::now_ms(&kafka::SystemClock);
-        let (broker, compiled) = (&*processor.broker, &processor.pipelines);
+        let broker = &*processor.broker;
         let mut running = Ok(Vec::new());
         retry(&processor.shutdown, || {
-            let read = versions::at_start(broker, &topics, history.clone(), &texts, compiled, now_ms);
+            let read = versions::at_start(broker, &topics, history.clone(), &texts, now_ms);
             running = match read.map_err(|problem| problem.downcast::<kafka::Error>()) {
                 Ok(versions) => Ok(versions),
                 Err(Ok(error)) => return Err(error),

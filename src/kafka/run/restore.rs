@@ -247,6 +247,7 @@ impl StageLoop<'_> {
             return Ok(false);
         }
         self.consumer.assign(&told.positions).map_err(anew)?;
+        self.open_reread().map_err(anew)?;
         self.active = std::mem::take(&mut told.partitions);
         self.commit_now = false;
         for (partition, assignment) in self.active.iter().zip(std::mem::take(&mut told.assignments)) {
@@ -291,9 +292,14 @@ impl StageLoop<'_> {
                 .offset_for_time(partition, ms, STEP_TIMEOUT)?
                 .unwrap_or(high),
         };
+        let lookback_offset = match self.stage.lookback(partition, committed.as_ref()) {
+            Some(ms) => self.consumer.offset_for_time(partition, ms, STEP_TIMEOUT)?,
+            None => None,
+        };
         Ok(Assignment {
             committed,
             start_offset,
+            lookback_offset,
             log_start_offset: low,
             log_end_offset: high,
             partition_count,

@@ -272,7 +272,13 @@ fn approval() -> impl Strategy<Value = ApprovalRecord> {
 
 fn pipelines() -> impl Strategy<Value = (u64, Vec<PipelineText>)> {
     let files = prop::collection::btree_map(name(), words(), 0..2);
-    let pipeline = (name(), words(), files).prop_map(|(name, text, files)| PipelineText { name, text, files });
+    let begun = prop::collection::btree_map("[0-9a-f]{16}", 1..1_000_000u64, 0..2);
+    let pipeline = (name(), words(), files, begun).prop_map(|(name, text, files, begun)| PipelineText {
+        name,
+        text,
+        files,
+        begun,
+    });
     (1..1_000_000u64, prop::collection::vec(pipeline, 0..3))
 }
 

@@ -290,6 +290,8 @@ pub struct Harness {
     pub now_ms: i64,
     /// Rows have the time at which they are received.
     pub receive: bool,
+    /// Records below were removed.
+    pub log_start: usize,
     pending: Outputs,
     /// What became visible.
     pub visible: Vec<Output>,
@@ -317,6 +319,7 @@ impl Harness {
             committed: BTreeMap::new(),
             now_ms: 1_000_000,
             receive: false,
+            log_start: 0,
             pending: Outputs::default(),
             visible: Vec::new(),
         };
@@ -344,10 +347,15 @@ impl Harness {
 
     pub fn assign(&mut self) -> Result<(), StageError> {
         for partition in self.owned.clone() {
+            let committed = self.committed.get(&(partition as i32)).cloned();
+            let time = self.stage.lookback(&self.place(partition), committed.as_ref());
+            let young = |offset: &usize| time.is_some_and(|time| self.log[partition][*offset].timestamp_ms >= time);
+            let mut held = self.log_start..self.log[partition].len();
             let assignment = Assignment {
-                committed: self.committed.get(&(partition as i32)).cloned(),
+                committed,
                 start_offset: 0,
-                log_start_offset: 0,
+                lookback_offset: held.find(young).map(|offset| offset as i64),
+                log_start_offset: self.log_start as i64,
                 log_end_offset: self.log[partition].len() as i64,
                 partition_count: self.log.len() as i32,
             };
@@ -386,6 +394,26 @@ impl Harness {
             self.positions[*partition] = to as i64;
         }
         self.stage.step(&batch, &mut self.pending).unwrap();
+    }
+
+    /// Reads up to `count` records again of each partition of which something is to be; tells whether there was one.
+    pub fn reread(&mut self, count: usize) -> bool {
+        let mut batch = Batch::default();
+        let mut next = Vec::new();
+        for (place, from) in self.stage.rereads() {
+            let partition = place.partition as usize;
+            let handle = batch.partition(TOPIC, place.partition);
+            let to = (from as usize + count).min(self.log[partition].len());
+            for offset in from as usize..to {
+                let entry = &self.log[partition][offset];
+                let stamp = (entry.timestamp_ms, TimestampKind::Create);
+                let value = entry.bytes(self.receive);
+                batch.push(handle, offset as i64, stamp, Some(b"k"), Some(&value), []);
+            }
+            next.push((place, to as i64));
+        }
+        self.stage.reread(&batch, &next, &mut self.pending).unwrap();
+        !next.is_empty()
     }
 
     pub fn tick(&mut self, elapsed_ms: i64) {
