@@ -339,12 +339,15 @@ impl Lane {
     }
 
     /// Folds rows into every set. Where a set has no room for a record and publishes early, all of them do, so that no row before
-    /// that record is unpublished: a replay never begins before it, and has no less room than there was.
+    /// that record is unpublished and a replay never begins before it. So nothing was published early in what is replayed, and must not be
+    /// now: a pane that began before may have known keys, taken with a record that alone was too much, for which there is no room here.
     fn fold(&mut self, mut span: std::ops::Range<usize>, rows: &Rows, remarks: &mut Remarks) -> Result<(), Error> {
-        while let Some(full) = self.full_before(&span, rows) {
+        while !self.is_replaying()
+            && let Some(full) = self.full_before(&span, rows)
+        {
             self.fold_span(span.start..full, rows, remarks)?;
             self.publish_all()?;
-            self.evictions += u64::from(!self.is_replaying());
+            self.evictions += 1;
             span.start = full;
         }
         self.fold_span(span, rows, remarks)
