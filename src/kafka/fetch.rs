@@ -382,7 +382,9 @@ fn current<'a>(
     partition: &TopicPartition,
     version: u64,
 ) -> Option<&'a mut Position> {
-    positions.get_mut(partition).filter(|position| position.version == version)
+    positions
+        .get_mut(partition)
+        .filter(|position| position.version == version)
 }
 
 impl Position {

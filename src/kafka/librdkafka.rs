@@ -4,8 +4,8 @@
 //! costs 20 times in transaction time. The only `unsafe` of the project is in [`native`].
 
 mod consumer;
-mod producer;
 pub(crate) mod native;
+mod producer;
 
 pub(crate) use consumer::KafkaConsumer;
 pub(crate) use producer::KafkaProducer;

@@ -45,7 +45,12 @@ impl Connection {
     pub fn send(&mut self, api_key: i16, api_version: i16, body: &Body) -> Result<i32, Error> {
         self.next = self.next.wrapping_add(1);
         let mut frame = Body::default();
-        frame.i32(0).i16(api_key).i16(api_version).i32(self.next).string(&self.client_id);
+        frame
+            .i32(0)
+            .i16(api_key)
+            .i16(api_version)
+            .i32(self.next)
+            .string(&self.client_id);
         frame.0.extend_from_slice(&body.0);
         let length = (frame.0.len() - 4) as i32;
         frame.0[..4].copy_from_slice(&length.to_be_bytes());

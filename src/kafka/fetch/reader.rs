@@ -21,7 +21,7 @@ use super::{
 use crate::Error;
 
 /// Answers held for the loop: beyond it nothing more is asked for.
-pub(super) const HELD_BYTES_MAX: usize = 2 << 20;
+pub(super) const HELD_BYTES_MAX: usize = 4 << 20;
 /// Small answers are unpacked and folded while they are in the cache. Ends of partitions are learnt from empty ones.
 const LIMITS: Limits = Limits {
     wait: Duration::from_millis(100),
@@ -56,7 +56,11 @@ pub(super) fn locate(shared: &Arc<Shared>) {
             Ok(metadata) => {
                 retry = RETRY;
                 // With all of them led there is nothing to wait for.
-                if learn(shared, &metadata) { Duration::ZERO } else { RETRY }
+                if learn(shared, &metadata) {
+                    Duration::ZERO
+                } else {
+                    RETRY
+                }
             }
             Err(error) => {
                 shared.state().complain(News::Error(error));
@@ -125,7 +129,9 @@ fn ask(
 /// `host:port` of what may be written with a protocol before it and without a port behind it, as librdkafka has it.
 fn address(text: &str) -> String {
     let text = text.split_once("://").map_or(text, |(_, address)| address);
-    let has_port = text.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    let has_port = text
+        .rsplit_once(':')
+        .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
     match has_port {
         true => text.to_owned(),
         false => format!("{text}:9092"),
@@ -235,7 +241,12 @@ impl<'s> Reader<'s> {
 
     /// Until something changes, or a partition may be asked for again.
     fn wait(&self, state: MutexGuard<'s, State>, now: Instant) -> MutexGuard<'s, State> {
-        let retry_at = state.partitions.values().filter_map(|asked| asked.retry_at).filter(|at| *at > now).min();
+        let retry_at = state
+            .partitions
+            .values()
+            .filter_map(|asked| asked.retry_at)
+            .filter(|at| *at > now)
+            .min();
         let asking = &self.shared.asking;
         match retry_at {
             None => asking.wait(state).unwrap_or_else(PoisonError::into_inner),
@@ -255,7 +266,9 @@ impl<'s> Reader<'s> {
                 let shared = self.shared;
                 let address = shared.state().brokers[&self.broker].address.clone();
                 let open = Connection::open(&shared.config, &shared.client_id, &address, CONNECT_TIMEOUT)?;
-                let breaker = open.breaker().map_err(|error| Error::retriable("broker connection", error))?;
+                let breaker = open
+                    .breaker()
+                    .map_err(|error| Error::retriable("broker connection", error))?;
                 if let Some(peer) = shared.state().brokers.get_mut(&self.broker) {
                     peer.breaker = Some(breaker);
                 }
@@ -360,7 +373,9 @@ fn sort_out(bytes: &[u8], wanted: &[Wanted], read_committed: bool) -> Result<Vec
 
 impl State {
     fn unled(&self) -> impl Iterator<Item = &TopicPartition> {
-        self.partitions.keys().filter(|partition| !self.leaders.contains_key(*partition))
+        self.partitions
+            .keys()
+            .filter(|partition| !self.leaders.contains_key(*partition))
     }
 
     /// Takes what may be asked of a broker now. `ahead`: behind a request under way, so only where this one, too, is answered
@@ -369,7 +384,9 @@ impl State {
         if self.held_bytes >= HELD_BYTES_MAX {
             return None;
         }
-        let Self { partitions, leaders, .. } = self;
+        let Self {
+            partitions, leaders, ..
+        } = self;
         let mut ready: Vec<(&TopicPartition, &mut super::Asked, i32)> = partitions
             .iter_mut()
             .filter_map(|(partition, asked)| {
@@ -419,7 +436,9 @@ impl State {
             match told {
                 Told::Part(part) => {
                     let turn = self.turn;
-                    let Some(asked) = self.current(&part.partition, part.version) else { continue };
+                    let Some(asked) = self.current(&part.partition, part.version) else {
+                        continue;
+                    };
                     asked.under_way = false;
                     asked.behind = part.next.is_some_and(|next| next < part.end);
                     if let Some(next) = part.next {
@@ -452,7 +471,9 @@ impl State {
 
     /// A partition cannot be read: it is asked for again later, of whoever leads it then.
     fn give_up(&mut self, wanted: &Wanted, reason: String, retry_at: Instant) {
-        let Some(asked) = self.current(&wanted.partition, wanted.version) else { return };
+        let Some(asked) = self.current(&wanted.partition, wanted.version) else {
+            return;
+        };
         asked.under_way = false;
         asked.behind = false;
         asked.retry_at = Some(retry_at);
@@ -468,6 +489,8 @@ impl State {
     }
 
     fn current(&mut self, partition: &TopicPartition, version: u64) -> Option<&mut super::Asked> {
-        self.partitions.get_mut(partition).filter(|asked| asked.version == version)
+        self.partitions
+            .get_mut(partition)
+            .filter(|asked| asked.version == version)
     }
 }

@@ -179,13 +179,19 @@ fn control_type(records: &[u8]) -> Option<i16> {
 fn decompress(codec: i16, packed: &[u8]) -> io::Result<Vec<u8>> {
     let mut unpacked = Vec::with_capacity(packed.len().saturating_mul(4).min(4 << 20));
     let read = match codec {
-        1 => flate2::read::MultiGzDecoder::new(packed).take(UNPACKED_MAX + 1).read_to_end(&mut unpacked)?,
+        1 => flate2::read::MultiGzDecoder::new(packed)
+            .take(UNPACKED_MAX + 1)
+            .read_to_end(&mut unpacked)?,
         2 => {
             snappy(packed, &mut unpacked)?;
             unpacked.len()
         }
-        3 => lz4_flex::frame::FrameDecoder::new(packed).take(UNPACKED_MAX + 1).read_to_end(&mut unpacked)?,
-        4 => zstd::stream::read::Decoder::new(packed)?.take(UNPACKED_MAX + 1).read_to_end(&mut unpacked)?,
+        3 => lz4_flex::frame::FrameDecoder::new(packed)
+            .take(UNPACKED_MAX + 1)
+            .read_to_end(&mut unpacked)?,
+        4 => zstd::stream::read::Decoder::new(packed)?
+            .take(UNPACKED_MAX + 1)
+            .read_to_end(&mut unpacked)?,
         other => return Err(io::Error::other(format!("compression {other} is not known"))),
     };
     match read as u64 > UNPACKED_MAX {
@@ -235,7 +241,15 @@ pub(super) fn push(
     match std::mem::replace(&mut batch.records, Records::Unpacked(Vec::new())) {
         Records::At(range) => {
             let block = *answer_block.get_or_insert_with(|| into.open_block());
-            walk(batch, &answer[..range.end], range.start, block, from, (handle, with_headers), into)
+            walk(
+                batch,
+                &answer[..range.end],
+                range.start,
+                block,
+                from,
+                (handle, with_headers),
+                into,
+            )
         }
         Records::Unpacked(bytes) => {
             let block = into.open_block();
@@ -257,10 +271,13 @@ fn walk(
 ) -> Result<(), Malformed> {
     let mut reader = Reader::new(&bytes[start..]);
     for _ in 0..batch.count {
-        let length = usize::try_from(reader.varint("a record's length")?).map_err(|_| Malformed("a record's length"))?;
+        let length =
+            usize::try_from(reader.varint("a record's length")?).map_err(|_| Malformed("a record's length"))?;
         let end = reader.position() + length;
         reader.i8("a record's attributes")?;
-        let timestamp_ms = batch.base_timestamp_ms.wrapping_add(reader.varint("a record's timestamp")?);
+        let timestamp_ms = batch
+            .base_timestamp_ms
+            .wrapping_add(reader.varint("a record's timestamp")?);
         let offset = batch.base_offset.wrapping_add(reader.varint("a record's offset")?);
         let mut place = |what| -> Result<Option<Range<usize>>, Malformed> {
             let bytes = reader.varint_bytes(what)?;
@@ -275,7 +292,11 @@ fn walk(
                 None => (timestamp_ms, TimestampKind::Create),
             };
             let headers = Headers {
-                left: if with_headers { reader.varint("a record's headers")? } else { 0 },
+                left: if with_headers {
+                    reader.varint("a record's headers")?
+                } else {
+                    0
+                },
                 reader: &mut reader,
             };
             into.push_adopted(handle, offset, timestamp, block, key, value, headers);

@@ -31,7 +31,10 @@ const NAMES: &[(i16, &str)] = &[
     (56, "the broker's disk failed"),
     (74, "the partition has a newer leader"),
     (75, "the broker does not know yet that it leads the partition"),
-    (76, "the records are compressed in a way that this version of the protocol has no word for"),
+    (
+        76,
+        "the records are compressed in a way that this version of the protocol has no word for",
+    ),
     (78, "the new leader does not know the end of the log yet"),
 ];
 

@@ -5,6 +5,7 @@
 use std::{
     collections::VecDeque,
     sync::{Mutex, PoisonError},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -18,9 +19,7 @@ use rdkafka::{
 };
 
 use super::{classify, code_of, consumer_config, native};
-use crate::{
-    Consumer, ConsumerConfig, Error, GroupMetadata, KafkaConfig, Polled, broker::Native, fetch::Fetcher,
-};
+use crate::{Consumer, ConsumerConfig, Error, GroupMetadata, KafkaConfig, Polled, broker::Native, fetch::Fetcher};
 
 /// The longest wait for records before events of the group are looked at.
 const SLICE: Duration = Duration::from_millis(10);
@@ -224,11 +223,15 @@ impl Consumer for KafkaConsumer {
     }
 
     fn pause(&mut self, partitions: &[TopicPartition]) -> Result<(), Error> {
-        partitions.iter().try_for_each(|partition| self.fetcher.pause(partition))
+        partitions
+            .iter()
+            .try_for_each(|partition| self.fetcher.pause(partition))
     }
 
     fn resume(&mut self, partitions: &[TopicPartition]) -> Result<(), Error> {
-        partitions.iter().try_for_each(|partition| self.fetcher.resume(partition))
+        partitions
+            .iter()
+            .try_for_each(|partition| self.fetcher.resume(partition))
     }
 
     fn seek(&mut self, partition: &TopicPartition, offset: i64) -> Result<(), Error> {
@@ -337,8 +340,12 @@ impl Consumer for KafkaConsumer {
         {
             tracing::debug!(%error, "unassign while closing");
         }
-        // Dropping it leaves the group and waits until the library has done so.
-        drop(consumer);
+        match self.has_group {
+            // Dropping it leaves the group and waits until the library has done so.
+            true => drop(consumer),
+            // Nobody waits for what it does then, which takes a tenth of a second.
+            false => drop(thread::spawn(move || drop(consumer))),
+        }
     }
 }
 

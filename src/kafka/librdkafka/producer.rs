@@ -21,6 +21,10 @@ use crate::{Error, GroupMetadata, KafkaConfig, Producer, ProducerConfig, broker:
 
 /// The longest that one call waits for the broker; what may succeed later is then retriable.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection to any broker is waited for, ahead of what needs one.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Where coordinators keep what they know.
+const TRANSACTIONS: &str = "__transaction_state";
 const STEP: Duration = Duration::from_micros(200);
 /// Records between two looks at the delivery reports.
 const SENDS_PER_SERVE: u32 = 256;
@@ -127,6 +131,12 @@ impl Producer for KafkaProducer {
             ));
         }
         if !self.initialized {
+            // Asked for the coordinator before it is connected to any broker, the library waits for half a second and asks again:
+            // whatever the brokers answer here, or do not, they have been met.
+            let _ = self
+                .producer
+                .client()
+                .fetch_metadata(Some(TRANSACTIONS), CONNECT_TIMEOUT);
             self.producer
                 .init_transactions(CALL_TIMEOUT)
                 .map_err(|error| classify("transaction coordinator", &error))?;
