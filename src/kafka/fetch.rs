@@ -1,0 +1,5 @@
+//! Fetching without librdkafka.
+#![allow(dead_code)]
+
+mod connection;
+mod wire;
