@@ -74,9 +74,7 @@ impl<'a> Reader<'a> {
         let Ok(length) = usize::try_from(self.i16(what)?) else {
             return Ok(None);
         };
-        std::str::from_utf8(self.take(length, what)?)
-            .map(Some)
-            .map_err(|_| Malformed(what))
+        std::str::from_utf8(self.take(length, what)?).map(Some).map_err(|_| Malformed(what))
     }
 
     /// Bytes behind a length of four bytes; null is `None`.
