@@ -19,8 +19,9 @@ use super::wire::Body;
 use crate::{Error, KafkaConfig};
 
 const WHAT: &str = "broker connection";
-/// The longest silence while an answer is due: far above the wait that a fetch asks for.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest silence while an answer is due: far above the wait that a fetch asks for, and below the time after which a partition
+/// without records is taken for idle, which one that cannot be read must not be.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest answer that is believed. A fetch asks for a few megabytes.
 const FRAME_BYTES_MAX: usize = 256 << 20;
 /// Where an address names none, as librdkafka has it.

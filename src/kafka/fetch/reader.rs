@@ -108,7 +108,11 @@ fn ask(
         return Ok(metadata);
     }
     *connection = None;
-    let bootstrap = shared.config.bootstrap.split(',').map(str::trim).map(address);
+    let bootstrap = shared
+        .config
+        .bootstrap
+        .split(',')
+        .map(|address| address.trim().to_owned());
     let mut failed = Error::retriable("broker connection", "no broker is named");
     for address in bootstrap.chain(known.iter().cloned()) {
         let opened = Connection::open(&shared.config, &shared.client_id, &address, CONNECT_TIMEOUT);
@@ -124,18 +128,6 @@ fn ask(
         }
     }
     Err(failed)
-}
-
-/// `host:port` of what may be written with a protocol before it and without a port behind it, as librdkafka has it.
-fn address(text: &str) -> String {
-    let text = text.split_once("://").map_or(text, |(_, address)| address);
-    let has_port = text
-        .rsplit_once(':')
-        .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-    match has_port {
-        true => text.to_owned(),
-        false => format!("{text}:9092"),
-    }
 }
 
 /// Whether every partition has a leader now.

@@ -187,10 +187,6 @@ pub(super) fn led(answer: &[u8]) -> Result<Metadata, Malformed> {
         let host = reader.string(WHAT)?.unwrap_or_default();
         let port = reader.i32(WHAT)?;
         reader.string(WHAT)?;
-        let host = match host.contains(':') {
-            true => format!("[{host}]"),
-            false => host.to_owned(),
-        };
         metadata.brokers.push((id, format!("{host}:{port}")));
     }
     reader.string(WHAT)?;
