@@ -12,6 +12,8 @@ mod connection;
 mod reader;
 mod records;
 mod request;
+#[cfg(test)]
+mod testing;
 mod wire;
 
 use std::{

@@ -59,7 +59,7 @@ pub(super) struct Unpacked {
 }
 
 /// Checks the batches in `answer[range]` and leaves out control records and those of aborted transactions. A batch that is cut
-/// off at the end is left for the next answer, as the protocol has it.
+/// off at the end is left for the next answer, as the protocol has it; the first never is, or there would be no end of asking.
 ///
 /// # Errors
 /// Says what is wrong with the first batch that is; `found` holds what stands before it.
@@ -73,19 +73,26 @@ pub(super) fn unpack(
     aborted.sort_unstable_by_key(|aborted| std::cmp::Reverse(aborted.first_offset));
     let mut aborting = BTreeSet::new();
     let mut at = range.start;
-    while range.end - at >= PREFIX {
+    while at < range.end {
         let mut reader = Reader::new(&answer[at..range.end]);
-        let base_offset = reader.i64("a batch").map_err(text)?;
-        let length = reader.length("a batch").map_err(text)?.unwrap_or_default();
-        let Ok(body) = reader.take(length, "a batch") else {
-            // Magic is at the same place in all formats, and worth a word even if the rest is not there.
-            return Ok(());
+        let mut prefix = || {
+            Ok((
+                reader.i64("the first batch")?,
+                reader.length("the first batch")?.unwrap_or_default(),
+            ))
+        };
+        let whole =
+            prefix().and_then(|(base_offset, length)| Ok((base_offset, reader.take(length, "the first batch")?)));
+        let (base_offset, body) = match whole {
+            Ok(whole) => whole,
+            Err(_) if found.next.is_some() => return Ok(()),
+            Err(cut) => return Err(text(cut)),
         };
         let batch = unpack_one(base_offset, body, at + PREFIX, aborted, &mut aborting)
             .map_err(|reason| format!("the batch at offset {base_offset}: {reason}"))?;
         found.next = Some(batch.next);
         found.batches.extend(batch.records);
-        at += PREFIX + length;
+        at += PREFIX + body.len();
     }
     Ok(())
 }
@@ -108,11 +115,12 @@ fn unpack_one(
 ) -> Result<One, String> {
     match body.get(4) {
         Some(2) => {}
-        Some(magic) => {
+        Some(magic @ (0 | 1)) => {
             return Err(format!(
                 "it is in message format {magic}, of before Kafka 0.11: have the topic's records written again"
             ));
         }
+        Some(magic) => return Err(format!("it is in message format {magic}, which is not known here")),
         None => return Err(text(Malformed("its header"))),
     }
     if body.len() < HEADER {
@@ -131,13 +139,14 @@ fn unpack_one(
     let producer = reader.i64("its producer").map_err(header)?;
     reader.take(6, "its sequence").map_err(header)?;
     let count = reader.i32("its count").map_err(header)?;
-    let last = base_offset + i64::from(last_delta);
-    let mut one = One {
-        next: last + 1,
-        records: None,
+    // Neither checksum nor broker vouches for the base offset.
+    let next = base_offset.checked_add(i64::from(last_delta) + 1);
+    let (0.., 0.., 0.., Some(next)) = (base_offset, last_delta, count, next) else {
+        return Err("its offsets or its count of records are impossible".into());
     };
+    let mut one = One { next, records: None };
 
-    while aborted.last().is_some_and(|aborted| aborted.first_offset <= last) {
+    while aborted.last().is_some_and(|aborted| aborted.first_offset < next) {
         aborting.extend(aborted.pop().map(|aborted| aborted.producer));
     }
     if attributes & CONTROL != 0 {
@@ -209,6 +218,10 @@ fn snappy(packed: &[u8], into: &mut Vec<u8>) -> io::Result<()> {
         if (from + length) as u64 > UNPACKED_MAX {
             return Err(io::Error::other(format!("it has more than {} MB", UNPACKED_MAX >> 20)));
         }
+        // A copy of 64 bytes takes three.
+        if length / 32 > bytes.len() {
+            return Err(io::Error::other("it says that it has more than so few bytes can hold"));
+        }
         into.resize(from + length, 0);
         snap::raw::Decoder::new().decompress(bytes, &mut into[from..])?;
         Ok(())
@@ -271,57 +284,77 @@ fn walk(
 ) -> Result<(), Malformed> {
     let mut reader = Reader::new(&bytes[start..]);
     for _ in 0..batch.count {
-        let length =
-            usize::try_from(reader.varint("a record's length")?).map_err(|_| Malformed("a record's length"))?;
-        let end = reader.position() + length;
-        reader.i8("a record's attributes")?;
+        let record = reader.varint_bytes("a record")?.ok_or(Malformed("a record"))?;
+        let end = start + reader.position();
+        let mut fields = Reader::new(record);
+        fields.i8("a record's attributes")?;
         let timestamp_ms = batch
             .base_timestamp_ms
-            .wrapping_add(reader.varint("a record's timestamp")?);
-        let offset = batch.base_offset.wrapping_add(reader.varint("a record's offset")?);
+            .wrapping_add(fields.varint("a record's timestamp")?);
+        let offset = batch.base_offset.wrapping_add(fields.varint("a record's offset")?);
         let mut place = |what| -> Result<Option<Range<usize>>, Malformed> {
-            let bytes = reader.varint_bytes(what)?;
-            let end = start + reader.position();
+            let bytes = fields.varint_bytes(what)?;
+            let end = end - record.len() + fields.position();
             Ok(bytes.map(|bytes| end - bytes.len()..end))
         };
         let key = place("a record's key")?;
         let value = place("a record's value")?;
-        if offset >= from {
-            let timestamp = match batch.appended_ms {
-                Some(appended_ms) => (appended_ms, TimestampKind::LogAppend),
-                None => (timestamp_ms, TimestampKind::Create),
-            };
-            let headers = Headers {
-                left: if with_headers {
-                    reader.varint("a record's headers")?
-                } else {
-                    0
-                },
-                reader: &mut reader,
-            };
-            into.push_adopted(handle, offset, timestamp, block, key, value, headers);
+        if offset < from {
+            continue;
         }
-        let left = end.checked_sub(reader.position()).ok_or(Malformed("a record"))?;
-        reader.take(left, "a record")?;
+        let timestamp = match batch.appended_ms {
+            Some(appended_ms) => (appended_ms, TimestampKind::LogAppend),
+            None => (timestamp_ms, TimestampKind::Create),
+        };
+        let headers = match with_headers {
+            true => Headers::checked(fields)?,
+            false => Headers::default(),
+        };
+        into.push_adopted(handle, offset, timestamp, block, key, value, headers);
     }
-    Ok(())
+    match reader.is_empty() {
+        true => Ok(()),
+        // None of them may vanish.
+        false => Err(Malformed("the count of a batch's records")),
+    }
 }
 
 /// The headers of a record; names that are no text cannot be asked for and are left out.
-struct Headers<'r, 'a> {
+#[derive(Clone, Default)]
+struct Headers<'a> {
     left: i64,
-    reader: &'r mut Reader<'a>,
+    reader: Reader<'a>,
 }
 
-impl<'a> Iterator for Headers<'_, 'a> {
+impl<'a> Headers<'a> {
+    /// All of them are there, and nothing behind them: walking them cannot fail.
+    fn checked(mut reader: Reader<'a>) -> Result<Self, Malformed> {
+        let left = reader.varint("a record's headers")?;
+        let headers = Self { left, reader };
+        let mut checking = headers.clone();
+        while checking.left > 0 {
+            checking.one()?;
+        }
+        match checking.reader.is_empty() {
+            true => Ok(headers),
+            false => Err(Malformed("a record")),
+        }
+    }
+
+    fn one(&mut self) -> Result<(&'a [u8], &'a [u8]), Malformed> {
+        self.left -= 1;
+        let name = self.reader.varint_bytes("a header's name")?.unwrap_or_default();
+        let value = self.reader.varint_bytes("a header's value")?.unwrap_or_default();
+        Ok((name, value))
+    }
+}
+
+impl<'a> Iterator for Headers<'a> {
     type Item = (&'a str, &'a [u8]);
 
     fn next(&mut self) -> Option<Self::Item> {
         while self.left > 0 {
-            self.left -= 1;
-            // What is cut short ends the headers; that the record is, is seen behind them.
-            let name = self.reader.varint_bytes("a header's name").ok()?.unwrap_or_default();
-            let value = self.reader.varint_bytes("a header's value").ok()?.unwrap_or_default();
+            let (name, value) = self.one().ok()?;
             if let Ok(name) = std::str::from_utf8(name) {
                 return Some((name, value));
             }
@@ -329,3 +362,6 @@ impl<'a> Iterator for Headers<'_, 'a> {
         None
     }
 }
+
+#[cfg(test)]
+mod tests;

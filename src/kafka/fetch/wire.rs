@@ -8,7 +8,7 @@
 pub(super) struct Malformed(pub &'static str);
 
 /// Takes values from the front of a message.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct Reader<'a> {
     rest: &'a [u8],
     /// Length of the whole, so that positions can be told.
