@@ -88,21 +88,46 @@ proptest! {
         prop_assert_eq!(parts == others, mint(&parts) == mint(&others));
     }
 
+    /// Whether they are copied or lie in one of two adopted blocks, and again in the memory of the round before.
     #[test]
     fn batches_hold_what_was_pushed(
         rows in prop::collection::vec(
-            (0..3i32, prop::option::of(prop::collection::vec(any::<u8>(), 0..9)), prop::option::of(text()), prop::collection::vec((text(), text()), 0..3)),
+            (0..3usize, 0..3i32, prop::option::of(prop::collection::vec(any::<u8>(), 0..9)), prop::option::of(text()), prop::collection::vec((text(), text()), 0..3)),
             0..12,
-        )
+        ),
+        rounds in 1..3,
     ) {
         let mut batch = Batch::default();
-        for (offset, (partition, key, value, headers)) in rows.iter().enumerate() {
-            let at = batch.partition("topic", *partition);
-            let headers = headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
-            let value = value.as_ref().map(String::as_bytes);
-            batch.push(at, offset as i64, (5, TimestampKind::Create), key.as_deref(), value, headers);
+        for _ in 0..rounds {
+            prop_assert!(batch.reclaim().len() <= 2 && batch.is_empty() && batch.size() == 0);
+            let mut blocks = [(batch.open_block(), b"first".to_vec()), (batch.open_block(), Vec::new())];
+            let mut size = 0;
+            for (offset, (place, partition, key, value, headers)) in rows.iter().enumerate() {
+                let at = batch.partition("topic", *partition);
+                let (offset, time) = (offset as i64, (5, TimestampKind::Create));
+                let (key, value) = (key.as_deref(), value.as_ref().map(String::as_bytes));
+                size += key.map_or(0, <[u8]>::len) + value.map_or(0, <[u8]>::len);
+                size += headers.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+                let headers = headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+                match blocks.get_mut(*place) {
+                    None => batch.push(at, offset, time, key, value, headers),
+                    Some((block, bytes)) => {
+                        let mut lay = |part: &[u8]| {
+                            bytes.extend(part);
+                            bytes.len() - part.len()..bytes.len()
+                        };
+                        batch.push_adopted(at, offset, time, *block, key.map(&mut lay), value.map(lay), headers);
+                    }
+                }
+            }
+            for (block, bytes) in blocks {
+                batch.adopt(block, bytes);
+            }
+            prop_assert_eq!(batch.len(), rows.len());
+            prop_assert_eq!(batch.size(), size);
         }
-        for (record, (partition, key, value, headers)) in batch.iter().zip(&rows) {
+        for (index, (record, (_, partition, key, value, headers))) in batch.iter().zip(&rows).enumerate() {
+            prop_assert_eq!(record.offset, index as i64);
             prop_assert_eq!(record.partition.partition, *partition);
             prop_assert_eq!(record.key, key.as_deref());
             prop_assert_eq!(record.value, value.as_ref().map(String::as_bytes));
@@ -111,6 +136,8 @@ proptest! {
         }
         let covered: usize = batch.runs().map(|(_, range)| range.len()).sum();
         prop_assert_eq!(covered, rows.len());
+        let adopted = batch.reclaim();
+        prop_assert!(adopted.len() == 2 && adopted[0].starts_with(b"first"));
     }
 }
 

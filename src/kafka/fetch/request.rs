@@ -216,3 +216,6 @@ pub(super) fn led(answer: &[u8]) -> Result<Metadata, Malformed> {
     }
     Ok(metadata)
 }
+
+#[cfg(test)]
+mod tests;
