@@ -20,7 +20,6 @@ use std::{
     collections::{BTreeMap, VecDeque},
     net::{Shutdown, TcpStream},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -74,7 +73,10 @@ struct State {
     partitions: BTreeMap<TopicPartition, Asked>,
     /// Id and epoch of the leaders known.
     leaders: BTreeMap<TopicPartition, (i32, i32)>,
-    brokers: BTreeMap<i32, Peer>,
+    /// Of each broker that has a thread.
+    addresses: BTreeMap<i32, String>,
+    /// What ends a read that waits, of each thread that has connected.
+    breakers: BTreeMap<i32, TcpStream>,
     news: VecDeque<News>,
     /// Bytes of answers among the news.
     held_bytes: usize,
@@ -83,13 +85,6 @@ struct State {
     /// Counts answers, so that partitions take turns.
     turn: u64,
     closed: bool,
-}
-
-/// A broker that has a thread.
-struct Peer {
-    address: String,
-    /// Ends a read that waits.
-    breaker: Option<TcpStream>,
 }
 
 /// A partition as it is asked for.
@@ -200,12 +195,14 @@ impl Fetcher {
             };
             self.positions.insert(partition.clone(), position);
         }
-        drop(state);
         if !positions.is_empty() && !self.started {
-            self.started = true;
             let shared = Arc::clone(&self.shared);
-            thread::spawn(move || reader::locate(&shared));
+            match reader::spawn("fetch-leaders".into(), move || reader::locate(&shared)) {
+                Ok(()) => self.started = true,
+                Err(error) => state.complain(News::Error(error)),
+            }
         }
+        drop(state);
         self.shared.asking.notify_all();
     }
 
@@ -323,7 +320,6 @@ impl Fetcher {
                 continue;
             };
             let handle = batch.partition(&part.partition.topic, part.partition.partition);
-            position.failure = None;
             position.high_watermark = Some(part.high_watermark);
             let mut walked = Ok(());
             for records in &mut part.batches {
@@ -331,7 +327,7 @@ impl Fetcher {
                     records,
                     &answer.bytes,
                     &mut block,
-                    position.offset,
+                    &mut position.offset,
                     (handle, self.with_headers),
                     batch,
                 );
@@ -340,12 +336,25 @@ impl Fetcher {
                 }
             }
             if let Err(malformed) = walked {
-                // Its checksum is right: it was written like this, and will not get better. What stands before it was handed out.
+                // Its checksum is right: it was written like this. What stands before it was handed out; to pass over it is not ours.
                 position.fail(&part.partition, format!("offset {}: {malformed}", position.offset));
+                let mut state = self.shared.state();
+                position.version = state.next_version();
+                let asked = Asked {
+                    retry_at: Some(Instant::now() + reader::RETRY_MAX),
+                    ..Asked::new(position.offset, position.version)
+                };
+                state.partitions.insert(part.partition, asked);
+                drop(state);
+                self.shared.asking.notify_all();
                 continue;
             }
             position.offset = part.next.map_or(position.offset, |next| next.max(position.offset));
-            position.caught_up = !position.paused && position.offset >= part.end;
+            let at_end = position.offset >= part.end;
+            if at_end || part.next.is_some() {
+                position.failure = None;
+            }
+            position.caught_up = at_end && !position.paused;
         }
         match block {
             Some(block) => batch.adopt(block, answer.bytes),
@@ -368,11 +377,9 @@ impl Drop for Fetcher {
     fn drop(&mut self) {
         let mut state = self.shared.state();
         state.closed = true;
-        for peer in state.brokers.values() {
-            if let Some(breaker) = &peer.breaker {
-                // It may be broken already.
-                let _ = breaker.shutdown(Shutdown::Both);
-            }
+        for breaker in state.breakers.values() {
+            // It may be broken already.
+            let _ = breaker.shutdown(Shutdown::Both);
         }
         drop(state);
         self.shared.asking.notify_all();
@@ -413,3 +420,6 @@ impl Asked {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -189,6 +189,15 @@ impl Connection {
         self.stream.socket().try_clone()
     }
 
+    /// The next answer may come so much later than usual.
+    pub fn excuse(&mut self, silence: Duration) -> Result<(), Error> {
+        let timeout = ANSWER_TIMEOUT + silence;
+        match self.timeout == timeout {
+            true => Ok(()),
+            false => self.wait_at_most(timeout),
+        }
+    }
+
     fn wait_at_most(&mut self, timeout: Duration) -> Result<(), Error> {
         self.timeout = timeout;
         limit(self.stream.socket(), timeout).map_err(|error| self.failed(&error))
@@ -296,4 +305,4 @@ fn connect(host: &str, port: u16, deadline: Instant) -> io::Result<TcpStream> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -13,7 +13,7 @@ use std::{
 use protocol::TopicPartition;
 
 use super::{
-    Answer, News, Part, Peer, Shared, State,
+    Answer, News, Part, Shared, State,
     connection::Connection,
     records::{self, Unpacked},
     request::{self, FETCH, Limits, METADATA, Metadata, Wanted, meaning},
@@ -29,10 +29,21 @@ const LIMITS: Limits = Limits {
     partition_bytes: 512 << 10,
 };
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Whose connection it is that finds the leaders: no broker's id.
+const LOCATOR: i32 = -1;
 /// Between two attempts at the same.
 const RETRY: Duration = Duration::from_millis(100);
-const RETRY_MAX: Duration = Duration::from_secs(2);
-const COMPLAINTS_MAX: usize = 1_000;
+pub(super) const RETRY_MAX: Duration = Duration::from_secs(2);
+/// The pause after an answer that is worth a word. Brokers make it last by not reading what is sent.
+const THROTTLE_TOLD: Duration = Duration::from_secs(1);
+
+/// Its name is what `top -H` shows; the system keeps 15 bytes of it.
+pub(super) fn spawn(name: String, run: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+    let spawned = thread::Builder::new().name(name).spawn(run);
+    spawned
+        .map(drop)
+        .map_err(|error| Error::retriable("thread", format!("the system gives no more: {error}")))
+}
 
 /// Finds out who leads the partitions that are wanted, and starts a thread for each broker that does.
 pub(super) fn locate(shared: &Arc<Shared>) {
@@ -50,13 +61,13 @@ pub(super) fn locate(shared: &Arc<Shared>) {
             }
             state = shared.asking.wait(state).unwrap_or_else(PoisonError::into_inner);
         };
-        let known: Vec<String> = state.brokers.values().map(|peer| peer.address.clone()).collect();
+        let known: Vec<String> = state.addresses.values().cloned().collect();
         drop(state);
         let pause = match ask(shared, &mut connection, &known, &topics) {
             Ok(metadata) => {
                 retry = RETRY;
                 // With all of them led there is nothing to wait for.
-                if learn(shared, &metadata) {
+                if learn(shared, &metadata, &topics) {
                     Duration::ZERO
                 } else {
                     RETRY
@@ -88,6 +99,20 @@ fn pause_for(shared: &Shared, pause: Duration) {
     }
 }
 
+/// A connection that the end of the fetcher breaks.
+fn connect(shared: &Shared, owner: i32, address: &str) -> Result<Connection, Error> {
+    let connection = Connection::open(&shared.config, &shared.client_id, address, CONNECT_TIMEOUT)?;
+    let breaker = connection
+        .breaker()
+        .map_err(|error| Error::retriable("broker connection", error))?;
+    let mut state = shared.state();
+    if state.closed {
+        return Err(Error::retriable("broker connection", "it is not needed any more"));
+    }
+    state.breakers.insert(owner, breaker);
+    Ok(connection)
+}
+
 fn ask(
     shared: &Shared,
     connection: &mut Option<Connection>,
@@ -115,8 +140,9 @@ fn ask(
         .map(|address| address.trim().to_owned());
     let mut failed = Error::retriable("broker connection", "no broker is named");
     for address in bootstrap.chain(known.iter().cloned()) {
-        let opened = Connection::open(&shared.config, &shared.client_id, &address, CONNECT_TIMEOUT);
-        match opened.and_then(|mut open| answered(&mut open).map(|metadata| (open, metadata))) {
+        match connect(shared, LOCATOR, &address)
+            .and_then(|mut open| answered(&mut open).map(|metadata| (open, metadata)))
+        {
             Ok((open, metadata)) => {
                 *connection = Some(open);
                 return Ok(metadata);
@@ -130,33 +156,35 @@ fn ask(
     Err(failed)
 }
 
-/// Whether every partition has a leader now.
-fn learn(shared: &Arc<Shared>, metadata: &Metadata) -> bool {
+/// Whether every partition of the topics that were asked for has a leader now.
+fn learn(shared: &Arc<Shared>, metadata: &Metadata, topics: &BTreeSet<Arc<str>>) -> bool {
     let mut state = shared.state();
     for led in &metadata.partitions {
-        if led.leader >= 0 && state.partitions.contains_key(&led.partition) {
+        let is_known = metadata.brokers.iter().any(|(id, _)| *id == led.leader);
+        if is_known && state.partitions.contains_key(&led.partition) {
             let leader = (led.leader, led.leader_epoch);
             state.leaders.insert(led.partition.clone(), leader);
         }
     }
-    let State { leaders, brokers, .. } = &mut *state;
-    let leading: BTreeSet<i32> = leaders.values().map(|(id, _)| *id).collect();
+    let leading: BTreeSet<i32> = state.leaders.values().map(|(id, _)| *id).collect();
     for (id, address) in &metadata.brokers {
-        match brokers.get_mut(id) {
-            Some(peer) => peer.address.clone_from(address),
-            None if leading.contains(id) => {
-                let peer = Peer {
-                    address: address.clone(),
-                    breaker: None,
-                };
-                brokers.insert(*id, peer);
-                let (shared, id) = (Arc::clone(shared), *id);
-                thread::spawn(move || Reader::new(&shared, id).run());
+        if let Some(known) = state.addresses.get_mut(id) {
+            known.clone_from(address);
+        } else if leading.contains(id) {
+            let (shared, id) = (Arc::clone(shared), *id);
+            match spawn(format!("fetch-broker-{id}"), move || Reader::new(&shared, id).run()) {
+                Ok(()) => {
+                    state.addresses.insert(id, address.clone());
+                }
+                Err(error) => {
+                    state.leaders.retain(|_, (leader, _)| *leader != id);
+                    state.complain(News::Error(error));
+                }
             }
-            None => {}
         }
     }
-    let unled: Vec<TopicPartition> = state.unled().cloned().collect();
+    let asked = |partition: &&TopicPartition| topics.contains(&partition.topic);
+    let unled: Vec<TopicPartition> = state.unled().filter(asked).cloned().collect();
     for partition in &unled {
         let failed = metadata.failed.iter().find(|(topic, _)| **topic == *partition.topic);
         let exists = metadata.partitions.iter().any(|led| led.partition == *partition);
@@ -256,15 +284,8 @@ impl<'s> Reader<'s> {
             Some(connection) => connection,
             empty => {
                 let shared = self.shared;
-                let address = shared.state().brokers[&self.broker].address.clone();
-                let open = Connection::open(&shared.config, &shared.client_id, &address, CONNECT_TIMEOUT)?;
-                let breaker = open
-                    .breaker()
-                    .map_err(|error| Error::retriable("broker connection", error))?;
-                if let Some(peer) = shared.state().brokers.get_mut(&self.broker) {
-                    peer.breaker = Some(breaker);
-                }
-                empty.insert(open)
+                let address = shared.state().addresses[&self.broker].clone();
+                empty.insert(connect(shared, self.broker, &address)?)
             }
         };
         connection.send(FETCH.0, FETCH.1, &body)?;
@@ -277,12 +298,27 @@ impl<'s> Reader<'s> {
         };
         let mut bytes = self.shared.state().spare.pop().unwrap_or_default();
         let length = connection.receive(&mut bytes)?;
-        let told = sort_out(&bytes[..length], &request.wanted, self.shared.read_committed)
-            .map_err(|malformed| Error::retriable("fetch", malformed))?;
+        let malformed = |malformed| Error::retriable("fetch", malformed);
+        let told = sort_out(&bytes[..length], &request.wanted, self.shared.read_committed).map_err(malformed)?;
+        let throttled = request::throttled(&bytes[..length]).map_err(malformed)?;
+        connection.excuse(throttled)?;
         self.retry = RETRY;
         self.under_way.pop_front();
-        self.shared.state().take_in(bytes, length, told);
+        let mut state = self.shared.state();
+        let failed = state.take_in(bytes, length, told);
+        if throttled >= THROTTLE_TOLD {
+            let reason = format!(
+                "broker {} holds this client back for {} ms: its quota (consumer_byte_rate) is less than what is to be read",
+                self.broker,
+                throttled.as_millis()
+            );
+            state.complain(News::Error(Error::retriable("fetch", reason)));
+        }
+        drop(state);
         self.shared.telling.notify_one();
+        if failed {
+            self.shared.asking.notify_all();
+        }
         Ok(())
     }
 
@@ -420,7 +456,8 @@ impl State {
         })
     }
 
-    fn take_in(&mut self, bytes: Vec<u8>, length: usize, told: Vec<Told>) {
+    /// Whether a partition lost its leader by it, so that one is to be found.
+    fn take_in(&mut self, bytes: Vec<u8>, length: usize, told: Vec<Told>) -> bool {
         self.turn += 1;
         let mut parts = Vec::with_capacity(told.len());
         let mut failed = Vec::new();
@@ -456,9 +493,11 @@ impl State {
                 self.news.push_back(News::Answer(Answer { bytes, length, parts }));
             }
         }
+        let any_failed = !failed.is_empty();
         for (wanted, reason) in failed {
             self.give_up(&wanted, reason, Instant::now() + RETRY);
         }
+        any_failed
     }
 
     /// A partition cannot be read: it is asked for again later, of whoever leads it then.
@@ -473,11 +512,14 @@ impl State {
         self.complain(News::Failed(wanted.partition.clone(), wanted.version, reason));
     }
 
-    /// Tells of what does not work, again and again while nobody listens: up to a bound.
-    fn complain(&mut self, news: News) {
-        if self.news.len() < COMPLAINTS_MAX {
-            self.news.push_back(news);
-        }
+    /// Tells of what does not work. While nobody listens that is told again and again: the last word stands for those before it.
+    pub(super) fn complain(&mut self, news: News) {
+        self.news.retain(|older| match (older, &news) {
+            (News::Error(_), News::Error(_)) => false,
+            (News::Failed(older, ..), News::Failed(partition, ..)) => older != partition,
+            _ => true,
+        });
+        self.news.push_back(news);
     }
 
     fn current(&mut self, partition: &TopicPartition, version: u64) -> Option<&mut super::Asked> {

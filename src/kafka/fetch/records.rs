@@ -238,8 +238,8 @@ fn snappy(packed: &[u8], into: &mut Vec<u8>) -> io::Result<()> {
     Ok(())
 }
 
-/// Appends the records from offset `from` on. `answer` is what the batch came in: where the records lie in it, `answer_block` is
-/// the block of `into` that the caller lets adopt it.
+/// Appends the records from offset `position` on, which moves behind each of them. `answer` is what the batch came in: where the
+/// records lie in it, `answer_block` is the block of `into` that the caller lets adopt it.
 ///
 /// # Errors
 /// When a record is not as the format has it; those before it have been appended.
@@ -247,7 +247,7 @@ pub(super) fn push(
     batch: &mut RecordBatch,
     answer: &[u8],
     answer_block: &mut Option<u32>,
-    from: i64,
+    position: &mut i64,
     (handle, with_headers): (u32, bool),
     into: &mut Batch,
 ) -> Result<(), Malformed> {
@@ -259,14 +259,14 @@ pub(super) fn push(
                 &answer[..range.end],
                 range.start,
                 block,
-                from,
+                position,
                 (handle, with_headers),
                 into,
             )
         }
         Records::Unpacked(bytes) => {
             let block = into.open_block();
-            let walked = walk(batch, &bytes, 0, block, from, (handle, with_headers), into);
+            let walked = walk(batch, &bytes, 0, block, position, (handle, with_headers), into);
             into.adopt(block, bytes);
             walked
         }
@@ -278,7 +278,7 @@ fn walk(
     bytes: &[u8],
     start: usize,
     block: u32,
-    from: i64,
+    position: &mut i64,
     (handle, with_headers): (u32, bool),
     into: &mut Batch,
 ) -> Result<(), Malformed> {
@@ -299,7 +299,7 @@ fn walk(
         };
         let key = place("a record's key")?;
         let value = place("a record's value")?;
-        if offset < from {
+        if offset < *position {
             continue;
         }
         let timestamp = match batch.appended_ms {
@@ -311,6 +311,7 @@ fn walk(
             false => Headers::default(),
         };
         into.push_adopted(handle, offset, timestamp, block, key, value, headers);
+        *position = offset.saturating_add(1);
     }
     match reader.is_empty() {
         true => Ok(()),

@@ -108,6 +108,14 @@ pub(super) struct Fetched<'a> {
     pub records: Range<usize>,
 }
 
+/// How long the broker will leave unread what is sent behind this Fetch answer (KIP-219).
+pub(super) fn throttled(answer: &[u8]) -> Result<Duration, Malformed> {
+    let mut reader = Reader::new(answer);
+    reader.take(4, "an answer to Fetch")?;
+    let throttle_ms = reader.length("an answer to Fetch")?.unwrap_or_default();
+    Ok(Duration::from_millis(throttle_ms as u64))
+}
+
 /// Reads a Fetch answer, correlation id included.
 pub(super) fn fetched(answer: &[u8]) -> Result<Vec<Fetched<'_>>, Malformed> {
     const WHAT: &str = "an answer to Fetch";

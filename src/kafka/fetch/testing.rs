@@ -276,6 +276,11 @@ pub(super) struct Sent {
 
 impl Log {
     pub fn append(&mut self, draft: &Draft) {
+        self.append_written(draft, &Fields::of(self.end, draft));
+    }
+
+    /// A batch that may not be as it should.
+    pub fn append_written(&mut self, draft: &Draft, fields: &Fields) {
         let base = self.end;
         let row = |delta: usize, content: &Content| {
             let timestamp = match draft.appended_ms {
@@ -299,13 +304,7 @@ impl Log {
         let rows = rows
             .filter_map(|(delta, content)| Some(row(delta, content.as_ref()?)))
             .collect();
-        self.store(
-            draft.producer,
-            None,
-            rows,
-            draft.records.len(),
-            &Fields::of(base, draft),
-        );
+        self.store(draft.producer, None, rows, draft.records.len(), fields);
     }
 
     pub fn end_transaction(&mut self, producer: i64, commit: bool) {

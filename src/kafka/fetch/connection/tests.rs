@@ -48,20 +48,20 @@ fn broker<T: Send + 'static>(talk: impl FnOnce(TcpStream) -> T + Send + 'static)
 
 /// A request as a broker reads it.
 #[derive(Debug, PartialEq)]
-struct Request {
-    api_key: i16,
-    api_version: i16,
-    correlation: i32,
-    client_id: String,
-    body: Vec<u8>,
+pub(in crate::fetch) struct Request {
+    pub api_key: i16,
+    pub api_version: i16,
+    pub correlation: i32,
+    pub client_id: String,
+    pub body: Vec<u8>,
 }
 
 /// `None` when the client has closed the connection.
-fn request(stream: &mut impl Read) -> Option<Request> {
+pub(in crate::fetch) fn request(stream: &mut impl Read) -> Option<Request> {
     let mut length = [0; 4];
     stream.read_exact(&mut length).ok()?;
     let mut frame = vec![0; i32::from_be_bytes(length) as usize];
-    stream.read_exact(&mut frame).unwrap();
+    stream.read_exact(&mut frame).ok()?;
     let mut reader = Reader::new(&frame);
     Some(Request {
         api_key: reader.i16("").unwrap(),

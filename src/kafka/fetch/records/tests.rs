@@ -14,7 +14,7 @@ struct Answered {
     wrong: Option<String>,
 }
 
-fn answered(bytes: &[u8], mut aborted: Vec<Aborted>, from: i64, with_headers: bool) -> Answered {
+fn answered(bytes: &[u8], mut aborted: Vec<Aborted>, mut position: i64, with_headers: bool) -> Answered {
     // Records are never all there is of an answer.
     let (before, behind) = (b"before", b"\x06\x00\x00behind");
     let answer = [before.as_slice(), bytes, behind].concat();
@@ -24,7 +24,14 @@ fn answered(bytes: &[u8], mut aborted: Vec<Aborted>, from: i64, with_headers: bo
     let (mut batch, mut block) = (Batch::default(), None);
     let handle = batch.partition("topic", 0);
     for records in &mut found.batches {
-        let pushed = push(records, &answer, &mut block, from, (handle, with_headers), &mut batch);
+        let pushed = push(
+            records,
+            &answer,
+            &mut block,
+            &mut position,
+            (handle, with_headers),
+            &mut batch,
+        );
         if let Err(malformed) = pushed {
             wrong = Some(malformed.to_string());
             break;
