@@ -21,9 +21,8 @@ use crate::{Error, GroupMetadata, KafkaConfig, Producer, ProducerConfig, broker:
 
 /// The longest that one call waits for the broker; what may succeed later is then retriable.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a connection to any broker is waited for, ahead of what needs one.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Where coordinators keep what they know.
+/// The topic of the coordinators.
 const TRANSACTIONS: &str = "__transaction_state";
 const STEP: Duration = Duration::from_micros(200);
 /// Records between two looks at the delivery reports.
@@ -83,6 +82,18 @@ impl KafkaProducer {
         })
     }
 
+    /// Waits for a connection to a broker that may be asked for the coordinator. Without one the library asks again half a second
+    /// later, and it often has none: the first answer of the cluster replaces the connection that it came by. The second comes by
+    /// one that stays. What they say does not matter, nor whether they come: the library goes on by itself.
+    fn meet(&self) {
+        for _ in 0..2 {
+            let _ = self
+                .producer
+                .client()
+                .fetch_metadata(Some(TRANSACTIONS), CONNECT_TIMEOUT);
+        }
+    }
+
     /// Waits until every record is delivered or has failed.
     fn settle(&self, timeout: Duration) -> Result<(), Error> {
         let deadline = Instant::now() + timeout;
@@ -131,12 +142,7 @@ impl Producer for KafkaProducer {
             ));
         }
         if !self.initialized {
-            // Asked for the coordinator before it is connected to any broker, the library waits for half a second and asks again:
-            // whatever the brokers answer here, or do not, they have been met.
-            let _ = self
-                .producer
-                .client()
-                .fetch_metadata(Some(TRANSACTIONS), CONNECT_TIMEOUT);
+            self.meet();
             self.producer
                 .init_transactions(CALL_TIMEOUT)
                 .map_err(|error| classify("transaction coordinator", &error))?;
