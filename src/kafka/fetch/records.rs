@@ -21,6 +21,9 @@ const HEADER: usize = 49;
 const UNCHECKED: usize = 9;
 /// A batch that unpacks to more is refused: brokers take at most 1 MB by default.
 const UNPACKED_MAX: u64 = 256 << 20;
+/// With so much unpacked, what an answer holds behind it is left for the next, as if it had been cut off: many small batches that
+/// each unpack to much are not in memory together.
+const UNPACKED_AT_ONCE: usize = 32 << 20;
 
 const TRANSACTIONAL: i16 = 0x10;
 const CONTROL: i16 = 0x20;
@@ -73,7 +76,8 @@ pub(super) fn unpack(
     aborted.sort_unstable_by_key(|aborted| std::cmp::Reverse(aborted.first_offset));
     let mut aborting = BTreeSet::new();
     let mut at = range.start;
-    while at < range.end {
+    let mut unpacked = 0;
+    while at < range.end && unpacked < UNPACKED_AT_ONCE {
         let mut reader = Reader::new(&answer[at..range.end]);
         let mut prefix = || {
             Ok((
@@ -91,6 +95,13 @@ pub(super) fn unpack(
         let batch = unpack_one(base_offset, body, at + PREFIX, aborted, &mut aborting)
             .map_err(|reason| format!("the batch at offset {base_offset}: {reason}"))?;
         found.next = Some(batch.next);
+        if let Some(RecordBatch {
+            records: Records::Unpacked(bytes),
+            ..
+        }) = &batch.records
+        {
+            unpacked += bytes.len();
+        }
         found.batches.extend(batch.records);
         at += PREFIX + body.len();
     }

@@ -299,13 +299,19 @@ fn a_damaged_record_is_not_handed_out() {
     }
 }
 
-#[test]
-fn few_bytes_never_become_gigabytes() {
-    // A frame of blocks that are each one byte, repeated: 128 KiB in four bytes.
+/// Blocks that are each one byte, repeated: 128 KiB in four bytes.
+fn zstd_of_zeros(bytes: u64) -> Vec<u8> {
     let mut zstd = vec![0x28, 0xb5, 0x2f, 0xfd, 0x00, 0x58];
-    for _ in 0..=UNPACKED_MAX >> 17 {
+    for _ in 1..bytes >> 17 {
         zstd.extend([0x02, 0x00, 0x10, 0x00]);
     }
+    zstd.extend([0x03, 0x00, 0x10, 0x00]);
+    zstd
+}
+
+#[test]
+fn few_bytes_never_become_gigabytes() {
+    let zstd = zstd_of_zeros(UNPACKED_MAX + (1 << 17));
     // Length of what a block unpacks to, ahead of it.
     let mut snappy = vec![0xff, 0xff, 0xff, 0xff, 0x0f];
     snappy.extend(Codec::Snappy.pack(b"some"));
@@ -327,6 +333,20 @@ fn few_bytes_never_become_gigabytes() {
             "{wrong}"
         );
     }
+}
+
+#[test]
+fn what_unpacks_to_much_comes_bit_by_bit() {
+    let mut bytes = Vec::new();
+    for base_offset in 0..5 {
+        let mut fields = one_batch(Codec::None, &["one"]);
+        fields.base_offset = base_offset;
+        (fields.attributes, fields.records) = (4, zstd_of_zeros(UNPACKED_AT_ONCE as u64 / 2));
+        bytes.extend(fields.write());
+    }
+    let mut found = Unpacked::default();
+    assert_eq!(unpack(&bytes, 0..bytes.len(), &mut Vec::new(), &mut found), Ok(()));
+    assert_eq!((found.batches.len(), found.next), (2, Some(2)));
 }
 
 /// Varints of more than 64 bits, and those that fill them.
