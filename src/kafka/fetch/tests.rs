@@ -438,6 +438,37 @@ fn a_topic_is_found_once_it_exists() {
 }
 
 #[test]
+fn of_topics_that_nobody_asked_about_nothing_is_said() {
+    let mut rig = Rig::new(1, false);
+    rig.cluster.change(|state| state.holds_metadata = true);
+    let other = TopicPartition::new("other", 0);
+    rig.cluster.host(&at(0), 0, log_of(1));
+    rig.cluster.host(&other, 0, log_of(1));
+    rig.fetcher.assign(&[(at(0), 0)]);
+    rig.for_a_while();
+    rig.fetcher.assign(&[(at(0), 0), (other.clone(), 0)]);
+    rig.cluster.change(|state| state.holds_metadata = false);
+    rig.until("both", |rig| {
+        assert_eq!(rig.failure(&other), None);
+        rig.is_at_end(&at(0)) && rig.is_at_end(&other)
+    });
+}
+
+#[test]
+fn a_leader_without_an_address_is_none_yet() {
+    let mut rig = Rig::new(2, false);
+    rig.cluster.change(|state| state.names_absent_leaders = true);
+    rig.cluster.stop(1);
+    rig.cluster.host(&at(0), 1, log_of(3));
+    rig.fetcher.assign(&[(at(0), 0)]);
+    rig.until("a reason", |rig| {
+        rig.failure(&at(0)) == Some("the partition has no leader now")
+    });
+    rig.cluster.start(1);
+    rig.read_all();
+}
+
+#[test]
 fn with_nobody_polling_no_more_is_asked_for() {
     let mut rig = Rig::reading(1, [heavy(30, 400_000), heavy(3, 100)]);
     rig.until_held(reader::HELD_BYTES_MAX);

@@ -61,6 +61,8 @@ pub(super) struct State {
     pub holds_fetch: bool,
     pub holds_metadata: bool,
     pub throttle_ms: i32,
+    /// Metadata says who leads even where it does not say where that is.
+    pub names_absent_leaders: bool,
     nodes: Vec<Node>,
 }
 
@@ -251,7 +253,7 @@ impl World {
                 .i8(0)
                 .count(hosted.len());
             for (partition, hosted) in hosted {
-                let led = state.nodes[hosted.leader].up;
+                let led = state.nodes[hosted.leader].up || state.names_absent_leaders;
                 body.i16(if led { 0 } else { 5 }).i32(partition.partition);
                 body.i32(if led { hosted.leader as i32 } else { -1 }).i32(hosted.epoch);
                 body.count(1).i32(0).count(1).i32(0).count(0);
