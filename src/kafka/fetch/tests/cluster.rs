@@ -3,8 +3,11 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     io::Write,
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU16, Ordering},
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -81,10 +84,14 @@ impl Cluster {
             changed: Condvar::new(),
         };
         let cluster = Self(Arc::new(world));
+        // An address of its own: the port of a broker that is stopped must not become that of another test's.
+        static CLUSTERS: AtomicU16 = AtomicU16::new(1);
+        let [high, low] = CLUSTERS.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+        let host = Ipv4Addr::new(127, 1 + (std::process::id() % 200) as u8, high, low);
         for _ in 0..brokers {
             cluster.change(|state| {
                 state.nodes.push(Node {
-                    address: "127.0.0.1:0".parse().unwrap(),
+                    address: (host, 0).into(),
                     up: false,
                     sockets: Vec::new(),
                     accepting: None,
@@ -237,7 +244,7 @@ impl World {
         body.i32(0).count(up.len());
         for (id, node) in up {
             body.i32(id as i32)
-                .string("127.0.0.1")
+                .string(&node.address.ip().to_string())
                 .i32(node.address.port().into())
                 .i16(-1);
         }
