@@ -1,7 +1,8 @@
 //! The whole text: statements in any order → one plan, or every error.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use datafusion::sql::sqlparser::tokenizer::Token as Tok;
 use engine::spec::{
     Beyond, DetectorSpec, PaneSetSpec, Pipeline, PolicySpec, SinkInput, SinkSpec, SourceSpec, ViewSpec,
 };
@@ -48,23 +49,15 @@ pub(crate) struct Statements {
 /// The statements of a text, for whoever needs no plan.
 pub(crate) fn parsed(text: &str, errors: &mut Vec<Diagnostic>) -> Statements {
     let mut compiler = Compiler::new("", text);
-    match tokenize(text) {
-        Ok(tokens) => {
-            let statements = compiler.statements(&tokens);
-            errors.append(&mut compiler.errors);
-            statements
-        }
-        Err(error) => {
-            errors.push(error);
-            Statements::default()
-        }
-    }
+    let statements = compiler.statements(text);
+    errors.append(&mut compiler.errors);
+    statements
 }
 
 struct Compiler<'a> {
     name: &'a str,
     known: Known<'a>,
-    failed_detectors: Vec<String>,
+    failed_detectors: BTreeMap<String, policy::Failed>,
     errors: Vec<Diagnostic>,
 }
 
@@ -75,6 +68,8 @@ struct Known<'a> {
     tables: Vec<Table>,
     /// Sources and views that are declared, but wrongly: what refers to them is not blamed for it, as with detectors.
     failed: Vec<String>,
+    /// Columns of those of them of which these are known.
+    outputs: BTreeMap<String, Vec<String>>,
 }
 
 impl Known<'_> {
@@ -98,8 +93,9 @@ impl<'a> Compiler<'a> {
                 functions: Functions::new(),
                 tables: Vec::new(),
                 failed: Vec::new(),
+                outputs: BTreeMap::new(),
             },
-            failed_detectors: Vec::new(),
+            failed_detectors: BTreeMap::new(),
             errors: Vec::new(),
         }
     }
@@ -112,14 +108,7 @@ impl<'a> Compiler<'a> {
             ));
             return None;
         }
-        let tokens = match tokenize(text) {
-            Ok(tokens) => tokens,
-            Err(error) => {
-                self.errors.push(error);
-                return None;
-            }
-        };
-        let mut statements = self.statements(&tokens);
+        let mut statements = self.statements(text);
         union::take_inline(&mut statements);
         if statements.sources.is_empty() && self.errors.is_empty() {
             self.errors.push(
@@ -166,17 +155,25 @@ impl<'a> Compiler<'a> {
         })
     }
 
-    fn statements(&mut self, tokens: &[Token]) -> Statements {
+    fn statements(&mut self, text: &str) -> Statements {
+        let (mut tokens, unread) = tokenize(text);
+        if let Some(error) = unread {
+            // What begins before the place ends behind it, and what follows may have been meant as statements.
+            let whole = tokens.iter().rposition(|token| token.kind == Tok::SemiColon);
+            self.failed(&tokens[whole.map_or(0, |at| at + 1)..]);
+            tokens.truncate(whole.unwrap_or(0));
+            let rest = text.get(error.span.start + 1..).unwrap_or_default();
+            for statement in rest.split(';') {
+                self.failed(&tokenize(statement).0);
+            }
+            self.errors.push(error);
+        }
         let mut parsed = Statements::default();
         let mut names: Vec<(&'static str, String)> = Vec::new();
-        for tokens in statements(tokens) {
-            let statement = match parse::statement(tokens) {
-                Ok(statement) => statement,
-                Err(error) => {
-                    self.errors.push(error);
-                    self.failed(tokens);
-                    continue;
-                }
+        for tokens in statements(&tokens) {
+            let Some(statement) = parse::statement(tokens, &mut self.errors) else {
+                self.failed(tokens);
+                continue;
             };
             let name = statement.name();
             // Views and sources are both what a detector can be on.
@@ -210,17 +207,17 @@ impl<'a> Compiler<'a> {
 
     /// Remembers the name that a statement which does not parse would have declared.
     fn failed(&mut self, tokens: &[Token]) {
-        let head = ["SOURCE", "TABLE", "VIEW", "DETECTOR"];
-        let found = tokens
-            .iter()
-            .take(5)
-            .position(|token| head.iter().any(|word| token.is_word(word)));
-        let Some(at) = found else { return };
+        let head = ["SOURCE", "TABLE", "VIEW", "DETECTOR", "STREAM"];
+        let create = tokens.iter().position(|token| token.is_word("CREATE"));
+        let heads = tokens.iter().enumerate().skip(create.unwrap_or(0)).take(5);
+        let mut found = heads.filter(|(_, token)| head.iter().any(|word| token.is_word(word)));
+        let Some((at, _)) = found.next() else { return };
         let Some(name) = tokens.get(at + 1).and_then(Token::word) else {
             return;
         };
         if tokens[at].is_word("DETECTOR") {
-            self.failed_detectors.push(name.value.clone());
+            self.failed_detectors
+                .insert(name.value.clone(), policy::Failed::default());
         } else {
             self.known.failed.push(name.value.clone());
         }
@@ -277,30 +274,16 @@ impl<'a> Compiler<'a> {
     }
 
     fn sources(&mut self, statements: &Statements) -> Vec<Source> {
-        let mut sources = Vec::new();
-        for ast in statements.sources.iter().filter(|ast| !lookup::is_table(ast)) {
-            match source::resolve(ast, &mut self.errors) {
-                Some(source) => sources.push(source),
-                None => {
-                    self.explained(&ast.name);
-                    self.known.failed.push(ast.name.text.clone());
-                }
-            }
-        }
-        sources
+        let declared = statements.sources.iter().filter(|ast| !lookup::is_table(ast));
+        declared.map(|ast| source::resolve(ast, &mut self.errors)).collect()
     }
 
     /// Views of rows, which then count as sources.
     fn rows(&mut self, statements: &Statements, sources: &mut Vec<Source>) {
         for ast in &statements.rows {
             let context = self.known.context(statements);
-            match union::resolve(ast, sources, &context, &mut self.errors) {
-                Some(rows) => sources.push(rows),
-                None => {
-                    self.explained(&ast.name);
-                    self.known.failed.push(ast.name.text.clone());
-                }
-            }
+            let rows = union::resolve(ast, sources, &context, &mut self.errors);
+            sources.push(rows);
         }
     }
 
@@ -347,6 +330,9 @@ impl<'a> Compiler<'a> {
 
     fn failed_view(&mut self, ast: &ast::View) {
         self.explained(&ast.name);
+        if let Some(names) = select::output_names(ast, &self.known.lines) {
+            self.known.outputs.insert(ast.name.text.clone(), names);
+        }
         self.known.failed.push(ast.name.text.clone());
     }
 
@@ -364,12 +350,21 @@ impl<'a> Compiler<'a> {
                 sources,
                 views,
                 failed: &self.known.failed,
+                outputs: &self.known.outputs,
             };
             match detector::resolve(ast, &relations, sets, catalog, &mut self.errors) {
                 Some(detector) => detectors.push(detector),
                 None => {
                     self.explained(&ast.name);
-                    self.failed_detectors.push(ast.name.text.clone());
+                    let view = views.iter().find(|view| view.name == ast.on.text);
+                    let outputs =
+                        view.map(|view| view.output.fields().iter().map(|field| field.name().clone()).collect());
+                    let names = ast.key.iter().flatten().map(|name| name.text.clone());
+                    let failed = policy::Failed {
+                        columns: outputs.or_else(|| self.known.outputs.get(&ast.on.text).cloned()),
+                        keys: ast.key.is_some().then(|| names.collect()),
+                    };
+                    self.failed_detectors.insert(ast.name.text.clone(), failed);
                 }
             }
         }
@@ -387,7 +382,7 @@ impl<'a> Compiler<'a> {
             sources,
             views,
             detectors,
-            failed: self.known.failed.iter().chain(&self.failed_detectors).collect(),
+            failed: self.known.failed.iter().chain(self.failed_detectors.keys()).collect(),
         };
         let sinks = statements.sinks.iter();
         sinks

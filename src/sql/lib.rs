@@ -78,9 +78,10 @@ pub fn compile(name: &str, text: &str, catalog: &dyn DetectorCatalog) -> Result<
 /// The statements `INCLUDE 'file'` of a text, without their semicolons: where each stands, and what it names. Whoever reads files puts
 /// the file's text there.
 pub fn includes(text: &str) -> Vec<(Span, String)> {
-    let Ok(tokens) = text::tokenize(text) else {
+    let (tokens, unread) = text::tokenize(text);
+    if unread.is_some() {
         return Vec::new();
-    };
+    }
     let statements = text::statements(&tokens).filter_map(|statement| match statement {
         [word, file] if word.is_word("INCLUDE") => match &file.kind {
             Tok::SingleQuotedString(file_name) => Some((word.span.to(file.span), file_name.clone())),

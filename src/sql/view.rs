@@ -136,6 +136,8 @@ pub(crate) fn bare(expr: &Expr) -> &Expr {
 }
 
 /// Plans one view; what is wrong goes to `errors`.
+///
+/// A view with mistakes is planned without the parts that they are in, for what else is wrong; there is no view then.
 pub(crate) fn plan(
     pipeline: &str,
     ast: &ast::View,
@@ -143,17 +145,26 @@ pub(crate) fn plan(
     context: &select::Context<'_>,
     errors: &mut Vec<Diagnostic>,
 ) -> Option<View> {
-    let flat = select::flatten(ast, sources, context, errors)?;
-    let window = window_spec(pipeline, ast, &flat, errors)?;
-    let source = &sources[flat.source];
-    let plan = match context
-        .functions
-        .plan(flat.query.clone(), &source.name, &windowed(source))
-    {
-        Ok(plan) => plan,
-        Err(error) => {
-            errors.push(blame(error, &flat, source, context));
-            return None;
+    let before = errors.len();
+    let mut flat = select::flatten(ast, sources, context, errors)?;
+    let window = window_spec(pipeline, ast, &flat, errors);
+    flat.leave_out_wrong(&errors[before..]);
+    let source = flat.declared.clone();
+    let plan = loop {
+        match context
+            .functions
+            .plan(flat.query.clone(), &source.name, &windowed(&source))
+        {
+            Ok(plan) => break plan,
+            Err(error) => {
+                let found = blame(error, &flat, &source, context);
+                let wrong: Vec<Part> = found.iter().filter_map(|(part, _)| *part).collect();
+                errors.extend(found.into_iter().filter_map(|(_, error)| error));
+                if wrong.is_empty() {
+                    return None;
+                }
+                flat.leave_out(&wrong);
+            }
         }
     };
     let parts = match Parts::take(plan) {
@@ -163,13 +174,15 @@ pub(crate) fn plan(
             return None;
         }
     };
+    let window = window?;
     let mut builder = Builder {
         flat: &flat,
-        source,
+        source: &source,
         context,
         errors,
     };
-    builder.view(ast, window, parts)
+    let view = builder.view(ast, window, parts);
+    view.filter(|_| errors.len() == before && !ast.broken)
 }
 
 /// The source's columns and those of the window, as the planner sees the table.
@@ -185,7 +198,7 @@ fn window_spec(pipeline: &str, ast: &ast::View, flat: &Flat, errors: &mut Vec<Di
         slide_ms,
         offset_ms,
         gap_ms,
-    } = flat.window;
+    } = flat.window?;
     if let (Some(_), Some(every)) = (gap_ms, &ast.early_every) {
         errors.push(Diagnostic::new("a session does not speak early", every.span).help("write EMIT ON WINDOW CLOSE"));
         return None;
@@ -313,7 +326,7 @@ impl Builder<'_> {
         }
         let mut view = View {
             name: ast.name.text.clone(),
-            source: self.flat.source,
+            source: self.flat.source?,
             filter,
             keys: keys.iter().map(|(_, key)| key.clone()).collect(),
             window,
@@ -681,12 +694,132 @@ fn same_function(written: &str, name: &str) -> bool {
         }
 }
 
-/// Why a query does not plan, at the smallest of its parts that does not plan by itself.
-fn blame(error: DataFusionError, flat: &Flat, source: &Source, context: &select::Context<'_>) -> Diagnostic {
-    let whole = planner_error(&error, flat.spans.whole, context.lines);
-    if whole.span != flat.spans.whole {
-        return whole;
+/// A part of a SELECT that is planned by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    Select(usize),
+    Filter,
+    Group(usize),
+    Having,
+}
+
+impl Flat {
+    fn parts(&self) -> Vec<(Part, Span)> {
+        let group = self
+            .spans
+            .group
+            .iter()
+            .enumerate()
+            .map(|(at, span)| (Part::Group(at), *span));
+        let select = self
+            .spans
+            .select
+            .iter()
+            .enumerate()
+            .map(|(at, span)| (Part::Select(at), *span));
+        let filter = self.spans.filter.map(|span| (Part::Filter, span));
+        let having = self.spans.having.map(|span| (Part::Having, span));
+        filter.into_iter().chain(group).chain(select).chain(having).collect()
     }
+
+    /// Leaves out the parts that mistakes are in, and those of which nothing can be said.
+    fn leave_out_wrong(&mut self, errors: &[Diagnostic]) {
+        let wrong = errors.iter().map(|error| error.span).collect::<Vec<Span>>();
+        let holds = |span: &Span, places: &[Span]| {
+            places
+                .iter()
+                .any(|place| span.start <= place.start && place.end <= span.end)
+        };
+        let found = self.parts().into_iter().filter(|(part, span)| match part {
+            // A misspelt column in GROUP BY is read as the one that is meant.
+            Part::Group(_) => holds(span, &self.unknown),
+            _ => holds(span, &wrong) || holds(span, &self.unknown),
+        });
+        let found: Vec<Part> = found.map(|(part, _)| part).collect();
+        self.leave_out(&found);
+    }
+
+    /// The query without these parts, and without what names them.
+    fn leave_out(&mut self, wrong: &[Part]) {
+        if wrong.is_empty() {
+            return;
+        }
+        let SetExpr::Select(select) = self.query.body.as_mut() else {
+            return;
+        };
+        let names: Vec<String> = wrong
+            .iter()
+            .filter_map(|part| match part {
+                Part::Select(at) => self.outputs.get(*at).map(|(name, _)| name.clone()),
+                _ => None,
+            })
+            .collect();
+        let columns = self.declared.column_names().chain(WINDOW_COLUMNS).map(str::to_owned);
+        let columns: Vec<String> = columns.collect();
+        let is_left_out = |expr: &SqlExpr| names_any(expr, &names, &columns);
+        let keep = |part: Part| !wrong.contains(&part);
+        let mut at = 0..;
+        select
+            .projection
+            .retain(|_| keep(Part::Select(at.next().unwrap_or_default())));
+        let mut at = 0..;
+        self.spans
+            .select
+            .retain(|_| keep(Part::Select(at.next().unwrap_or_default())));
+        let mut at = 0..;
+        self.outputs
+            .retain(|_| keep(Part::Select(at.next().unwrap_or_default())));
+        if let GroupByExpr::Expressions(exprs, _) = &mut select.group_by {
+            let kept: Vec<bool> = exprs
+                .iter()
+                .enumerate()
+                .map(|(at, expr)| keep(Part::Group(at)) && !is_left_out(expr))
+                .collect();
+            let mut at = kept.iter();
+            exprs.retain(|_| at.next().is_none_or(|kept| *kept));
+            let mut at = kept.iter();
+            self.spans.group.retain(|_| at.next().is_none_or(|kept| *kept));
+            self.loose |= kept.contains(&false);
+        }
+        if !keep(Part::Filter) {
+            select.selection = None;
+            self.spans.filter = None;
+        }
+        if !keep(Part::Having) || select.having.as_ref().is_some_and(is_left_out) {
+            select.having = None;
+            self.spans.having = None;
+        }
+        if select.projection.is_empty() {
+            select
+                .projection
+                .push(SelectItem::UnnamedExpr(SqlExpr::Identifier(WINDOW_COLUMNS[0].into())));
+            self.spans.select.push(self.spans.whole);
+            self.outputs.push((WINDOW_COLUMNS[0].to_owned(), self.spans.whole));
+        }
+    }
+}
+
+/// Whether an expression names one of `names` that is no column.
+fn names_any(expr: &SqlExpr, names: &[String], columns: &[String]) -> bool {
+    let mut found = false;
+    let _ = visit_expressions(expr, |expr| {
+        if let SqlExpr::Identifier(ident) = expr {
+            found |= names.contains(&ident.value) && !columns.contains(&ident.value);
+        }
+        ControlFlow::<()>::Continue(())
+    });
+    found
+}
+
+/// Why a query does not plan, at every one of its parts that does not plan by itself. A part without an error is wrong because of
+/// another one.
+fn blame(
+    error: DataFusionError,
+    flat: &Flat,
+    source: &Source,
+    context: &select::Context<'_>,
+) -> Vec<(Option<Part>, Option<Diagnostic>)> {
+    let whole = planner_error(&error, flat.spans.whole, context.lines);
     let schema = windowed(source);
     let fails = |edit: &dyn Fn(&mut Select)| {
         let mut query = flat.query.clone();
@@ -696,38 +829,82 @@ fn blame(error: DataFusionError, flat: &Flat, source: &Source, context: &select:
         edit(select);
         context.functions.plan(query, &source.name, &schema).err()
     };
-    let only_window = |select: &mut Select| {
-        let window = |expr: &SqlExpr| matches!(expr, SqlExpr::Identifier(ident) if WINDOW_COLUMNS.contains(&ident.value.as_str()));
+    let window = || SqlExpr::Identifier(WINDOW_COLUMNS[0].into());
+    let group_only = |select: &mut Select, kept: &[usize]| {
         if let GroupByExpr::Expressions(exprs, _) = &mut select.group_by {
-            exprs.retain(window);
+            let written = flat.spans.group.len();
+            let mut at = 0..;
+            exprs.retain(|_| at.next().is_some_and(|at| at >= written || kept.contains(&at)));
+            exprs.push(window());
         }
-        select.projection.clear();
-        select
-            .projection
-            .push(SelectItem::UnnamedExpr(SqlExpr::Identifier(WINDOW_COLUMNS[0].into())));
     };
-    if let Some(span) = flat.spans.filter
-        && let Some(error) = fails(&|select| {
-            select.having = None;
-            only_window(select);
-        })
-    {
-        return planner_error(&error, span, context.lines);
-    }
-    for (index, span) in flat.spans.select.iter().enumerate() {
+    let mut found = Vec::new();
+    let (mut sound, mut wrong): (Vec<usize>, Vec<usize>) = (Vec::new(), Vec::new());
+    for (part, span) in flat.parts() {
         let error = fails(&|select| {
-            select.having = None;
-            select.selection = None;
-            let item = select.projection.get(index).cloned();
-            select.projection = item.into_iter().collect();
+            if part != Part::Filter {
+                select.selection = None;
+            }
+            if part != Part::Having {
+                select.having = None;
+            }
+            match part {
+                Part::Select(at) => {
+                    let item = select.projection.get(at).cloned();
+                    select.projection = item.into_iter().collect();
+                    group_only(select, &sound);
+                }
+                Part::Having => {
+                    group_only(select, &sound);
+                    let mut at = 0..;
+                    select
+                        .projection
+                        .retain(|_| at.next().is_none_or(|at| !wrong.contains(&at)));
+                }
+                Part::Filter => group_only(select, &[]),
+                Part::Group(at) => group_only(select, &[at]),
+            }
+            if !matches!(part, Part::Select(_) | Part::Having) || select.projection.is_empty() {
+                select.projection = vec![SelectItem::UnnamedExpr(window())];
+            }
         });
-        if let Some(error) = error {
-            return planner_error(&error, *span, context.lines);
+        match (error, part) {
+            (None, Part::Group(at)) => sound.push(at),
+            (None, _) => {}
+            // HAVING may name what SELECT computes, and is wrong with it.
+            (Some(_), Part::Having) if names_wrong(flat, &found) => found.push((Some(part), None)),
+            (Some(error), _) => {
+                if let Part::Select(at) = part {
+                    wrong.push(at);
+                }
+                let loose = flat.loose || sound.len() < flat.spans.group.len();
+                let error = planner_error(&error, span, context.lines);
+                // A column that GROUP BY does not name may be one that it does, under a name that is not known.
+                let follows =
+                    loose && matches!(part, Part::Select(_) | Part::Having) && error.message.contains("GROUP BY");
+                found.push((Some(part), (!follows).then_some(error)));
+            }
         }
     }
-    match flat.spans.having {
-        Some(span) => Diagnostic { span, ..whole },
-        None => whole,
+    if found.is_empty() {
+        found.push((None, Some(whole)));
+    }
+    found
+}
+
+/// Whether HAVING names a column that is wrong.
+fn names_wrong(flat: &Flat, found: &[(Option<Part>, Option<Diagnostic>)]) -> bool {
+    let wrong = found.iter().filter_map(|(part, _)| match part {
+        Some(Part::Select(at)) => Some(flat.outputs.get(*at)?.0.clone()),
+        _ => None,
+    });
+    let wrong: Vec<String> = wrong.collect();
+    match flat.query.body.as_ref() {
+        SetExpr::Select(select) => select
+            .having
+            .as_ref()
+            .is_some_and(|having| names_any(having, &wrong, &[])),
+        _ => false,
     }
 }
 
@@ -746,9 +923,9 @@ pub(crate) fn planner_error(error: &DataFusionError, fallback: Span, lines: &Lin
     let first = message.lines().next().unwrap_or_default();
     if let Some(reason) = first
         .split_once("coercion failed with: Error during planning: ")
-        .and_then(|(_, rest)| rest.split_once(". No function matches"))
+        .map(|(_, rest)| rest.split(". No function matches").next().unwrap_or(rest))
     {
-        return Diagnostic::new(reason.0, fallback).help("CAST(x AS DOUBLE) and CAST(x AS VARCHAR) change a type");
+        return Diagnostic::new(reason, fallback).help("CAST(x AS DOUBLE) and CAST(x AS VARCHAR) change a type");
     }
     if let Some((function, given)) = wrong_argument(first) {
         return Diagnostic::new(format!("`{function}` does not take a {given}"), fallback)

@@ -66,7 +66,9 @@ impl Joined<'_> {
         outputs: &[(String, Span)],
         spans: &select::Spans,
         context: &Context<'_>,
+        errors: &mut Vec<Diagnostic>,
     ) -> Parsed<()> {
+        let before = errors.len();
         let at = |span: Span| move |error| planner_error(&error, span, context.lines);
         let parts = self.parts;
         let flat: Vec<String> = parts
@@ -91,7 +93,10 @@ impl Joined<'_> {
             group: Vec::new(),
             whole: spans.whole,
         };
-        self.project(&rows, &names, &row_spans, context)?;
+        self.project(&rows, &names, &row_spans, context, errors)?;
+        if errors.len() > before {
+            return Ok(());
+        }
         let rows = Arc::clone(&self.view.output);
         let mut times = Vec::new();
         let mut detectors = Vec::new();

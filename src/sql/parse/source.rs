@@ -14,15 +14,21 @@ pub fn source(cursor: &mut Cursor<'_>) -> Parsed<Source> {
     let mut watermark = None;
     let mut columns = None;
     let mut primary_key = Vec::new();
+    let mut unknown = Vec::new();
     if cursor.is_punct(&Tok::LParen) {
-        columns = Some(column_list(cursor, &mut watermark, &mut primary_key)?);
+        columns = Some(column_list(cursor, &mut watermark, &mut primary_key, &mut unknown)?);
     }
-    if cursor.is("WATERMARK") {
-        watermark_once(cursor, &mut watermark)?;
-    }
-    if !cursor.eat("WITH") {
+    loop {
+        if cursor.is("WATERMARK") {
+            if let Err(error) = watermark_once(cursor, &mut watermark) {
+                cursor.skip_to(&["WITH"], error);
+            }
+        }
+        if cursor.eat("WITH") {
+            break;
+        }
         let clauses = ["WATERMARK FOR", "WITH (…)"];
-        return Err(cursor.expected(&clauses.join(" or "), &clauses));
+        cursor.mend(&clauses.join(" or "), &clauses)?;
     }
     let options = settings(cursor, Values::Option)?;
     cursor.expect_end(&[])?;
@@ -32,6 +38,8 @@ pub fn source(cursor: &mut Cursor<'_>) -> Parsed<Source> {
         watermark,
         primary_key,
         options,
+        broken: false,
+        unknown,
         span: cursor.last(),
     })
 }
@@ -40,6 +48,7 @@ fn column_list(
     cursor: &mut Cursor<'_>,
     watermark: &mut Option<Watermark>,
     primary_key: &mut Vec<Name>,
+    unknown: &mut Vec<String>,
 ) -> Parsed<Vec<Column>> {
     let items = cursor.list(|cursor| {
         if cursor.is("WATERMARK") && cursor.is_at(1, "FOR") {
@@ -54,7 +63,8 @@ fn column_list(
             }
             return Ok(None);
         }
-        column(cursor).map(Some)
+        let name = cursor.peek().and_then(Token::word).map(|word| word.value.clone());
+        column(cursor).map(Some).inspect_err(|_| unknown.extend(name))
     })?;
     Ok(items.into_iter().flatten().collect())
 }
@@ -101,27 +111,37 @@ fn parse_watermark(cursor: &mut Cursor<'_>) -> Parsed<Watermark> {
         span: start,
     };
     let mut seen = Once::default();
-    loop {
-        let clause = cursor.here();
-        if cursor.eat("IDLE") {
-            cursor.expect("TIMEOUT")?;
-            seen.first("IDLE TIMEOUT", clause)?;
-            watermark.idle = Some(if cursor.eat("NEVER") {
-                IdleTimeout::Never
-            } else {
-                IdleTimeout::After {
-                    ms: cursor.positive_interval("an idle timeout")?.value,
-                }
-            });
-        } else if cursor.eat("MAX") {
-            cursor.expect("FUTURE SKEW")?;
-            seen.first("MAX FUTURE SKEW", clause)?;
-            watermark.max_future_skew_ms = Some(not_negative(cursor.interval()?)?.value);
-        } else {
-            watermark.span = start.to(cursor.last());
-            return Ok(watermark);
+    while cursor.is("IDLE")
+        || cursor.is("MAX")
+        || cursor.mend("IDLE TIMEOUT or MAX FUTURE SKEW", &["IDLE", "MAX"]).is_ok()
+    {
+        if let Err(error) = watermark_clause(cursor, &mut watermark, &mut seen) {
+            cursor.errors.push(error);
+            cursor.skip_clause(&["IDLE", "MAX", "WITH"]);
         }
     }
+    watermark.span = start.to(cursor.last());
+    Ok(watermark)
+}
+
+fn watermark_clause(cursor: &mut Cursor<'_>, watermark: &mut Watermark, seen: &mut Once) -> Parsed<()> {
+    let clause = cursor.here();
+    if cursor.eat("IDLE") {
+        cursor.expect("TIMEOUT")?;
+        seen.first("IDLE TIMEOUT", clause)?;
+        watermark.idle = Some(if cursor.eat("NEVER") {
+            IdleTimeout::Never
+        } else {
+            IdleTimeout::After {
+                ms: cursor.positive_interval("an idle timeout")?.value,
+            }
+        });
+    } else if cursor.eat("MAX") {
+        cursor.expect("FUTURE SKEW")?;
+        seen.first("MAX FUTURE SKEW", clause)?;
+        watermark.max_future_skew_ms = Some(not_negative(cursor.interval()?)?.value);
+    }
+    Ok(())
 }
 
 fn column(cursor: &mut Cursor<'_>) -> Parsed<Column> {

@@ -1,0 +1,238 @@
+//! A SELECT with mistakes, read as far as it can be: misspelt keywords are read as what they mean, and a part that is no expression is
+//! left out, so that the others are checked.
+
+use std::ops::Range;
+
+use datafusion::sql::sqlparser::{ast::Query, tokenizer::Token as Tok};
+
+use super::{parse, tokens_span};
+use crate::{
+    diagnostic::{Diagnostic, did_you_mean, nearest},
+    text::{LineMap, Token},
+};
+
+/// Words that end the table in FROM or what follows it.
+const CLAUSES: [&str; 6] = ["WHERE", "GROUP", "HAVING", "ORDER", "LIMIT", "UNION"];
+/// What else may stand behind a table or its alias.
+const BEHIND_TABLES: [&str; 13] = [
+    "AS",
+    "JOIN",
+    "LEFT",
+    "RIGHT",
+    "INNER",
+    "FULL",
+    "CROSS",
+    "OUTER",
+    "ON",
+    "FOR",
+    "INTERSECT",
+    "EXCEPT",
+    "NATURAL",
+];
+/// Words between operands; a misspelt one looks like the end of the expression.
+const OPERATORS: [&str; 16] = [
+    "AND", "OR", "AS", "IN", "LIKE", "ILIKE", "BETWEEN", "IS", "NOT", "FILTER", "OVER", "WHEN", "THEN", "ELSE", "END",
+    "WITHIN",
+];
+/// Parts of one SELECT that are left out, after which it is given up.
+const LEFT_OUT_MAX: usize = 20;
+
+/// Depth in parentheses of each token; a parenthesis is as deep as what stands around it.
+fn depths(tokens: &[Token]) -> Vec<usize> {
+    let mut depth = 0usize;
+    let step = |token: &Token| {
+        if token.kind == Tok::RParen {
+            depth = depth.saturating_sub(1);
+        }
+        let own = depth;
+        depth += usize::from(token.kind == Tok::LParen);
+        own
+    };
+    tokens.iter().map(step).collect()
+}
+
+fn unquoted(token: &Token) -> Option<&str> {
+    let word = token.word()?;
+    word.quote_style.is_none().then_some(word.value.as_str())
+}
+
+fn is_any(token: &Token, words: &[&str]) -> bool {
+    words.iter().any(|word| token.is_word(word))
+}
+
+/// Whether an operand may end with this token.
+pub(crate) fn ends_operand(token: &Token) -> bool {
+    match &token.kind {
+        Tok::Word(_) => {
+            !is_any(token, &OPERATORS) && !is_any(token, &CLAUSES) && !is_any(token, &["FROM", "BY", "SELECT"])
+        }
+        Tok::RParen | Tok::RBracket | Tok::Number(..) | Tok::SingleQuotedString(_) | Tok::Mul => true,
+        _ => false,
+    }
+}
+
+/// The tokens with misspelt clause keywords put right, where nothing else can have been meant.
+pub(crate) fn keywords(tokens: &[Token], errors: &mut Vec<Diagnostic>) -> Vec<Token> {
+    let mut out = tokens.to_vec();
+    let depths = depths(tokens);
+    let mut mend = |at: usize, meant: &str, out: &mut Vec<Token>| {
+        let error = Diagnostic::new(format!("unknown keyword `{}`", out[at].kind), out[at].span);
+        errors.push(error.help(format!("did you mean `{meant}`?")));
+        out[at] = out[at].keyword(meant);
+    };
+    let top = |at: usize| depths[at] == 0;
+    if !(0..out.len()).any(|at| top(at) && out[at].is_word("FROM")) {
+        let near =
+            |at: &usize| top(*at) && unquoted(&tokens[*at]).is_some_and(|word| nearest(word, ["FROM"]).is_some());
+        // A name is what follows FROM; an alias of the last column is what is followed by nothing or by a clause.
+        let named = |at: &usize| {
+            tokens
+                .get(at + 1)
+                .is_some_and(|next| next.word().is_some() && !is_any(next, &CLAUSES))
+        };
+        if let Some(at) = (1..out.len()).filter(near).find(named) {
+            mend(at, "FROM", &mut out);
+        }
+    }
+    let Some(from) = (0..out.len()).rfind(|at| top(*at) && out[*at].is_word("FROM")) else {
+        return out;
+    };
+    for at in from + 2..out.len() {
+        let Some(word) = unquoted(&out[at])
+            .filter(|_| top(at) && ends_operand(&out[at]))
+            .map(str::to_owned)
+        else {
+            continue;
+        };
+        let next = out.get(at + 1).cloned();
+        if next.as_ref().is_some_and(|next| next.is_word("BY")) {
+            if let Some(meant) = nearest(&word, ["GROUP", "ORDER", "PARTITION"]).filter(|meant| *meant != "PARTITION") {
+                mend(at, meant, &mut out);
+            }
+            continue;
+        }
+        if out[at - 1].is_word("GROUP") {
+            if let Some(meant) = nearest(&word, ["BY"]) {
+                mend(at, meant, &mut out);
+            }
+            continue;
+        }
+        let Some(meant) = nearest(&word, ["WHERE", "HAVING"]).filter(|_| ends_operand(&out[at - 1])) else {
+            continue;
+        };
+        // An alias of a table is followed by another clause, or by nothing.
+        let alias = next.is_none_or(|next| {
+            is_any(&next, &CLAUSES) || is_any(&next, &BEHIND_TABLES) || matches!(next.kind, Tok::Comma | Tok::RParen)
+        });
+        if !alias {
+            mend(at, meant, &mut out);
+        }
+    }
+    out
+}
+
+/// What a part of a SELECT is, which decides what may stand in its place.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Item,
+    Condition,
+    Group,
+    Other,
+}
+
+/// The parts of a SELECT, each without what parts it from the others.
+fn parts(tokens: &[Token]) -> Vec<(Part, Range<usize>)> {
+    let depths = depths(tokens);
+    let mut found = Vec::new();
+    let (mut part, mut start) = (Part::Other, 0);
+    let mut at = 0;
+    while at < tokens.len() {
+        let token = &tokens[at];
+        let next = |word: &str| tokens.get(at + 1).is_some_and(|next| next.is_word(word));
+        let distinct_from = token.is_word("FROM") && at > 0 && tokens[at - 1].is_word("DISTINCT");
+        let (begins, words) = match depths[at] {
+            0 if token.is_word("SELECT") => (Some(Part::Item), 1),
+            0 if token.is_word("FROM") && !distinct_from => (Some(Part::Other), 1),
+            0 if token.is_word("WHERE") || token.is_word("HAVING") => (Some(Part::Condition), 1),
+            0 if token.is_word("GROUP") && next("BY") => (Some(Part::Group), 2),
+            0 if is_any(token, &["ORDER", "LIMIT", "UNION"]) => (Some(Part::Other), 1),
+            0 if token.kind == Tok::Comma => (Some(part), 1),
+            _ => (None, 1),
+        };
+        if let Some(begins) = begins {
+            found.push((part, start..at));
+            (part, start) = (begins, at + words);
+        }
+        at += words;
+    }
+    found.push((part, start..tokens.len()));
+    found
+}
+
+/// Tokens of a query → its syntax tree, without the parts that are no expressions; these are in `errors`.
+pub(crate) fn parse_mending(tokens: Vec<Token>, lines: &LineMap<'_>, errors: &mut Vec<Diagnostic>) -> Option<Query> {
+    let mut tokens = tokens;
+    for _ in 0..LEFT_OUT_MAX {
+        let error = match parse(&tokens, lines) {
+            Ok(query) => return Some(query),
+            Err(error) => error,
+        };
+        let left_out = leave_out(&mut tokens, &error);
+        let known = error.help.is_some();
+        let at = left_out.1.iter().find(|token| token.span.start == error.span.start);
+        let word = at.filter(|at| !known && !is_operator(at)).and_then(unquoted);
+        let operator = word.and_then(|word| did_you_mean(word, OPERATORS));
+        errors.push(error.help_opt(operator));
+        if !left_out.0 {
+            return None;
+        }
+    }
+    None
+}
+
+/// Whether a word stands between operands.
+pub(crate) fn is_operator(token: &Token) -> bool {
+    is_any(token, &OPERATORS)
+}
+
+/// Begins the name of a column that has none, for it is left out.
+pub(super) const UNNAMED: &str = "column at ";
+
+/// Puts something that is always right in the place of the part that an error is in; whether there is one, and what stood there.
+fn leave_out(tokens: &mut Vec<Token>, error: &Diagnostic) -> (bool, Vec<Token>) {
+    let at = tokens.iter().position(|token| token.span.start >= error.span.start);
+    let at = at.unwrap_or(tokens.len());
+    let holds = |range: &Range<usize>| range.contains(&at) || (range.end == at && range.start < range.end);
+    let found = parts(tokens)
+        .into_iter()
+        .rfind(|(part, range)| *part != Part::Other && holds(range));
+    let Some((part, range)) = found else {
+        return (false, tokens.clone());
+    };
+    let here = &tokens[range.clone()];
+    let place = here.first().cloned();
+    let Some(place) = place.filter(|place| !is_placeholder(place)) else {
+        return (false, tokens.clone());
+    };
+    let mut instead = vec![match part {
+        Part::Condition => place.keyword("TRUE"),
+        _ => place.keyword("NULL"),
+    }];
+    // A column keeps its name, which others may use.
+    let names = |pair: &[Token]| pair[0].is_word("AS") && pair[1].word().is_some();
+    let name = here.windows(2).rposition(names).filter(|_| part == Part::Item);
+    match name {
+        Some(at) => instead.extend_from_slice(&here[at..at + 2]),
+        _ if part == Part::Item => {
+            instead.push(place.replaced(Tok::make_word(&format!("{UNNAMED}{}", place.span.start), Some('"'))))
+        }
+        _ => {}
+    }
+    instead[0].span = tokens_span(here);
+    let old = tokens.splice(range, instead).collect();
+    (true, old)
+}
+
+fn is_placeholder(token: &Token) -> bool {
+    token.is_word("NULL") || token.is_word("TRUE")
+}
