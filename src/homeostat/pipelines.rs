@@ -3,6 +3,7 @@
 use std::{fs, path::Path, sync::Arc};
 
 use engine::spec::{OptionValue, Pipeline};
+use protocol::Topics;
 use sql::{CatalogError, DetectorCatalog, Diagnostic, Diagnostics, Span};
 
 use crate::{error::Refused, stages};
@@ -135,16 +136,32 @@ impl DetectorCatalog for Detectors {
     }
 }
 
-/// The detectors, and the files beside a pipeline's.
-struct Beside<'a>(&'a Path);
+/// The detectors, the files beside a pipeline's, and the fleet's topics, where the fleet is known.
+struct Beside<'a> {
+    folder: &'a Path,
+    topics: Option<&'a Topics>,
+}
+
+/// The whole name of a topic that is one of the fleet's own.
+pub fn own_topic(topics: &Topics, name: &str, prefixed: bool) -> Option<String> {
+    let name = match prefixed {
+        true => format!("{}{name}", topics.prefix()),
+        false => name.to_owned(),
+    };
+    topics.all().iter().any(|own| own.name == name).then_some(name)
+}
 
 impl DetectorCatalog for Beside<'_> {
     fn check(&self, using: &str, options: &[(String, OptionValue)], features: usize) -> Result<(), CatalogError> {
         Detectors.check(using, options, features)
     }
 
+    fn own_topic(&self, name: &str, prefixed: bool) -> Option<String> {
+        own_topic(self.topics?, name, prefixed)
+    }
+
     fn file(&self, path: &str) -> Result<Vec<u8>, String> {
-        let path = self.0.join(path);
+        let path = self.folder.join(path);
         fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))
     }
 }
@@ -195,8 +212,13 @@ pub fn read(path: &Path) -> Result<File, Refused> {
 
 /// Compiles one file.
 pub fn compile(file: &File) -> Result<Pipeline, Diagnostics> {
+    compile_for(file, None)
+}
+
+/// Compiles one file for the fleet of these topics, which it may not use itself.
+pub fn compile_for(file: &File, topics: Option<&Topics>) -> Result<Pipeline, Diagnostics> {
     let folder = Path::new(&file.path).parent().unwrap_or(Path::new(""));
-    sql::compile(&file.name, &file.text, &Beside(folder))
+    sql::compile(&file.name, &file.text, &Beside { folder, topics })
 }
 
 /// Sources that a file declares, whether or not a view uses them.

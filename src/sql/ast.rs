@@ -195,7 +195,7 @@ pub(crate) struct Policy {
     pub params: Vec<Setting>,
     pub expires_after_ms: Option<i64>,
     pub mode: Option<Mode>,
-    pub into: Option<String>,
+    pub into: Option<At<String>>,
     /// Parts of it are left out, for they are wrong.
     pub broken: bool,
     pub span: Span,

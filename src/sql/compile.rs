@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use datafusion::sql::sqlparser::tokenizer::Token as Tok;
 use engine::spec::{
-    Beyond, DetectorSpec, PaneSetSpec, Pipeline, PolicySpec, SinkInput, SinkSpec, SourceSpec, ViewSpec,
+    Beyond, DetectorSpec, OptionValue, PaneSetSpec, Pipeline, PolicySpec, SinkInput, SinkSpec, SourceSpec, ViewSpec,
 };
 
 use crate::{
@@ -23,6 +23,8 @@ use crate::{
     view::{self, View},
 };
 
+/// Where late rows go when nothing is said.
+const LATE: &str = "late";
 /// A text larger than this is not a pipeline.
 const TEXT_MAX: usize = 1 << 20;
 
@@ -117,6 +119,7 @@ impl<'a> Compiler<'a> {
             );
             return None;
         }
+        self.own_topics(&statements, catalog);
         self.tables(&statements, catalog);
         let mut sources = self.sources(&statements);
         self.rows(&statements, &mut sources);
@@ -229,6 +232,29 @@ impl<'a> Compiler<'a> {
             self.errors
                 .push(Diagnostic::new(format!("`{}` cannot be planned", name.text), name.span));
         }
+    }
+
+    /// No pipeline reads or writes what stages say to each other.
+    fn own_topics(&mut self, statements: &Statements, catalog: &dyn DetectorCatalog) {
+        let sources = statements.sources.iter().map(|ast| &ast.options);
+        let settings = sources.chain(statements.sinks.iter().map(|ast| &ast.options)).flatten();
+        let topics = settings.filter(|setting| setting.key.value.eq_ignore_ascii_case("topic"));
+        let own = topics.filter_map(|setting| match &setting.value.value {
+            OptionValue::Text(name) => Some((catalog.own_topic(name, false)?, setting.value.span)),
+            _ => None,
+        });
+        let late = statements.views.iter().filter_map(|ast| ast.late_topic.as_ref());
+        let late = late.filter(|topic| topic.value != LATE);
+        let into = statements.policies.iter().filter_map(|ast| ast.into.as_ref());
+        let into = into.filter(|topic| topic.value != policy::INTO);
+        let prefixed = late
+            .chain(into)
+            .filter_map(|topic| Some((catalog.own_topic(&topic.value, true)?, topic.span)));
+        let errors = own.chain(prefixed).map(|(name, span)| {
+            Diagnostic::new(format!("`{name}` is a topic that the fleet keeps for itself"), span)
+                .help("use a topic of your own; what a view or a detector says is written by CREATE SINK")
+        });
+        self.errors.extend(errors);
     }
 
     /// Tables of files and topics; their columns are functions.

@@ -45,10 +45,16 @@ pub use explain::explain;
 pub use functions::aggregates as oracle_aggregates;
 pub use oracle::view_oracle_sql;
 
-/// Knows the algorithms that detectors may use, and the files beside the text.
+/// Knows the algorithms that detectors may use, the files beside the text, and the topics that the fleet keeps for itself.
 pub trait DetectorCatalog: Sync {
     /// Whether `using` exists, takes these options, and so many features.
     fn check(&self, using: &str, options: &[(String, OptionValue)], features: usize) -> Result<(), CatalogError>;
+
+    /// The whole name of a topic that the fleet keeps for itself; `None` where pipelines may have it. What is `prefixed` is a topic of
+    /// commands or of late rows, which the fleet puts its prefix in front of.
+    fn own_topic(&self, _name: &str, _prefixed: bool) -> Option<String> {
+        None
+    }
 
     /// The content of a file that a table names, relative to the text's own place.
     fn file(&self, path: &str) -> Result<Vec<u8>, String> {

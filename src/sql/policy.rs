@@ -26,7 +26,7 @@ use crate::{
 const COOLDOWN_MS: i64 = 600_000;
 const EXPIRES_AFTER_MS: i64 = 120_000;
 const MODE: Mode = Mode::Shadow;
-const INTO: &str = "actions";
+pub(crate) const INTO: &str = "actions";
 
 /// What every detector says.
 const OWN_COLUMNS: [&str; 2] = ["score", "is_anomaly"];
@@ -98,7 +98,10 @@ pub(crate) fn resolve(
             .collect(),
         expires_after: duration(ast.expires_after_ms.unwrap_or(EXPIRES_AFTER_MS)),
         mode: ast.mode.unwrap_or(MODE),
-        into: ast.into.clone().unwrap_or_else(|| INTO.to_owned()),
+        into: ast
+            .into
+            .as_ref()
+            .map_or_else(|| INTO.to_owned(), |into| into.value.clone()),
         window_step_ms: detectors[index].step_ms,
     };
     (errors.len() == before).then_some(spec)

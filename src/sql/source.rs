@@ -411,6 +411,11 @@ fn format(setting: &Setting) -> Result<Format, Diagnostic> {
     })
 }
 
+/// Whether a source may have this format.
+pub(crate) fn is_format(name: &str) -> bool {
+    FORMATS.iter().any(|(known, _)| known.eq_ignore_ascii_case(name))
+}
+
 fn near_format(name: &str) -> Option<Format> {
     let near = nearest(name, FORMATS.iter().map(|(name, _)| *name))?;
     FORMATS

@@ -115,7 +115,7 @@ fn clause(cursor: &mut Cursor<'_>, policy: &mut Policy, seen: &mut Once) -> Pars
         policy.mode = Some(mode(cursor)?);
     } else if cursor.eat("INTO") {
         seen.first("INTO", start)?;
-        policy.into = Some(topic(cursor)?.value);
+        policy.into = Some(topic(cursor)?);
     } else {
         cursor.mend(&one_of(CLAUSES), &CLAUSES)?;
     }
