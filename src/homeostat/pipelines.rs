@@ -121,16 +121,25 @@ impl DetectorCatalog for Detectors {
         let names: Vec<String> = (0..features).map(|at| format!("f{at}")).collect();
         let built = detector::build(using, &stages::values(options), &names);
         built.map(drop).map_err(|error| {
-            let (option, suggestion) = match &error {
-                detector::Error::UnknownDetector { nearest, .. } => (None, *nearest),
-                detector::Error::UnknownParameter { name, nearest, .. } => (Some(name.clone()), *nearest),
-                detector::Error::OutOfRange { name, .. } => (Some(name.clone()), None),
-                _ => (None, None),
+            let parameters = || {
+                detector::parameters(using)
+                    .into_iter()
+                    .flatten()
+                    .map(|parameter| parameter.name)
+            };
+            let (option, suggestion, known) = match &error {
+                detector::Error::UnknownDetector { nearest, .. } => (None, *nearest, detector::names().collect()),
+                detector::Error::UnknownParameter { name, nearest, .. } => {
+                    (Some(name.clone()), *nearest, parameters().collect())
+                }
+                detector::Error::OutOfRange { name, .. } => (Some(name.clone()), None, Vec::new()),
+                _ => (None, None, Vec::new()),
             };
             CatalogError {
                 message: error.to_string(),
                 option,
                 suggestion: suggestion.map(str::to_owned),
+                known: known.into_iter().map(str::to_owned).collect(),
             }
         })
     }

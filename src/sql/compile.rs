@@ -173,7 +173,7 @@ impl<'a> Compiler<'a> {
         }
         let mut parsed = Statements::default();
         let mut names: Vec<(&'static str, String)> = Vec::new();
-        for tokens in statements(&tokens) {
+        for tokens in self.parted(&tokens) {
             let Some(statement) = parse::statement(tokens, &mut self.errors) else {
                 self.failed(tokens);
                 continue;
@@ -206,6 +206,24 @@ impl<'a> Compiler<'a> {
             }
         }
         parsed
+    }
+
+    /// Statements between semicolons, and between those that are missing.
+    fn parted<'t>(&mut self, tokens: &'t [Token]) -> Vec<&'t [Token]> {
+        let mut parted = Vec::new();
+        for mut rest in statements(tokens) {
+            while let Some(at) = (1..rest.len()).find(|at| parse::begins_statement(&rest[*at..])) {
+                let here = rest[at].span;
+                let message = format!("expected `;`, found `{}`", rest[at].kind);
+                let error = Diagnostic::new(message, here);
+                self.errors
+                    .push(error.help("a statement ends with `;`, also the one before this"));
+                parted.push(&rest[..at]);
+                rest = &rest[at..];
+            }
+            parted.push(rest);
+        }
+        parted
     }
 
     /// Remembers the name that a statement which does not parse would have declared.
@@ -451,6 +469,7 @@ impl<'a> Compiler<'a> {
                 ast,
                 detectors,
                 failed,
+                &statements.views,
                 &self.known.functions,
                 &self.known.lines,
                 &mut self.errors,

@@ -21,6 +21,9 @@ use crate::{
 const SILENCE: &str = "silence";
 const SILENCE_TIMEOUT_MS: i64 = 30_000;
 
+/// Names that a help lists.
+const KNOWN_MAX: usize = 40;
+
 /// What detectors may be declared on.
 pub(crate) struct Relations<'a> {
     pub sources: &'a [Source],
@@ -105,11 +108,14 @@ fn check(
     let mut options = options.to_vec();
     while let Err(error) = catalog.check(&using, &options, ast.features.len()) {
         let (option, suggestion) = (error.option.clone(), error.suggestion.clone());
+        let count = options.len();
+        let given = option
+            .as_ref()
+            .is_some_and(|option| options.iter().any(|(name, _)| name == option));
         // What is missing may have been left out for a mistake.
-        if !ast.broken || option.is_some() || suggestion.is_some() {
+        if given || suggestion.is_some() || (!ast.broken && count == ast.options.len()) {
             errors.push(catalog_error(error, ast));
         }
-        let count = options.len();
         options.retain(|(name, _)| option.as_ref() != Some(name));
         match suggestion.filter(|_| option.is_none()) {
             Some(meant) if meant != using => using = meant,
@@ -126,7 +132,9 @@ fn catalog_error(error: crate::CatalogError, ast: &ast::Detector) -> Diagnostic 
         .iter()
         .find(|option| Some(&option.key.value) == error.option.as_ref());
     let span = option.map_or(ast.using.span, |option| option.key.span);
-    let help = error.suggestion.map(|name| format!("did you mean `{name}`?"));
+    let names = error.known.iter().map(String::as_str).take(KNOWN_MAX);
+    let list = (!error.known.is_empty()).then(|| format!("there are {}", names.collect::<Vec<_>>().join(", ")));
+    let help = error.suggestion.map(|name| format!("did you mean `{name}`?")).or(list);
     // Said once: as help, where the suggestion comes with the message, too.
     let message = match (&help, error.message.split_once("; did you mean")) {
         (Some(_), Some((message, _))) => message.to_owned(),

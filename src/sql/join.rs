@@ -138,7 +138,7 @@ fn read(
     let outputs = select::name_outputs(select, context.lines, errors);
     let spans = select::spans(select, context.lines, whole);
     check_select(select, &spans)?;
-    let parts = match parts(select, views, context) {
+    let parts = match parts(select, views, sources, context) {
         Ok(Some(parts)) => parts,
         other => {
             errors.extend(other.err());
@@ -266,7 +266,12 @@ fn check_select(select: &Select, spans: &select::Spans) -> Parsed<()> {
 }
 
 /// The views of FROM; `None` where one of them failed.
-fn parts<'a>(select: &Select, views: &'a [View], context: &Context<'_>) -> Parsed<Option<Vec<Part<'a>>>> {
+fn parts<'a>(
+    select: &Select,
+    views: &'a [View],
+    sources: &[Source],
+    context: &Context<'_>,
+) -> Parsed<Option<Vec<Part<'a>>>> {
     let [from] = select.from.as_slice() else {
         let spans = select.from.iter().map(|from| context.lines.span(from.span()));
         let span = spans.reduce(Span::to).unwrap_or_default();
@@ -292,7 +297,7 @@ fn parts<'a>(select: &Select, views: &'a [View], context: &Context<'_>) -> Parse
         tables.push((&join.relation, optional, Some(on.clone())));
     }
     for (table, optional, on) in tables {
-        let Some((alias, view, span)) = table_view(table, views, context)? else {
+        let Some((alias, view, span)) = table_view(table, views, sources, context)? else {
             return Ok(None);
         };
         if parts.iter().any(|part| part.alias == alias) {
@@ -313,6 +318,7 @@ fn parts<'a>(select: &Select, views: &'a [View], context: &Context<'_>) -> Parse
 fn table_view<'a>(
     table: &TableFactor,
     views: &'a [View],
+    sources: &[Source],
     context: &Context<'_>,
 ) -> Parsed<Option<(String, &'a View, Span)>> {
     let span = context.lines.span(table.span());
@@ -337,6 +343,11 @@ fn table_view<'a>(
     let Some(index) = name.find(names()) else {
         if context.failed.contains(&name.text) {
             return Ok(None);
+        }
+        if crate::source::find(sources, &name).is_some() {
+            let message = format!("`{}` is a source: a view over views reads views", name.text);
+            let help = "join a view of it with the same window and keys, or a table in CREATE VIEW";
+            return Err(Diagnostic::new(message, span).help(help));
         }
         let failed = context.failed.iter().map(String::as_str);
         let near = did_you_mean(&name.text, names().chain(failed));

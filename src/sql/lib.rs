@@ -71,6 +71,8 @@ pub struct CatalogError {
     pub option: Option<String>,
     /// The name that may have been meant.
     pub suggestion: Option<String>,
+    /// The names that there are, where one is unknown.
+    pub known: Vec<String>,
 }
 
 /// Planning recurses with the depth of expressions, which is bounded; frames are large in debug builds.

@@ -14,6 +14,12 @@ use crate::{
 
 const STATEMENTS: [&str; 7] = ["SOURCE", "TABLE", "VIEW", "FEATURE VIEW", "DETECTOR", "POLICY", "SINK"];
 
+/// Whether these tokens begin a statement: CREATE is no name that is followed by what may be created.
+pub(crate) fn begins_statement(tokens: &[Token]) -> bool {
+    let heads = ["SOURCE", "TABLE", "VIEW", "FEATURE", "DETECTOR", "POLICY", "SINK", "OR"];
+    matches!(tokens, [create, head, ..] if create.is_word("CREATE") && heads.iter().any(|word| head.is_word(word)))
+}
+
 /// One statement, all of its tokens. What is wrong goes to `errors`; a statement that has mistakes still is one, without them, where
 /// it is clear what was meant.
 pub(crate) fn statement(tokens: &[Token], errors: &mut Vec<Diagnostic>) -> Option<Statement> {
@@ -35,12 +41,48 @@ pub(crate) fn statement(tokens: &[Token], errors: &mut Vec<Diagnostic>) -> Optio
     }
 }
 
+/// Statements of other systems, and what is written instead.
+const OTHER_STATEMENTS: [(&str, &str); 5] = [
+    ("INSERT", "write CREATE SINK name FROM view WITH (topic = '…')"),
+    (
+        "DROP",
+        "remove the statement that created it: applying a file replaces what it was before",
+    ),
+    (
+        "ALTER",
+        "edit the statement that created it: applying a file replaces what it was before",
+    ),
+    (
+        "SELECT",
+        "write CREATE FEATURE VIEW name AS SELECT …, or look at rows with `homeostat preview`",
+    ),
+    (
+        "SET",
+        "what is no part of a pipeline is configuration: `homeostat config` shows it",
+    ),
+];
+
+fn other_statement(tokens: &[Token], error: Diagnostic) -> Diagnostic {
+    match tokens.first() {
+        Some(Token { kind: Tok::Sharp, .. }) => error.help("comments are -- to the end of the line, or /* … */"),
+        first => {
+            let other = OTHER_STATEMENTS
+                .iter()
+                .find(|(word, _)| first.is_some_and(|first| first.is_word(word)));
+            error.help_opt(other.map(|(_, help)| (*help).to_owned()))
+        }
+    }
+}
+
 fn any(cursor: &mut Cursor<'_>) -> Parsed<Statement> {
+    let tokens = cursor.rest();
     let start = cursor.here();
     if cursor.is("INCLUDE") {
         return Err(Diagnostic::new("INCLUDE names one file, in quotes", start).help("write INCLUDE 'sources.sql';"));
     }
-    cursor.expect("CREATE")?;
+    cursor
+        .expect("CREATE")
+        .map_err(|error| other_statement(tokens, error))?;
     if cursor.eat("OR") {
         cursor.expect("REPLACE")?;
     }
@@ -243,6 +285,10 @@ fn emit(cursor: &mut Cursor<'_>) -> Parsed<Option<At<i64>>> {
                 .help("write EMIT EVERY INTERVAL '5' SECOND for early rows"),
         );
     }
+    if cursor.is("CHANGES") || cursor.is("FINAL") {
+        let error = cursor.expected("ON WINDOW CLOSE or EVERY", &[]);
+        return Err(error.help("write EMIT ON WINDOW CLOSE, or EMIT EVERY INTERVAL '5' SECOND for early rows, too"));
+    }
     if !cursor.eat("EVERY") {
         cursor.expect("ON WINDOW CLOSE")?;
         return Ok(None);
@@ -338,7 +384,12 @@ fn sink(cursor: &mut Cursor<'_>) -> Parsed<Sink> {
         SinkWhat::Late => "the view whose late rows it writes",
         SinkWhat::DeadLetters => "the source whose dead letters it writes",
     })?;
-    cursor.expect("WITH")?;
+    cursor.expect("WITH").map_err(|error| {
+        error.help(format!(
+            "write CREATE SINK {} FROM {} WITH (topic = '…')",
+            name.text, from.text
+        ))
+    })?;
     let options = settings(cursor, Values::Option)?;
     cursor.expect_end(&[])?;
     Ok(Sink {

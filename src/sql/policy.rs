@@ -36,6 +36,7 @@ pub(crate) fn resolve(
     ast: &ast::Policy,
     detectors: &mut [Detector],
     failed: &BTreeMap<String, Failed>,
+    views: &[ast::View],
     functions: &Functions,
     lines: &LineMap<'_>,
     errors: &mut Vec<Diagnostic>,
@@ -47,12 +48,15 @@ pub(crate) fn resolve(
     let before = errors.len();
     let names = || detectors.iter().map(|detector| detector.spec.name.as_str());
     let Some(index) = ast.on.find(names()) else {
-        errors.push(
-            Diagnostic::new(format!("unknown detector `{}`", ast.on.text), ast.on.span).help_opt(did_you_mean(
-                &ast.on.text,
-                names().chain(failed.keys().map(String::as_str)),
+        let near = did_you_mean(&ast.on.text, names().chain(failed.keys().map(String::as_str)));
+        let help = match views.iter().any(|view| view.name.text == ast.on.text) {
+            true => Some(format!(
+                "`{0}` is a view, and a policy answers a detector: CREATE DETECTOR … ON {0} …",
+                ast.on.text
             )),
-        );
+            false => near,
+        };
+        errors.push(Diagnostic::new(format!("unknown detector `{}`", ast.on.text), ast.on.span).help_opt(help));
         check_apart(ast, &Failed::default(), functions, lines, errors);
         return None;
     };

@@ -17,7 +17,7 @@ use datafusion::sql::sqlparser::{
 };
 
 pub(crate) use mend::{ends_operand, is_operator, keywords, parse_mending};
-pub(crate) use window::{Window, first_table, inline_query};
+pub(crate) use window::{Window, first_table, inline_query, reads_window};
 
 use engine::spec::Format;
 
@@ -157,7 +157,15 @@ fn read(
     let outputs = name_outputs(select, context.lines, errors);
     let unknown = resolve_names(select, source, context, errors);
     let spans = spans(select, context.lines, whole);
-    let sets = group_by_window(select, &from.source, written.is_some(), context.lines, errors);
+    let mut loose = false;
+    let sets = group_by_window(
+        select,
+        &from.source,
+        written.is_some(),
+        &mut loose,
+        context.lines,
+        errors,
+    );
     let unknown = unknown.into_iter().chain(sets).collect();
     Ok(Some(Flat {
         source: index,
@@ -168,7 +176,7 @@ fn read(
         outputs,
         spans,
         unknown,
-        loose: false,
+        loose,
     }))
 }
 
@@ -601,11 +609,12 @@ pub(crate) fn spans(select: &Select, lines: &LineMap<'_>, whole: Span) -> Spans 
 
 /// GROUP BY names the window; either of its ends names both.
 ///
-/// Returns where grouping sets stand, which are refused.
+/// Returns where grouping sets stand, which are refused. `loose`: nothing is named, so that whatever should have been is not known.
 fn group_by_window(
     select: &mut Select,
     source: &Name,
     windowed: bool,
+    loose: &mut bool,
     lines: &LineMap<'_>,
     errors: &mut Vec<Diagnostic>,
 ) -> Vec<Span> {
@@ -641,6 +650,9 @@ fn group_by_window(
                 _ => false,
             };
             let [start, end] = WINDOW_COLUMNS.map(|name| exprs.iter().any(|expr| is(expr, name)));
+            if exprs.is_empty() {
+                *loose = true;
+            }
             if !start && !end && windowed {
                 let span = exprs.iter().map(|expr| lines.span(expr.span())).reduce(Span::to);
                 errors.push(unbounded(span.unwrap_or(source.span)));

@@ -36,7 +36,8 @@ impl DetectorCatalog for Algorithms {
             Err(CatalogError {
                 message,
                 option: option.cloned(),
-                suggestion: crate::diagnostic::nearest(name, known).map(str::to_owned),
+                suggestion: crate::diagnostic::nearest(name, known.iter().copied()).map(str::to_owned),
+                known: known.into_iter().map(str::to_owned).collect(),
             })
         };
         let Some((_, known)) = ALGORITHMS.iter().find(|(name, _)| *name == using) else {

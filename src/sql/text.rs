@@ -429,7 +429,8 @@ impl<'t> Cursor<'t> {
 
     /// `( a, b )`; one that mends leaves out the items that are wrong.
     pub fn list<T>(&mut self, mut item: impl FnMut(&mut Self) -> Parsed<T>) -> Parsed<Vec<T>> {
-        self.expect_punct(Tok::LParen)?;
+        self.expect_punct(Tok::LParen)
+            .map_err(|error| error.help("write the list in parentheses"))?;
         let mut items = Vec::new();
         if self.eat_punct(Tok::RParen) {
             return Ok(items);
@@ -473,7 +474,11 @@ impl<'t> Cursor<'t> {
             let misspelt = self.mends && self.misspelt(&["INTERVAL"]).is_some();
             let error = self.expected("`INTERVAL`", &["INTERVAL"]);
             if !misspelt {
-                return Err(error.help("write INTERVAL '10' SECOND"));
+                let text = self.peek().and_then(|token| match &token.kind {
+                    Tok::SingleQuotedString(text) if duration::parse(text).is_ok() => Some(text.as_str()),
+                    _ => None,
+                });
+                return Err(error.help(format!("write INTERVAL '{}'", text.unwrap_or("10 seconds"))));
             }
             self.errors.push(error);
             self.skip(1);

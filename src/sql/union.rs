@@ -188,6 +188,10 @@ fn part(tokens: &[Token], sources: &mut [Source], context: &Context<'_>, errors:
     let before = errors.len();
     let tokens = select::keywords(tokens, errors);
     let Some(from) = select::first_table(&tokens) else {
+        if select::reads_window(&tokens) {
+            let error = Diagnostic::new("a view of rows reads a source, without a window", whole);
+            return Err(error.help("write CREATE FEATURE VIEW for windows over rows"));
+        }
         return Err(
             Diagnostic::new("a view of rows reads a source, without a window", whole)
                 .help("write SELECT … FROM source, and put the window around the view"),

@@ -915,6 +915,16 @@ pub(crate) fn planner_error(error: &DataFusionError, fallback: Span, lines: &Lin
             let location = |at: datafusion::common::Location| tokenizer::Location::new(at.line, at.column);
             Span::new(lines.offset(location(span.start)), lines.offset(location(span.end)))
         });
+        if let Some((column, _)) = found
+            .message
+            .strip_prefix('\'')
+            .and_then(|rest| rest.split_once("' must appear in GROUP BY clause"))
+        {
+            let column = column.rsplit('.').next().unwrap_or(column).trim_matches('"');
+            return Diagnostic::new(format!("`{column}` is neither grouped by nor aggregated"), span).help(format!(
+                "add it to GROUP BY, or take one of its values: first({column}), last({column}), max({column})"
+            ));
+        }
         let help = found.helps.first().map(|help| lower_first(&help.message));
         let note = found.notes.first().map(|note| lower_first(&note.message));
         return Diagnostic::new(lower_first(&found.message), span).help_opt(help.or(note));

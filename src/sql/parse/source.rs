@@ -28,7 +28,13 @@ pub fn source(cursor: &mut Cursor<'_>) -> Parsed<Source> {
             break;
         }
         let clauses = ["WATERMARK FOR", "WITH (…)"];
-        cursor.mend(&clauses.join(" or "), &clauses)?;
+        let selects = cursor.is("AS");
+        cursor
+            .mend(&clauses.join(" or "), &clauses)
+            .map_err(|error| match selects {
+                true => error.help("what is selected is a view: write CREATE FEATURE VIEW … AS SELECT …"),
+                false => error,
+            })?;
     }
     let options = settings(cursor, Values::Option)?;
     cursor.expect_end(&[])?;
@@ -177,6 +183,19 @@ const TYPES: [&str; 8] = [
     "VARCHAR",
 ];
 
+/// Types of other systems, and what holds the same.
+const OTHER_TYPES: [(&str, &str); 9] = [
+    ("DECIMAL", "DOUBLE"),
+    ("NUMERIC", "DOUBLE"),
+    ("NUMBER", "DOUBLE, or BIGINT for whole numbers"),
+    ("DATETIME", "TIMESTAMP(3)"),
+    ("DATETIME64", "TIMESTAMP(3)"),
+    ("DATE", "TIMESTAMP(3)"),
+    ("TIME", "TIMESTAMP(3)"),
+    ("ROW", "its fields as columns: name STRING FROM 'a.b'"),
+    ("STRUCT", "its fields as columns: name STRING FROM 'a.b'"),
+];
+
 fn column_type(cursor: &mut Cursor<'_>) -> Parsed<At<ColumnType>> {
     let Some(word) = cursor.peek().and_then(Token::word) else {
         return Err(cursor.expected("a type", &[]).help(format!("use {}", TYPES.join(", "))));
@@ -202,7 +221,11 @@ fn column_type(cursor: &mut Cursor<'_>) -> Parsed<At<ColumnType>> {
         "TIMESTAMP" | "TIMESTAMP_LTZ" | "TIMESTAMPTZ" => timestamp(cursor)?,
         "MAP" => map(cursor)?,
         _ => {
-            let help = word_help(&word, &TYPES).unwrap_or_else(|| format!("use {}", TYPES.join(", ")));
+            let other = OTHER_TYPES.iter().find(|(name, _)| *name == word);
+            let help = other
+                .map(|(_, own)| format!("write {own}"))
+                .or_else(|| word_help(&word, &TYPES));
+            let help = help.unwrap_or_else(|| format!("use {}", TYPES.join(", ")));
             return Err(Diagnostic::new(format!("unknown type `{word}`"), start).help(help));
         }
     };

@@ -177,6 +177,7 @@ pub(crate) fn parse_mending(tokens: Vec<Token>, lines: &LineMap<'_>, errors: &mu
             Ok(query) => return Some(query),
             Err(error) => error,
         };
+        let error = without_end(&tokens, &error).unwrap_or(error);
         let left_out = leave_out(&mut tokens, &error);
         let known = error.help.is_some();
         let at = left_out.1.iter().find(|token| token.span.start == error.span.start);
@@ -193,6 +194,23 @@ pub(crate) fn parse_mending(tokens: Vec<Token>, lines: &LineMap<'_>, errors: &mu
 /// Whether a word stands between operands.
 pub(crate) fn is_operator(token: &Token) -> bool {
     is_any(token, &OPERATORS)
+}
+
+/// A CASE without END reads on into whatever follows.
+fn without_end(tokens: &[Token], error: &Diagnostic) -> Option<Diagnostic> {
+    let mut parts = parts(tokens).into_iter().map(|(_, range)| &tokens[range]);
+    parts.find_map(|part| {
+        let mut open = Vec::new();
+        for token in part {
+            if token.is_word("CASE") {
+                open.push(token.span);
+            } else if token.is_word("END") {
+                open.pop();
+            }
+        }
+        let case = open.pop().filter(|case| case.start <= error.span.start)?;
+        Some(Diagnostic::new("this CASE has no END", case).help("write CASE WHEN … THEN … ELSE … END"))
+    })
 }
 
 /// Begins the name of a column that has none, for it is left out.

@@ -115,7 +115,14 @@ impl Names<'_> {
                     "`{}` is a name that this SELECT gives, not a column of its source",
                     ident.value
                 );
-                self.error(ident, message, "repeat the expression here");
+                match ident.quote_style {
+                    Some('"') => self.error(
+                        ident,
+                        message,
+                        &format!("a string takes single quotes: '{}'", ident.value),
+                    ),
+                    _ => self.error(ident, message, "repeat the expression here"),
+                }
             }
             _ => self.unknown(ident),
         }
@@ -132,7 +139,9 @@ impl Names<'_> {
             return self.errors.push(Diagnostic::new(message, span));
         }
         let error = Diagnostic::new(format!("unknown column `{}`", ident.value), span);
-        let columns = self.columns.iter().chain(&self.unknown.columns);
+        let aliases = matches!(self.place, Place::GroupBy | Place::Having).then_some(&self.aliases);
+        let aliases = aliases.into_iter().flatten();
+        let columns = aliases.chain(&self.columns).chain(&self.unknown.columns);
         let nearest = nearest(&ident.value, columns.map(String::as_str)).map(str::to_owned);
         let near = nearest.as_ref().map(|name| format!("did you mean `{name}`?"));
         let quoted =
@@ -170,11 +179,11 @@ impl Names<'_> {
         if find(&table.value, table.quote_style.is_some(), [self.table.as_str()]).is_none() {
             if self.columns.contains(&table.value) {
                 let message = format!("`{}` has no fields of its own", table.value);
-                self.error(
-                    table,
-                    message,
-                    "declare the nested value as a column: name STRING FROM 'a.b.c'",
+                let help = format!(
+                    "an entry of a map is {}['{}']; a nested value is declared as a column: name STRING FROM 'a.b.c'",
+                    table.value, column.value
                 );
+                self.error(table, message, &help);
                 return;
             }
             if self.unknown.others {
@@ -210,9 +219,12 @@ impl Names<'_> {
         }
         match self.functions.find(&lower) {
             None => {
-                let near = did_you_mean(&lower, self.functions.names());
+                let percentile = lower.strip_prefix('p').filter(|digits| digits.parse::<u16>().is_ok());
+                let own = percentile.map(|digits| format!("write quantile(x, 0.{digits})"));
+                let own = own.or_else(|| (lower == "percentile").then(|| "write quantile(x, 0.99)".to_owned()));
+                let near = own.or_else(|| did_you_mean(&lower, self.functions.names()));
                 let help = near.unwrap_or_else(|| {
-                    "functions are those of DataFusion, and quantile, rate and histogram_quantile".into()
+                    "functions are those of DataFusion, and quantile, rate, increase, delta, slope and histogram_quantile".into()
                 });
                 refuse(format!("unknown function `{name}`"), help)
             }

@@ -76,6 +76,12 @@ pub(crate) fn first_table(tokens: &[Token]) -> Option<Name> {
     found.then(|| cursor.name("a source or a view").ok()).flatten()
 }
 
+/// Whether FROM begins with a window.
+pub(crate) fn reads_window(tokens: &[Token]) -> bool {
+    let mut cursor = Cursor::new(tokens);
+    eat_from(&mut cursor, tokens) && call(&cursor).is_some()
+}
+
 /// Where the query in parentheses stands that FROM, or the window in it, begins with.
 pub(crate) fn inline_query(tokens: &[Token]) -> Option<(usize, usize)> {
     let mut cursor = Cursor::new(tokens);

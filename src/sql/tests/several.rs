@@ -269,6 +269,37 @@ const CASES: &[Case] = &[
                CREATE SINK k FROM v WITH (topic = 'k');",
         said: &[("expected the end of the SELECT, found `mean2`", "")],
     },
+    // A semicolon is missing: both statements are there.
+    Case {
+        text: "CREATE SINK k FROM «gud» WITH (topic = 'k')
+               «CREATE» DETECTOR d ON good KEY (service) FEATURES («maen») USING robust_zscore;",
+        said: &[
+            ("there is no view or detector `gud`", "`good`"),
+            ("expected `;`, found `CREATE`", "ends with `;`"),
+            ("view `good` has no column `maen`", "`mean`"),
+        ],
+    },
+    // As other systems write it.
+    Case {
+        text: "CREATE TABLE t «AS» SELECT service, avg(ms) FROM s WINDOW TUMBLING (SIZE 1 MINUTE) GROUP BY service;
+               «INSERT» INTO out SELECT * FROM good;
+               CREATE FEATURE VIEW v AS SELECT service, window_end, «p99»(ms) AS p, «CASE» WHEN ms > 1 THEN 1 AS c
+               FROM «HOPPING»(TABLE s, DESCRIPTOR(ts), «'1 minute'») GROUP BY service, window_end EMIT «CHANGES»;
+               CREATE POLICY p ON «good» WHEN score > 1 COOLDOWN «'10 min'» DO ACTION 'restart' TARGET service;
+               CREATE SINK k FROM good «INTO» KAFKA WITH (topic = 'k');",
+        said: &[
+            ("found `AS`", "CREATE FEATURE VIEW"),
+            ("expected `CREATE`, found `INSERT`", "CREATE SINK"),
+            ("unknown function `p99`", "quantile(x, 0.99)"),
+            ("this CASE has no END", "END"),
+            ("HOPPING windows are not supported", "use TUMBLE"),
+            ("expected `INTERVAL`", "INTERVAL '1 minute'"),
+            ("found `CHANGES`", "EMIT EVERY"),
+            ("unknown detector `good`", "is a view"),
+            ("expected `INTERVAL`", "INTERVAL '10 min'"),
+            ("expected `WITH`, found `INTO`", "CREATE SINK k FROM good WITH"),
+        ],
+    },
     // A key that is misspelt is the one that is meant, for what SELECT names.
     Case {
         text: "CREATE FEATURE VIEW v AS SELECT service, status, window_end, count(*) AS n, «sum(service) AS t»
