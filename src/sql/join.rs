@@ -175,10 +175,7 @@ fn read(
     for on in ons.iter_mut().flatten() {
         resolver.resolve(on, &mut names);
     }
-    let exprs = select.projection.iter_mut().filter_map(|item| match item {
-        SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => Some(expr),
-        _ => None,
-    });
+    let exprs = select::items(&mut select.projection);
     for expr in exprs.chain(&mut select.selection).chain(&mut judged_filter) {
         resolver.resolve(expr, &mut names);
     }
@@ -229,10 +226,7 @@ fn read(
 fn check_apart(select: &mut Select, context: &Context<'_>, errors: &mut Vec<Diagnostic>) {
     let unknown = Unknown::all();
     let mut names = Names::apart(context.functions, context.lines, &unknown, errors);
-    let exprs = select.projection.iter_mut().filter_map(|item| match item {
-        SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => Some(expr),
-        _ => None,
-    });
+    let exprs = select::items(&mut select.projection);
     for expr in exprs.chain(&mut select.selection) {
         names.resolve(expr, Place::Condition);
     }

@@ -574,10 +574,8 @@ fn resolve_names(
 ) -> Vec<Span> {
     let columns = source.column_names().chain(WINDOW_COLUMNS).map(str::to_owned).collect();
     let mut names = names(select, source, columns, context, errors);
-    for item in &mut select.projection {
-        if let SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } = item {
-            names.resolve(expr, Place::Select);
-        }
+    for expr in items(&mut select.projection) {
+        names.resolve(expr, Place::Select);
     }
     if let Some(filter) = &mut select.selection {
         names.resolve(filter, Place::Where);
@@ -591,6 +589,14 @@ fn resolve_names(
         names.resolve(having, Place::Having);
     }
     names.open
+}
+
+/// The expressions of a SELECT list.
+pub(crate) fn items(projection: &mut [SelectItem]) -> impl Iterator<Item = &mut Expr> {
+    projection.iter_mut().filter_map(|item| match item {
+        SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => Some(expr),
+        _ => None,
+    })
 }
 
 pub(crate) fn spans(select: &Select, lines: &LineMap<'_>, whole: Span) -> Spans {

@@ -356,10 +356,8 @@ fn resolve_names(
         context,
         errors,
     );
-    for item in &mut select.projection {
-        if let SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } = item {
-            names.resolve(expr, Place::Row);
-        }
+    for expr in select::items(&mut select.projection) {
+        names.resolve(expr, Place::Row);
     }
     if let Some(filter) = &mut select.selection {
         names.resolve(filter, Place::Where);

@@ -811,6 +811,9 @@ fn names_any(expr: &SqlExpr, names: &[String], columns: &[String]) -> bool {
     found
 }
 
+/// What is said of a column that GROUP BY does not name.
+const NOT_GROUPED: &str = "is neither grouped by nor aggregated";
+
 /// Why a query does not plan, at every one of its parts that does not plan by itself. A part without an error is wrong because of
 /// another one.
 fn blame(
@@ -881,7 +884,7 @@ fn blame(
                 let error = planner_error(&error, span, context.lines);
                 // A column that GROUP BY does not name may be one that it does, under a name that is not known.
                 let follows =
-                    loose && matches!(part, Part::Select(_) | Part::Having) && error.message.contains("GROUP BY");
+                    loose && matches!(part, Part::Select(_) | Part::Having) && error.message.ends_with(NOT_GROUPED);
                 found.push((Some(part), (!follows).then_some(error)));
             }
         }
@@ -921,7 +924,7 @@ pub(crate) fn planner_error(error: &DataFusionError, fallback: Span, lines: &Lin
             .and_then(|rest| rest.split_once("' must appear in GROUP BY clause"))
         {
             let column = column.rsplit('.').next().unwrap_or(column).trim_matches('"');
-            return Diagnostic::new(format!("`{column}` is neither grouped by nor aggregated"), span).help(format!(
+            return Diagnostic::new(format!("`{column}` {NOT_GROUPED}"), span).help(format!(
                 "add it to GROUP BY, or take one of its values: first({column}), last({column}), max({column})"
             ));
         }

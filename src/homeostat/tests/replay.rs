@@ -1,5 +1,7 @@
 //! `homeostat replay` as it is typed: every kind of file, the same bytes every time, and what it says of files that do not fit.
 
+mod folder;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -14,23 +16,7 @@ use arrow::{
 };
 use parquet::arrow::ArrowWriter;
 
-struct Folder(tempfile::TempDir);
-
-impl Folder {
-    fn new() -> Self {
-        Self(tempfile::tempdir().expect("a folder"))
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn write(&self, name: &str, text: &str) -> PathBuf {
-        let path = self.path(name);
-        fs::write(&path, text).expect("written");
-        path
-    }
-}
+use folder::Folder;
 
 fn replay(pipeline: &Path, sources: &[(&str, &Path)], output: &Path, more: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_homeostat"));

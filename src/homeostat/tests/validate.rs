@@ -1,12 +1,15 @@
 //! `homeostat validate` as it is typed: everything wrong at once, for people and for programs, and the topics that are the fleet's.
 
+mod folder;
+
 use std::{
-    fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Output},
 };
 
 use serde_json::Value;
+
+use folder::Folder;
 
 fn validate(paths: &[&Path], more: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_homeostat"))
@@ -15,13 +18,6 @@ fn validate(paths: &[&Path], more: &[&str]) -> Output {
         .args(more)
         .output()
         .expect("the program starts")
-}
-
-fn write(folder: &Path, name: &str, text: &str) -> PathBuf {
-    let path = folder.join(name);
-    fs::create_dir_all(path.parent().expect("a folder")).expect("made");
-    fs::write(&path, text).expect("written");
-    path
 }
 
 const WRONG: &str =
@@ -66,9 +62,9 @@ const SAID: &[(u64, u64, &str, &str)] = &[
 
 #[test]
 fn everything_wrong_is_said_at_once_to_people_and_to_programs() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let wrong = write(folder.path(), "wrong/pipeline.sql", WRONG);
-    let right = write(folder.path(), "right/pipeline.sql", RIGHT);
+    let folder = Folder::new();
+    let wrong = folder.write("wrong/pipeline.sql", WRONG);
+    let right = folder.write("right/pipeline.sql", RIGHT);
     let ran = validate(&[&wrong, &right], &[]);
     let (out, said) = (
         String::from_utf8_lossy(&ran.stdout),
@@ -87,7 +83,7 @@ fn everything_wrong_is_said_at_once_to_people_and_to_programs() {
     }
 
     // The folder of both, a line of JSON for each.
-    let ran = validate(&[folder.path()], &["--output", "json"]);
+    let ran = validate(&[&folder.path("")], &["--output", "json"]);
     assert_eq!(ran.status.code(), Some(2));
     assert_eq!(String::from_utf8_lossy(&ran.stderr), "");
     let lines = String::from_utf8(ran.stdout).expect("text");
@@ -123,8 +119,8 @@ fn everything_wrong_is_said_at_once_to_people_and_to_programs() {
 
 #[test]
 fn topics_of_the_fleet_are_refused_wherever_they_are_named() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let config = write(folder.path(), "homeostat.toml", "[topics]\nprefix = \"team.\"\n");
+    let folder = Folder::new();
+    let config = folder.write("homeostat.toml", "[topics]\nprefix = \"team.\"\n");
     let config = config.display().to_string();
     let own = [
         "panes",
@@ -160,7 +156,7 @@ fn topics_of_the_fleet_are_refused_wherever_they_are_named() {
     }
     // Where the fleet's topics are by default, they are others.
     text.push_str("CREATE SINK z FROM v WITH (topic = 'homeostat.panes');\n");
-    let pipeline = write(folder.path(), "p/pipeline.sql", &text);
+    let pipeline = folder.write("p/pipeline.sql", &text);
     let ran = validate(&[&pipeline], &["--config", &config, "--output", "json"]);
     assert_eq!(ran.status.code(), Some(2));
     let said: Value = serde_json::from_slice(&ran.stdout).expect("JSON");
@@ -196,6 +192,6 @@ fn topics_of_the_fleet_are_refused_wherever_they_are_named() {
             .iter()
             .any(|found| found["message"] == "`homeostat.panes` is a topic that the fleet keeps for itself")
     );
-    let pipeline = write(folder.path(), "q/pipeline.sql", RIGHT);
+    let pipeline = folder.write("q/pipeline.sql", RIGHT);
     assert!(validate(&[&pipeline], &["--config", &config]).status.success());
 }

@@ -46,10 +46,7 @@ pub(super) fn fields(
             .help("write SELECT … FROM (SELECT …, ML_DETECT_ANOMALIES(…) OVER (…) AS a FROM v) WHERE a.is_anomaly"));
         }
     }
-    let exprs = select.projection.iter_mut().filter_map(|item| match item {
-        SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => Some(expr),
-        _ => None,
-    });
+    let exprs = select::items(&mut select.projection);
     for expr in exprs.chain(judged_filter) {
         let _ = expr.visit(&mut fields);
     }

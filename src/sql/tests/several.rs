@@ -269,6 +269,19 @@ const CASES: &[Case] = &[
                CREATE SINK k FROM v WITH (topic = 'k');",
         said: &[("expected the end of the SELECT, found `mean2`", "")],
     },
+    // Without a GROUP BY, or with one of which a part is not known, no column is blamed for not being in it.
+    Case {
+        text: "CREATE FEATURE VIEW v AS SELECT service, window_end, avg(ms) AS mean FROM TUMBLE(TABLE «s», DESCRIPTOR(ts), INTERVAL '1' MINUTE);
+               CREATE FEATURE VIEW w AS SELECT service, status, window_end, «sum(ok) AS t»
+               FROM TUMBLE(s, ts, INTERVAL '1 min') GROUP BY «grouping_key», window_end;
+               CREATE FEATURE VIEW x AS SELECT service, «status», window_end FROM TUMBLE(s, ts, INTERVAL '1 min') GROUP BY service, window_end;",
+        said: &[
+            ("GROUP BY without the window", "window_start and window_end"),
+            ("`sum` does not take a boolean", ""),
+            ("unknown column `grouping_key`", "there are service"),
+            ("`status` is neither grouped by nor aggregated", "last(status)"),
+        ],
+    },
     // A semicolon is missing: both statements are there.
     Case {
         text: "CREATE SINK k FROM «gud» WITH (topic = 'k')
