@@ -12,7 +12,7 @@ use crate::{
     ast::{self, Statement},
     catalog::Functions,
     detector::{self, Detector, Relations},
-    diagnostic::{Diagnostic, Diagnostics, Span},
+    diagnostic::{Diagnostic, Diagnostics, Span, nearest},
     join,
     lookup::{self, Table},
     pane_set::{self, PaneSet},
@@ -341,8 +341,8 @@ impl<'a> Compiler<'a> {
         for ast in over_sources {
             let context = self.known.context(statements);
             match view::plan(self.name, ast, sources, &context, &mut self.errors) {
-                Some(view) => views.push(view),
-                None => self.failed_view(ast),
+                Ok(view) => views.push(view),
+                Err(names) => self.failed_view(ast, names),
             }
         }
         let mut waiting = over_views;
@@ -366,15 +366,16 @@ impl<'a> Compiler<'a> {
             };
             match planned {
                 Some(view) => views.push(view),
-                None => self.failed_view(ast),
+                None => self.failed_view(ast, select::output_names(ast, &self.known.lines)),
             }
         }
         views
     }
 
-    fn failed_view(&mut self, ast: &ast::View) {
+    /// `names`: of its columns, where they can be told.
+    fn failed_view(&mut self, ast: &ast::View, names: Option<Vec<String>>) {
         self.explained(&ast.name);
-        if let Some(names) = select::output_names(ast, &self.known.lines) {
+        if let Some(names) = names {
             self.known.outputs.insert(ast.name.text.clone(), names);
         }
         self.known.failed.push(ast.name.text.clone());
@@ -403,10 +404,16 @@ impl<'a> Compiler<'a> {
                     let view = views.iter().find(|view| view.name == ast.on.text);
                     let outputs =
                         view.map(|view| view.output.fields().iter().map(|field| field.name().clone()).collect());
-                    let names = ast.key.iter().flatten().map(|name| name.text.clone());
+                    let columns: Option<Vec<String>> =
+                        outputs.or_else(|| self.known.outputs.get(&ast.on.text).cloned());
+                    // A key that is misspelt is the one that is meant.
+                    let meant = |name: &Name| {
+                        let columns = columns.iter().flatten().map(String::as_str);
+                        nearest(&name.text, columns).unwrap_or(&name.text).to_owned()
+                    };
                     let failed = policy::Failed {
-                        columns: outputs.or_else(|| self.known.outputs.get(&ast.on.text).cloned()),
-                        keys: ast.key.is_some().then(|| names.collect()),
+                        keys: ast.key.as_ref().map(|key| key.iter().map(meant).collect()),
+                        columns,
                     };
                     self.failed_detectors.insert(ast.name.text.clone(), failed);
                 }

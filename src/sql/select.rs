@@ -54,6 +54,10 @@ pub(crate) struct Flat {
     pub unknown: Vec<Span>,
     /// Something that GROUP BY names was left out.
     pub loose: bool,
+    /// Something was left out.
+    pub partial: bool,
+    /// How many errors there are of it so far, the last ones.
+    pub errors: usize,
 }
 
 pub(crate) struct Spans {
@@ -134,6 +138,7 @@ fn read(
     context: &Context<'_>,
     errors: &mut Vec<Diagnostic>,
 ) -> Parsed<Option<Flat>> {
+    let before = errors.len();
     let whole = checked_span(view)?;
     let tokens = keywords(&view.select, errors);
     let (tokens, from) = window::take_from(&tokens, errors)?;
@@ -177,6 +182,8 @@ fn read(
         spans,
         unknown,
         loose,
+        partial: false,
+        errors: errors.len() - before,
     }))
 }
 
@@ -189,13 +196,17 @@ pub(crate) fn output_names(view: &ast::View, lines: &LineMap<'_>) -> Option<Vec<
     let SetExpr::Select(select) = query.body.as_mut() else {
         return None;
     };
-    let names = name_outputs(select, lines, &mut errors);
-    if names.iter().any(|(name, _)| name.starts_with(mend::UNNAMED)) {
-        return None;
-    }
-    let names = names.into_iter().map(|(name, _)| name);
-    let added = view.early_every.is_some().then(|| "is_final".to_owned());
-    Some(names.chain(added).collect())
+    let names = name_outputs(select, lines, &mut errors)
+        .into_iter()
+        .map(|(name, _)| name);
+    known_names(names.collect(), view)
+}
+
+/// With what EMIT EVERY adds; `None` where one has no name.
+pub(crate) fn known_names(mut names: Vec<String>, view: &ast::View) -> Option<Vec<String>> {
+    names.extend(view.early_every.is_some().then(|| "is_final".to_owned()));
+    let unnamed = |name: &String| name.starts_with(mend::UNNAMED) || name == "*";
+    (!names.iter().any(unnamed)).then_some(names)
 }
 
 /// The source that FROM names. One that is misspelt is taken for the one that seems to be meant, so that its columns are checked.

@@ -135,18 +135,30 @@ pub(crate) fn bare(expr: &Expr) -> &Expr {
     }
 }
 
-/// Plans one view; what is wrong goes to `errors`.
-///
-/// A view with mistakes is planned without the parts that they are in, for what else is wrong; there is no view then.
+/// Plans one view. What is wrong goes to `errors`; of a view that is not there, the names of its columns, where they can be told.
 pub(crate) fn plan(
     pipeline: &str,
     ast: &ast::View,
     sources: &mut [Source],
     context: &select::Context<'_>,
     errors: &mut Vec<Diagnostic>,
+) -> Result<View, Option<Vec<String>>> {
+    let Some(flat) = select::flatten(ast, sources, context, errors) else {
+        return Err(select::output_names(ast, context.lines));
+    };
+    let names = flat.output_names(ast);
+    planned(pipeline, ast, flat, context, errors).ok_or(names)
+}
+
+/// A view with mistakes is planned without the parts that they are in, for what else is wrong; there is no view then.
+fn planned(
+    pipeline: &str,
+    ast: &ast::View,
+    mut flat: Flat,
+    context: &select::Context<'_>,
+    errors: &mut Vec<Diagnostic>,
 ) -> Option<View> {
-    let before = errors.len();
-    let mut flat = select::flatten(ast, sources, context, errors)?;
+    let before = errors.len() - flat.errors;
     let window = window_spec(pipeline, ast, &flat, errors);
     flat.leave_out_wrong(&errors[before..]);
     let source = flat.declared.clone();
@@ -182,7 +194,7 @@ pub(crate) fn plan(
         errors,
     };
     let view = builder.view(ast, window, parts);
-    view.filter(|_| errors.len() == before && !ast.broken)
+    view.filter(|_| errors.len() == before && !ast.broken && !flat.partial)
 }
 
 /// The source's columns and those of the window, as the planner sees the table.
@@ -704,6 +716,24 @@ pub(crate) enum Part {
 }
 
 impl Flat {
+    /// Names of the columns; a column that is misspelt has the name of the one that is meant.
+    fn output_names(&self, ast: &ast::View) -> Option<Vec<String>> {
+        let SetExpr::Select(select) = self.query.body.as_ref() else {
+            return None;
+        };
+        let names = self.outputs.iter().zip(&select.projection).map(|((name, _), item)| {
+            let own = match item {
+                SelectItem::UnnamedExpr(SqlExpr::Identifier(ident)) => Some(&ident.value),
+                SelectItem::UnnamedExpr(SqlExpr::CompoundIdentifier(parts)) => parts.last().map(|part| &part.value),
+                _ => None,
+            };
+            own.filter(|own| !own.eq_ignore_ascii_case(name))
+                .unwrap_or(name)
+                .clone()
+        });
+        select::known_names(names.collect(), ast)
+    }
+
     fn parts(&self) -> Vec<(Part, Span)> {
         let group = self
             .spans
@@ -744,6 +774,7 @@ impl Flat {
         if wrong.is_empty() {
             return;
         }
+        self.partial = true;
         let SetExpr::Select(select) = self.query.body.as_mut() else {
             return;
         };

@@ -7,7 +7,7 @@ use datafusion::sql::sqlparser::{ast::Query, tokenizer::Token as Tok};
 
 use super::{parse, tokens_span};
 use crate::{
-    diagnostic::{Diagnostic, did_you_mean, nearest},
+    diagnostic::{Diagnostic, nearest},
     text::{LineMap, Token},
 };
 
@@ -177,18 +177,50 @@ pub(crate) fn parse_mending(tokens: Vec<Token>, lines: &LineMap<'_>, errors: &mu
             Ok(query) => return Some(query),
             Err(error) => error,
         };
+        if let Some(at) = misspelt(&mut tokens, &error, lines) {
+            errors.push(at);
+            continue;
+        }
         let error = without_end(&tokens, &error).unwrap_or(error);
         let left_out = leave_out(&mut tokens, &error);
-        let known = error.help.is_some();
-        let at = left_out.1.iter().find(|token| token.span.start == error.span.start);
-        let word = at.filter(|at| !known && !is_operator(at)).and_then(unquoted);
-        let operator = word.and_then(|word| did_you_mean(word, OPERATORS));
-        errors.push(error.help_opt(operator));
-        if !left_out.0 {
+        errors.push(error);
+        if !left_out {
             return None;
         }
     }
     None
+}
+
+/// Puts a misspelt keyword right where the parser stopped, or before, if it gets further then.
+fn misspelt(tokens: &mut [Token], error: &Diagnostic, lines: &LineMap<'_>) -> Option<Diagnostic> {
+    let (stopped, count) = (place(tokens, error), tokens.len());
+    let candidates = [Some(stopped), stopped.checked_sub(1)].into_iter().flatten();
+    for at in candidates.filter(|at| *at < count) {
+        let token = tokens[at].clone();
+        let word = unquoted(&token).filter(|_| !is_operator(&token) && !is_any(&token, &CLAUSES));
+        let Some(meant) =
+            word.and_then(|word| nearest(word, OPERATORS.into_iter().chain(["WHERE", "DISTINCT", "NULL"])))
+        else {
+            continue;
+        };
+        tokens[at] = token.keyword(meant);
+        let further = match parse(tokens, lines) {
+            Ok(_) => true,
+            Err(next) => next.span.start > error.span.start,
+        };
+        if further {
+            let error = Diagnostic::new(format!("unknown keyword `{}`", token.kind), token.span);
+            return Some(error.help(format!("did you mean `{meant}`?")));
+        }
+        tokens[at] = token;
+    }
+    None
+}
+
+/// The token that an error is at; behind the last one, where it is at the end.
+fn place(tokens: &[Token], error: &Diagnostic) -> usize {
+    let at = tokens.iter().position(|token| token.span.start >= error.span.start);
+    at.unwrap_or(tokens.len())
 }
 
 /// Whether a word stands between operands.
@@ -216,39 +248,39 @@ fn without_end(tokens: &[Token], error: &Diagnostic) -> Option<Diagnostic> {
 /// Begins the name of a column that has none, for it is left out.
 pub(super) const UNNAMED: &str = "column at ";
 
-/// Puts something that is always right in the place of the part that an error is in; whether there is one, and what stood there.
-fn leave_out(tokens: &mut Vec<Token>, error: &Diagnostic) -> (bool, Vec<Token>) {
-    let at = tokens.iter().position(|token| token.span.start >= error.span.start);
-    let at = at.unwrap_or(tokens.len());
+/// Puts something that is always right in the place of the part that an error is in; whether there is one.
+fn leave_out(tokens: &mut Vec<Token>, error: &Diagnostic) -> bool {
+    let at = place(tokens, error);
     let holds = |range: &Range<usize>| range.contains(&at) || (range.end == at && range.start < range.end);
     let found = parts(tokens)
         .into_iter()
         .rfind(|(part, range)| *part != Part::Other && holds(range));
     let Some((part, range)) = found else {
-        return (false, tokens.clone());
+        return false;
     };
     let here = &tokens[range.clone()];
-    let place = here.first().cloned();
-    let Some(place) = place.filter(|place| !is_placeholder(place)) else {
-        return (false, tokens.clone());
+    let first = here.first().cloned();
+    let Some(first) = first.filter(|first| !is_placeholder(first)) else {
+        return false;
     };
     let mut instead = vec![match part {
-        Part::Condition => place.keyword("TRUE"),
-        _ => place.keyword("NULL"),
+        Part::Condition => first.keyword("TRUE"),
+        _ => first.keyword("NULL"),
     }];
     // A column keeps its name, which others may use.
-    let names = |pair: &[Token]| pair[0].is_word("AS") && pair[1].word().is_some();
-    let name = here.windows(2).rposition(names).filter(|_| part == Part::Item);
+    let depths = depths(here);
+    let names = |at: &usize| depths[*at] == 0 && here[*at].is_word("AS") && here[*at + 1].word().is_some();
+    let name = (0..here.len() - 1).rfind(names).filter(|_| part == Part::Item);
     match name {
         Some(at) => instead.extend_from_slice(&here[at..at + 2]),
         _ if part == Part::Item => {
-            instead.push(place.replaced(Tok::make_word(&format!("{UNNAMED}{}", place.span.start), Some('"'))))
+            instead.push(first.replaced(Tok::make_word(&format!("{UNNAMED}{}", first.span.start), Some('"'))))
         }
         _ => {}
     }
     instead[0].span = tokens_span(here);
-    let old = tokens.splice(range, instead).collect();
-    (true, old)
+    tokens.splice(range, instead);
+    true
 }
 
 fn is_placeholder(token: &Token) -> bool {

@@ -234,7 +234,7 @@ const CASES: &[Case] = &[
                WHERE status >= 500 «ADN» ms > 1 GROUP BY service, «tumbel»(ts, INTERVAL '1' «MIUTE»);",
         said: &[
             ("unknown function `cont`", "`count`"),
-            ("expected the end of the SELECT, found `ADN`", "`AND`"),
+            ("unknown keyword `ADN`", "`AND`"),
             ("unknown window `tumbel`", "`TUMBLE`"),
             ("found `MIUTE`", "`MINUTE`"),
         ],
@@ -280,6 +280,29 @@ const CASES: &[Case] = &[
             ("`sum` does not take a boolean", ""),
             ("unknown column `grouping_key`", "there are service"),
             ("`status` is neither grouped by nor aggregated", "last(status)"),
+        ],
+    },
+    // Keywords inside of expressions, and a source of which the format is not known: its views have no columns to blame, and their
+    // detectors none either.
+    Case {
+        text: "CREATE SOURCE o WITH (topic = 'o', «fomrat» = 'otlp_metrics');
+               CREATE FEATURE VIEW v AS SELECT service_name, window_end, sum(value) «FITLER» (WHERE metric_name = 'a') AS a,
+                 count(«DISITNCT» unit) FILTER («WEHRE» value > 1 «ADN» value < 5) AS b, CASE «WEHN» value > 1 THEN 1 ELSE 0 END AS c
+               FROM TUMBLE(o, event_time, INTERVAL '1 min') GROUP BY service_name, window_end;
+               CREATE DETECTOR d ON v KEY (service_name) FEATURES (a, b, «ab») USING robust_zscore;
+               CREATE FEATURE VIEW w AS SELECT «serviec», window_end, count(*) AS n FROM TUMBLE(s, ts, INTERVAL '1 min') GROUP BY service, window_end;
+               CREATE DETECTOR e ON w KEY («servic») FEATURES (n) USING robust_zscore;
+               CREATE POLICY p ON e WHEN n > 1 DO ACTION 'restart' TARGET service;",
+        said: &[
+            ("unknown option `fomrat`", "`format`"),
+            ("unknown keyword `FITLER`", "`FILTER`"),
+            ("unknown keyword `DISITNCT`", "`DISTINCT`"),
+            ("unknown keyword `WEHRE`", "`WHERE`"),
+            ("unknown keyword `ADN`", "`AND`"),
+            ("unknown keyword `WEHN`", "`WHEN`"),
+            ("view `v` has no column `ab`", ""),
+            ("unknown column `serviec`", "`service`"),
+            ("view `w` has no column `servic`", "`service`"),
         ],
     },
     // A semicolon is missing: both statements are there.
