@@ -215,9 +215,14 @@ fn read(
     };
     joined.view.name.clone_from(&ast.name.text);
     joined.view.window = window;
+    let list = List {
+        select,
+        outputs: &outputs,
+        spans: &spans,
+    };
     match calls.is_empty() {
-        true => joined.project(select, &outputs, &spans, context, errors)?,
-        false => joined.judge(select, &calls, judged_filter, &outputs, &spans, context, errors)?,
+        true => joined.project(&list, context, errors)?,
+        false => joined.judge(&list, &calls, judged_filter, context, errors)?,
     }
     Ok(Some(joined.view).filter(|_| errors.len() == before && !ast.broken))
 }
@@ -457,6 +462,14 @@ fn column<'a, 'b>(flat: &str, parts: &'b [Part<'a>]) -> Option<(&'b Part<'a>, us
     })
 }
 
+/// A SELECT list and WHERE, the names of the columns, and where everything stands.
+#[derive(Clone, Copy)]
+struct List<'a> {
+    select: &'a Select,
+    outputs: &'a [(String, Span)],
+    spans: &'a select::Spans,
+}
+
 /// The joined view while it is put together.
 struct Joined<'a> {
     parts: &'a [Part<'a>],
@@ -584,14 +597,8 @@ impl<'a> Joined<'a> {
         Ok(transformed.data)
     }
 
-    fn project(
-        &mut self,
-        select: &Select,
-        outputs: &[(String, Span)],
-        spans: &select::Spans,
-        context: &Context<'_>,
-        errors: &mut Vec<Diagnostic>,
-    ) -> Parsed<()> {
+    fn project(&mut self, list: &List<'_>, context: &Context<'_>, errors: &mut Vec<Diagnostic>) -> Parsed<()> {
+        let List { select, outputs, spans } = *list;
         let at = |span: Span| move |error| planner_error(&error, span, context.lines);
         let columns = self.parts.iter().flat_map(|part| {
             part.columns()

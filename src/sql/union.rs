@@ -113,7 +113,7 @@ pub(crate) fn resolve(
             }
         };
         match own {
-            Read::Planned(part) => parts.push(part),
+            Read::Planned(part) => parts.push(*part),
             Read::Wrong(outputs) if at == 0 => names = outputs,
             Read::Wrong(_) => {}
         }
@@ -139,7 +139,7 @@ pub(crate) fn resolve(
 
 /// What became of one SELECT.
 enum Read {
-    Planned(Planned),
+    Planned(Box<Planned>),
     /// Something in it is wrong; the names of its columns, where they can be told.
     Wrong(Option<Vec<String>>),
 }
@@ -271,12 +271,12 @@ fn part(tokens: &[Token], sources: &mut [Source], context: &Context<'_>, errors:
         columns,
         sql,
     };
-    Ok(Read::Planned(Planned {
+    Ok(Read::Planned(Box::new(Planned {
         part,
         fields,
         names,
         span: whole,
-    }))
+    })))
 }
 
 /// Plans every part of a SELECT by itself, for what is wrong with its types; without those that mistakes, or names of which nothing is
@@ -300,8 +300,14 @@ fn check_apart(
             .iter()
             .any(|place| span.start <= place.start && place.end <= span.end)
     };
+    // Without the SELECT list, which may be long: each trial copies what it needs of it.
+    let mut rest = query.clone();
+    let items = match rest.body.as_mut() {
+        SetExpr::Select(select) => std::mem::take(&mut select.projection),
+        _ => Vec::new(),
+    };
     let mut check = |span: Span, edit: &dyn Fn(&mut Select)| {
-        let mut query = query.clone();
+        let mut query = rest.clone();
         if let SetExpr::Select(select) = query.body.as_mut() {
             edit(select);
         }
@@ -321,7 +327,7 @@ fn check_apart(
     for (at, span) in spans.select.iter().enumerate().filter(|(_, span)| sound(span)) {
         check(*span, &|select| {
             select.selection = None;
-            select.projection = select.projection.get(at).cloned().into_iter().collect();
+            select.projection = items.get(at).cloned().into_iter().collect();
         });
     }
 }

@@ -10,7 +10,7 @@ use datafusion::{
 };
 use engine::spec::{DetectorInput, DetectorSpec};
 
-use super::Joined;
+use super::{Joined, List};
 use crate::{
     anomalies::{self, Call},
     catalog::simplify,
@@ -57,14 +57,13 @@ impl Joined<'_> {
     /// As [`project`](Self::project), with detectors between the rows and the SELECT list.
     pub(super) fn judge(
         &mut self,
-        select: &Select,
+        list: &List<'_>,
         calls: &[Call],
         judged_filter: Option<SqlExpr>,
-        outputs: &[(String, Span)],
-        spans: &select::Spans,
         context: &Context<'_>,
         errors: &mut Vec<Diagnostic>,
     ) -> Parsed<()> {
+        let List { select, outputs, spans } = *list;
         let before = errors.len();
         let at = |span: Span| move |error| planner_error(&error, span, context.lines);
         let parts = self.parts;
@@ -90,7 +89,12 @@ impl Joined<'_> {
             group: Vec::new(),
             whole: spans.whole,
         };
-        self.project(&rows, &names, &row_spans, context, errors)?;
+        let row_list = List {
+            select: &rows,
+            outputs: &names,
+            spans: &row_spans,
+        };
+        self.project(&row_list, context, errors)?;
         if errors.len() > before {
             return Ok(());
         }

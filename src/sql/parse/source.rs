@@ -19,10 +19,10 @@ pub fn source(cursor: &mut Cursor<'_>) -> Parsed<Source> {
         columns = Some(column_list(cursor, &mut watermark, &mut primary_key, &mut unknown)?);
     }
     loop {
-        if cursor.is("WATERMARK") {
-            if let Err(error) = watermark_once(cursor, &mut watermark) {
-                cursor.skip_to(&["WITH"], error);
-            }
+        if cursor.is("WATERMARK")
+            && let Err(error) = watermark_once(cursor, &mut watermark)
+        {
+            cursor.skip_to(&["WITH"], error);
         }
         if cursor.eat("WITH") {
             break;
