@@ -195,3 +195,38 @@ fn topics_of_the_fleet_are_refused_wherever_they_are_named() {
     let pipeline = folder.write("q/pipeline.sql", RIGHT);
     assert!(validate(&[&pipeline], &["--config", &config]).status.success());
 }
+
+/// Before a broker is asked for anything.
+#[test]
+fn apply_and_run_refuse_what_validate_refuses() {
+    let folder = Folder::new();
+    folder.write("all/wrong/pipeline.sql", WRONG);
+    let own = format!("{RIGHT}CREATE SINK w FROM v WITH (topic = 'homeostat.anomalies');");
+    folder.write("all/own/pipeline.sql", &own);
+    let all = folder.path("all").display().to_string();
+    let refused = |arguments: &[&str]| {
+        let ran = Command::new(env!("CARGO_BIN_EXE_homeostat"))
+            .args(arguments)
+            .env("KAFKA_BOOTSTRAP", "127.0.0.1:1")
+            .output()
+            .expect("the program starts");
+        let said = String::from_utf8_lossy(&ran.stderr).into_owned();
+        assert_eq!(ran.status.code(), Some(2), "{arguments:?}: {said}");
+        for (line, column, message, _) in SAID {
+            assert!(
+                said.contains(&format!("error: {message}")),
+                "{arguments:?}: {message} in {said}"
+            );
+            assert!(
+                said.contains(&format!("wrong/pipeline.sql:{line}:{column}\n")),
+                "{arguments:?}: {said}"
+            );
+        }
+        assert!(
+            said.contains("error: `homeostat.anomalies` is a topic that the fleet keeps for itself"),
+            "{said}"
+        );
+    };
+    refused(&["apply", &all, "--dry-run"]);
+    refused(&["run", "--pipelines", &all]);
+}
