@@ -666,11 +666,7 @@ pub fn check(versions: &[Version]) -> Result<Vec<(String, i64)>, Error> {
     let known: BTreeSet<u64> = before.iter().flat_map(|version| sets(&version.pipelines)).collect();
     let new = sets(newest);
     let mut backfilled: BTreeMap<String, i64> = BTreeMap::new();
-    for source in sources
-        .iter()
-        .filter(|_| !before.is_empty())
-        .filter(|source| source.is_replayable())
-    {
+    for source in sources.iter().filter(|_| !before.is_empty()) {
         let added = |set: &&PaneSetSpec| new.contains(&set.fingerprint) && !known.contains(&set.fingerprint);
         for set in source.sets.iter().filter(added) {
             let lookback_ms = plan::lookback_ms(set, &sources);

@@ -53,45 +53,49 @@ pub struct TableSpec {
     pub key: Vec<usize>,
 }
 
-/// A column of a table, as a function of its key and of a time; without a column, whether there is a row: true or NULL.
+/// A column of a table, as a function of its key: of a table in a file here, of one in a topic with its time, too. Functions of equal
+/// names are equal, for the name has the fingerprint of what they say in it.
 #[derive(Debug)]
-pub struct Lookup {
+pub struct Lookup<C> {
     name: String,
     signature: Signature,
-    spec: Arc<TableSpec>,
-    column: Option<usize>,
-    /// Where its rows are; only a stage has them.
-    versions: Option<Arc<Mutex<Versions>>>,
+    column: C,
 }
 
-impl Lookup {
-    pub fn new(name: String, spec: Arc<TableSpec>, column: Option<usize>) -> Self {
+/// What a [`Lookup`] finds.
+pub trait Column: std::fmt::Debug + Send + Sync + 'static {
+    fn data_type(&self) -> DataType;
+    /// Types of the key's columns.
+    fn key_types(&self) -> Vec<DataType>;
+    /// The values for these arguments, each of so many rows.
+    fn find(&self, args: Vec<ArrayRef>) -> PlanResult<ArrayRef>;
+}
+
+impl<C: Column> Lookup<C> {
+    pub fn new(name: String, column: C) -> Self {
         Self {
             name,
             signature: Signature::user_defined(Volatility::Immutable),
-            spec,
             column,
-            versions: None,
         }
     }
 }
 
-// The name has the fingerprint of the declaration in it.
-impl PartialEq for Lookup {
+impl<C> PartialEq for Lookup<C> {
     fn eq(&self, other: &Self) -> bool {
         self.name == other.name
     }
 }
 
-impl Eq for Lookup {}
+impl<C> Eq for Lookup<C> {}
 
-impl std::hash::Hash for Lookup {
+impl<C> std::hash::Hash for Lookup<C> {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
         self.name.hash(state);
     }
 }
 
-impl ScalarUDFImpl for Lookup {
+impl<C: Column> ScalarUDFImpl for Lookup<C> {
     fn name(&self) -> &str {
         &self.name
     }
@@ -101,45 +105,76 @@ impl ScalarUDFImpl for Lookup {
     }
 
     fn return_type(&self, _arg_types: &[DataType]) -> PlanResult<DataType> {
-        Ok(self.column.map_or(DataType::Boolean, |column| {
-            self.spec.source.schema.field(column).data_type().clone()
-        }))
+        Ok(self.column.data_type())
     }
 
+    /// What a table is asked for has the kind of its key.
     fn coerce_types(&self, arg_types: &[DataType]) -> PlanResult<Vec<DataType>> {
-        let schema = &self.spec.source.schema;
-        let key = self.spec.key.iter().map(|at| schema.field(*at).data_type());
-        check_key(arg_types, key)?;
+        for (given, key) in arg_types.iter().zip(self.column.key_types()) {
+            if kind(given) != kind(&key) && !given.is_null() {
+                return plan_err!("a {} is compared with a {} of the table", kind(given), kind(&key));
+            }
+        }
         Ok(arg_types.to_vec())
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> PlanResult<ColumnarValue> {
+        let arrays = args.args.iter().map(|arg| arg.to_array(args.number_rows));
+        let found = self.column.find(arrays.collect::<PlanResult<Vec<ArrayRef>>>()?)?;
+        Ok(ColumnarValue::Array(found))
+    }
+}
+
+/// A column of a table in a topic; without one, whether there is a row: true or NULL.
+#[derive(Debug)]
+pub struct TopicColumn {
+    spec: Arc<TableSpec>,
+    column: Option<usize>,
+    /// Where its rows are; only a stage has them.
+    versions: Option<Arc<Mutex<Versions>>>,
+}
+
+impl TopicColumn {
+    pub fn new(spec: Arc<TableSpec>, column: Option<usize>) -> Self {
+        Self {
+            spec,
+            column,
+            versions: None,
+        }
+    }
+}
+
+impl Column for TopicColumn {
+    fn data_type(&self) -> DataType {
+        self.column.map_or(DataType::Boolean, |column| {
+            self.spec.source.schema.field(column).data_type().clone()
+        })
+    }
+
+    fn key_types(&self) -> Vec<DataType> {
+        let schema = &self.spec.source.schema;
+        self.spec
+            .key
+            .iter()
+            .map(|at| schema.field(*at).data_type().clone())
+            .collect()
+    }
+
+    fn find(&self, mut args: Vec<ArrayRef>) -> PlanResult<ArrayRef> {
         let Some(versions) = &self.versions else {
             return exec_err!("table {} is not read here", self.spec.name);
         };
-        let arrays = args.args.iter().map(|arg| arg.to_array(args.number_rows));
-        let mut arrays = arrays.collect::<PlanResult<Vec<ArrayRef>>>()?;
-        let time = arrays.pop().map(|time| milliseconds(&time)).transpose()?;
+        let time = args.pop().map(|time| milliseconds(&time)).transpose()?;
         let Some(time) = time else {
             return exec_err!("table {} is joined as of no time", self.spec.name);
         };
         let versions = lock(versions);
-        let rows = versions.at(&arrays, &time)?;
-        Ok(ColumnarValue::Array(match self.column {
+        let rows = versions.at(&args, &time)?;
+        Ok(match self.column {
             None => Arc::new(rows.iter().map(|row| row.map(|_| true)).collect::<BooleanArray>()),
             Some(column) => gather(&rows, column, self.spec.source.schema.field(column).data_type())?,
-        }))
+        })
     }
-}
-
-/// What a table is asked for has the kind of its key.
-pub fn check_key<'a>(given: &[DataType], key: impl Iterator<Item = &'a DataType>) -> PlanResult<()> {
-    for (given, key) in given.iter().zip(key) {
-        if kind(given) != kind(key) && !given.is_null() {
-            return plan_err!("a {} is compared with a {} of the table", kind(given), kind(key));
-        }
-    }
-    Ok(())
 }
 
 fn kind(data_type: &DataType) -> &'static str {
@@ -150,6 +185,29 @@ fn kind(data_type: &DataType) -> &'static str {
         other if other.is_numeric() => "number",
         _ => "value of another type",
     }
+}
+
+/// What is known of every key; keys are bytes, as `types`, and NULL equals nothing.
+pub fn each<T: Copy>(
+    key: &[ArrayRef],
+    types: &[DataType],
+    known: &impl Fn(&[u8]) -> Option<T>,
+) -> Result<Vec<Option<T>>, ArrowError> {
+    // Texts repeat: each is looked for once.
+    if let [column] = key
+        && let Some(dictionary) = column.as_any_dictionary_opt()
+    {
+        if dictionary.values().is_empty() {
+            return Ok(vec![None; column.len()]);
+        }
+        let found = each(&[Arc::clone(dictionary.values())], types, known)?;
+        let codes = dictionary.normalized_keys().into_iter().enumerate();
+        return Ok(codes
+            .map(|(row, code)| found[code].filter(|_| column.is_valid(row)))
+            .collect());
+    }
+    let keys = keys(key, types)?.into_iter();
+    Ok(keys.map(|key| known(&key?)).collect())
 }
 
 /// The bytes of every key, as `types`; NULL equals nothing.
@@ -199,7 +257,7 @@ impl Versions {
 
     /// The row of each key at its time.
     fn at(&self, key: &[ArrayRef], time_ms: &Int64Array) -> Result<Vec<Option<&Row>>, ArrowError> {
-        let chains = self.chains(key)?;
+        let chains = each(key, &self.types, &|key| self.rows.get(key))?;
         let versions = chains.into_iter().zip(time_ms.iter());
         let rows = versions.map(|(versions, ms)| {
             let (versions, ms) = (versions?, ms?);
@@ -207,24 +265,6 @@ impl Versions {
             versions.get(after.saturating_sub(1))?.row.as_ref()
         });
         Ok(rows.collect())
-    }
-
-    fn chains(&self, key: &[ArrayRef]) -> Result<Vec<Option<&Vec<Version>>>, ArrowError> {
-        // Texts repeat: each is looked for once.
-        if let [column] = key
-            && let Some(dictionary) = column.as_any_dictionary_opt()
-        {
-            if dictionary.values().is_empty() {
-                return Ok(vec![None; column.len()]);
-            }
-            let found = self.chains(&[Arc::clone(dictionary.values())])?;
-            let codes = dictionary.normalized_keys().into_iter().enumerate();
-            return Ok(codes
-                .map(|(row, code)| found[code].filter(|_| column.is_valid(row)))
-                .collect());
-        }
-        let keys = keys(key, &self.types)?.into_iter();
-        Ok(keys.map(|key| self.rows.get(&key?)).collect())
     }
 
     fn put(&mut self, key: &[u8], from_ms: i64, row: Option<Row>) -> Result<(), String> {
@@ -331,20 +371,22 @@ impl Tables {
                 let Some(call) = expr.downcast_ref::<ScalarFunctionExpr>() else {
                     return Ok(Transformed::no(expr));
                 };
-                let Some(lookup) = call.fun().inner().downcast_ref::<Lookup>() else {
+                let Some(lookup) = call.fun().inner().downcast_ref::<Lookup<TopicColumn>>() else {
                     return Ok(Transformed::no(expr));
                 };
-                let versions = match self.versions(&lookup.spec, decoders) {
+                let TopicColumn { spec, column, .. } = &lookup.column;
+                let versions = match self.versions(spec, decoders) {
                     Ok(versions) => versions,
                     Err(error) => {
                         wrong = Some(error);
                         return Ok(Transformed::no(expr));
                     }
                 };
-                let bound = Lookup {
+                let bound = TopicColumn {
                     versions: Some(versions),
-                    ..Lookup::new(lookup.name.clone(), Arc::clone(&lookup.spec), lookup.column)
+                    ..TopicColumn::new(Arc::clone(spec), *column)
                 };
+                let bound = Lookup::new(lookup.name.clone(), bound);
                 Ok(Transformed::yes(Arc::new(ScalarFunctionExpr::new(
                     call.name(),
                     Arc::new(ScalarUDF::new_from_impl(bound)),
@@ -429,10 +471,11 @@ pub fn tables_of(set: &PaneSetSpec) -> Vec<Arc<TableSpec>> {
     for expression in expressions(&mut set) {
         let visited = expression.apply(|expr| {
             let call = expr.downcast_ref::<ScalarFunctionExpr>();
-            if let Some(lookup) = call.and_then(|call| call.fun().inner().downcast_ref::<Lookup>()) {
-                let known = |table: &Arc<TableSpec>| table.source.fingerprint == lookup.spec.source.fingerprint;
+            if let Some(lookup) = call.and_then(|call| call.fun().inner().downcast_ref::<Lookup<TopicColumn>>()) {
+                let spec = &lookup.column.spec;
+                let known = |table: &Arc<TableSpec>| table.source.fingerprint == spec.source.fingerprint;
                 if !found.iter().any(known) {
-                    found.push(Arc::clone(&lookup.spec));
+                    found.push(Arc::clone(spec));
                 }
             }
             Ok(datafusion::common::tree_node::TreeNodeRecursion::Continue)

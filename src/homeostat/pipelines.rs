@@ -3,6 +3,7 @@
 use std::{fs, path::Path, sync::Arc};
 
 use engine::spec::{OptionValue, Pipeline};
+use protocol::Topics;
 use sql::{CatalogError, DetectorCatalog, Diagnostic, Diagnostics, Span};
 
 use crate::{error::Refused, stages};
@@ -120,31 +121,56 @@ impl DetectorCatalog for Detectors {
         let names: Vec<String> = (0..features).map(|at| format!("f{at}")).collect();
         let built = detector::build(using, &stages::values(options), &names);
         built.map(drop).map_err(|error| {
-            let (option, suggestion) = match &error {
-                detector::Error::UnknownDetector { nearest, .. } => (None, *nearest),
-                detector::Error::UnknownParameter { name, nearest, .. } => (Some(name.clone()), *nearest),
-                detector::Error::OutOfRange { name, .. } => (Some(name.clone()), None),
-                _ => (None, None),
+            let parameters = || {
+                detector::parameters(using)
+                    .into_iter()
+                    .flatten()
+                    .map(|parameter| parameter.name)
+            };
+            let (option, suggestion, known) = match &error {
+                detector::Error::UnknownDetector { nearest, .. } => (None, *nearest, detector::names().collect()),
+                detector::Error::UnknownParameter { name, nearest, .. } => {
+                    (Some(name.clone()), *nearest, parameters().collect())
+                }
+                detector::Error::OutOfRange { name, .. } => (Some(name.clone()), None, Vec::new()),
+                _ => (None, None, Vec::new()),
             };
             CatalogError {
                 message: error.to_string(),
                 option,
                 suggestion: suggestion.map(str::to_owned),
+                known: known.into_iter().map(str::to_owned).collect(),
             }
         })
     }
 }
 
-/// The detectors, and the files beside a pipeline's.
-struct Beside<'a>(&'a Path);
+/// The detectors, the files beside a pipeline's, and the fleet's topics, where the fleet is known.
+struct Beside<'a> {
+    folder: &'a Path,
+    topics: Option<&'a Topics>,
+}
+
+/// The whole name of a topic that is one of the fleet's own.
+pub fn own_topic(topics: &Topics, name: &str, prefixed: bool) -> Option<String> {
+    let name = match prefixed {
+        true => format!("{}{name}", topics.prefix()),
+        false => name.to_owned(),
+    };
+    topics.all().iter().any(|own| own.name == name).then_some(name)
+}
 
 impl DetectorCatalog for Beside<'_> {
     fn check(&self, using: &str, options: &[(String, OptionValue)], features: usize) -> Result<(), CatalogError> {
         Detectors.check(using, options, features)
     }
 
+    fn own_topic(&self, name: &str, prefixed: bool) -> Option<String> {
+        own_topic(self.topics?, name, prefixed)
+    }
+
     fn file(&self, path: &str) -> Result<Vec<u8>, String> {
-        let path = self.0.join(path);
+        let path = self.folder.join(path);
         fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))
     }
 }
@@ -195,8 +221,13 @@ pub fn read(path: &Path) -> Result<File, Refused> {
 
 /// Compiles one file.
 pub fn compile(file: &File) -> Result<Pipeline, Diagnostics> {
+    compile_for(file, None)
+}
+
+/// Compiles one file for the fleet of these topics, which it may not use itself.
+pub fn compile_for(file: &File, topics: Option<&Topics>) -> Result<Pipeline, Diagnostics> {
     let folder = Path::new(&file.path).parent().unwrap_or(Path::new(""));
-    sql::compile(&file.name, &file.text, &Beside(folder))
+    sql::compile(&file.name, &file.text, &Beside { folder, topics })
 }
 
 /// Sources that a file declares, whether or not a view uses them.

@@ -166,12 +166,17 @@ impl DetectorCatalog for Beside<'_> {
 /// Files on disk, and what they hold.
 struct Recorded<'a> {
     folder: &'a Path,
+    topics: &'a Topics,
     files: Mutex<BTreeMap<String, String>>,
 }
 
 impl DetectorCatalog for Recorded<'_> {
     fn check(&self, using: &str, options: &[(String, OptionValue)], features: usize) -> Result<(), CatalogError> {
         Detectors.check(using, options, features)
+    }
+
+    fn own_topic(&self, name: &str, prefixed: bool) -> Option<String> {
+        pipelines::own_topic(self.topics, name, prefixed)
     }
 
     fn file(&self, path: &str) -> Result<Vec<u8>, String> {
@@ -183,13 +188,14 @@ impl DetectorCatalog for Recorded<'_> {
     }
 }
 
-/// Pipelines as they are applied, and as plans; or everything that is wrong with any.
-pub fn texts(files: &[File], color: bool) -> Result<(Vec<PipelineText>, Arc<[Pipeline]>), Refused> {
+/// Pipelines as they are applied to the fleet of these topics, and as plans; or everything that is wrong with any.
+pub fn texts(files: &[File], topics: &Topics, color: bool) -> Result<(Vec<PipelineText>, Arc<[Pipeline]>), Refused> {
     let (mut texts, mut compiled) = (Vec::new(), Vec::new());
     let mut wrong = String::new();
     for file in files {
         let recorded = Recorded {
             folder: Path::new(&file.path).parent().unwrap_or(Path::new("")),
+            topics,
             files: Mutex::default(),
         };
         match sql::compile(&file.name, &file.text, &recorded) {
@@ -396,7 +402,7 @@ pub fn watch(
     let broker = Arc::clone(broker);
     let mut refused = String::new();
     let mut look = move || -> anyhow::Result<()> {
-        let (texts, pipelines) = self::texts(&pipelines::find(&folder)?, false)?;
+        let (texts, pipelines) = self::texts(&pipelines::find(&folder)?, &topics, false)?;
         if texts == seen {
             return Ok(());
         }

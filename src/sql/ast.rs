@@ -29,6 +29,19 @@ impl Statement {
         }
     }
 
+    /// Something in it is wrong, and was said.
+    pub fn mark_broken(&mut self) {
+        let broken = match self {
+            Self::Source(source) => &mut source.broken,
+            Self::Rows(rows) => &mut rows.broken,
+            Self::View(view) => &mut view.broken,
+            Self::Detector(detector) => &mut detector.broken,
+            Self::Policy(policy) => &mut policy.broken,
+            Self::Sink(sink) => &mut sink.broken,
+        };
+        *broken = true;
+    }
+
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Source(_) => "source",
@@ -50,6 +63,10 @@ pub(crate) struct Source {
     /// PRIMARY KEY, of a table in a file.
     pub primary_key: Vec<Name>,
     pub options: Vec<Setting>,
+    /// Names of columns that are left out, for their declarations are wrong.
+    pub unknown: Vec<String>,
+    /// Parts of it are left out, for they are wrong.
+    pub broken: bool,
     /// From CREATE to the last token.
     pub span: Span,
 }
@@ -108,6 +125,8 @@ pub(crate) struct Rows {
     pub name: Name,
     /// SELECT … UNION ALL SELECT ….
     pub select: Vec<Token>,
+    /// Parts of it are left out, for they are wrong.
+    pub broken: bool,
     pub span: Span,
 }
 
@@ -123,6 +142,8 @@ pub(crate) struct View {
     pub early_every: Option<At<i64>>,
     /// SELECT … up to EMIT or the end.
     pub select: Vec<Token>,
+    /// Parts of it are left out, for they are wrong.
+    pub broken: bool,
     pub span: Span,
 }
 
@@ -135,6 +156,8 @@ pub(crate) struct Detector {
     pub features: Vec<Name>,
     pub using: Name,
     pub options: Vec<Setting>,
+    /// Parts of it are left out, for they are wrong.
+    pub broken: bool,
     pub span: Span,
 }
 
@@ -144,6 +167,8 @@ pub(crate) struct Sink {
     pub from: Name,
     pub what: SinkWhat,
     pub options: Vec<Setting>,
+    /// Parts of it are left out, for they are wrong.
+    pub broken: bool,
     pub span: Span,
 }
 
@@ -170,6 +195,8 @@ pub(crate) struct Policy {
     pub params: Vec<Setting>,
     pub expires_after_ms: Option<i64>,
     pub mode: Option<Mode>,
-    pub into: Option<String>,
+    pub into: Option<At<String>>,
+    /// Parts of it are left out, for they are wrong.
+    pub broken: bool,
     pub span: Span,
 }

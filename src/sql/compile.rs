@@ -1,9 +1,10 @@
 //! The whole text: statements in any order → one plan, or every error.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use datafusion::sql::sqlparser::tokenizer::Token as Tok;
 use engine::spec::{
-    Beyond, DetectorSpec, PaneSetSpec, Pipeline, PolicySpec, SinkInput, SinkSpec, SourceSpec, ViewSpec,
+    Beyond, DetectorSpec, OptionValue, PaneSetSpec, Pipeline, PolicySpec, SinkInput, SinkSpec, SourceSpec, ViewSpec,
 };
 
 use crate::{
@@ -11,7 +12,7 @@ use crate::{
     ast::{self, Statement},
     catalog::Functions,
     detector::{self, Detector, Relations},
-    diagnostic::{Diagnostic, Diagnostics, Span},
+    diagnostic::{Diagnostic, Diagnostics, Span, nearest},
     join,
     lookup::{self, Table},
     pane_set::{self, PaneSet},
@@ -22,6 +23,8 @@ use crate::{
     view::{self, View},
 };
 
+/// Where late rows go when nothing is said.
+const LATE: &str = "late";
 /// A text larger than this is not a pipeline.
 const TEXT_MAX: usize = 1 << 20;
 
@@ -48,23 +51,15 @@ pub(crate) struct Statements {
 /// The statements of a text, for whoever needs no plan.
 pub(crate) fn parsed(text: &str, errors: &mut Vec<Diagnostic>) -> Statements {
     let mut compiler = Compiler::new("", text);
-    match tokenize(text) {
-        Ok(tokens) => {
-            let statements = compiler.statements(&tokens);
-            errors.append(&mut compiler.errors);
-            statements
-        }
-        Err(error) => {
-            errors.push(error);
-            Statements::default()
-        }
-    }
+    let statements = compiler.statements(text);
+    errors.append(&mut compiler.errors);
+    statements
 }
 
 struct Compiler<'a> {
     name: &'a str,
     known: Known<'a>,
-    failed_detectors: Vec<String>,
+    failed_detectors: BTreeMap<String, policy::Failed>,
     errors: Vec<Diagnostic>,
 }
 
@@ -75,6 +70,8 @@ struct Known<'a> {
     tables: Vec<Table>,
     /// Sources and views that are declared, but wrongly: what refers to them is not blamed for it, as with detectors.
     failed: Vec<String>,
+    /// Columns of those of them of which these are known.
+    outputs: BTreeMap<String, Vec<String>>,
 }
 
 impl Known<'_> {
@@ -98,8 +95,9 @@ impl<'a> Compiler<'a> {
                 functions: Functions::new(),
                 tables: Vec::new(),
                 failed: Vec::new(),
+                outputs: BTreeMap::new(),
             },
-            failed_detectors: Vec::new(),
+            failed_detectors: BTreeMap::new(),
             errors: Vec::new(),
         }
     }
@@ -112,14 +110,7 @@ impl<'a> Compiler<'a> {
             ));
             return None;
         }
-        let tokens = match tokenize(text) {
-            Ok(tokens) => tokens,
-            Err(error) => {
-                self.errors.push(error);
-                return None;
-            }
-        };
-        let mut statements = self.statements(&tokens);
+        let mut statements = self.statements(text);
         union::take_inline(&mut statements);
         if statements.sources.is_empty() && self.errors.is_empty() {
             self.errors.push(
@@ -128,6 +119,7 @@ impl<'a> Compiler<'a> {
             );
             return None;
         }
+        self.own_topics(&statements, catalog);
         self.tables(&statements, catalog);
         let mut sources = self.sources(&statements);
         self.rows(&statements, &mut sources);
@@ -166,17 +158,25 @@ impl<'a> Compiler<'a> {
         })
     }
 
-    fn statements(&mut self, tokens: &[Token]) -> Statements {
+    fn statements(&mut self, text: &str) -> Statements {
+        let (mut tokens, unread) = tokenize(text);
+        if let Some(error) = unread {
+            // What begins before the place ends behind it, and what follows may have been meant as statements.
+            let whole = tokens.iter().rposition(|token| token.kind == Tok::SemiColon);
+            self.failed(&tokens[whole.map_or(0, |at| at + 1)..]);
+            tokens.truncate(whole.unwrap_or(0));
+            let rest = text.get(error.span.start + 1..).unwrap_or_default();
+            for statement in rest.split(';') {
+                self.failed(&tokenize(statement).0);
+            }
+            self.errors.push(error);
+        }
         let mut parsed = Statements::default();
         let mut names: Vec<(&'static str, String)> = Vec::new();
-        for tokens in statements(tokens) {
-            let statement = match parse::statement(tokens) {
-                Ok(statement) => statement,
-                Err(error) => {
-                    self.errors.push(error);
-                    self.failed(tokens);
-                    continue;
-                }
+        for tokens in self.parted(&tokens) {
+            let Some(statement) = parse::statement(tokens, &mut self.errors) else {
+                self.failed(tokens);
+                continue;
             };
             let name = statement.name();
             // Views and sources are both what a detector can be on.
@@ -208,19 +208,37 @@ impl<'a> Compiler<'a> {
         parsed
     }
 
+    /// Statements between semicolons, and between those that are missing.
+    fn parted<'t>(&mut self, tokens: &'t [Token]) -> Vec<&'t [Token]> {
+        let mut parted = Vec::new();
+        for mut rest in statements(tokens) {
+            while let Some(at) = (1..rest.len()).find(|at| parse::begins_statement(&rest[*at..])) {
+                let here = rest[at].span;
+                let message = format!("expected `;`, found `{}`", rest[at].kind);
+                let error = Diagnostic::new(message, here);
+                self.errors
+                    .push(error.help("a statement ends with `;`, also the one before this"));
+                parted.push(&rest[..at]);
+                rest = &rest[at..];
+            }
+            parted.push(rest);
+        }
+        parted
+    }
+
     /// Remembers the name that a statement which does not parse would have declared.
     fn failed(&mut self, tokens: &[Token]) {
-        let head = ["SOURCE", "TABLE", "VIEW", "DETECTOR"];
-        let found = tokens
-            .iter()
-            .take(5)
-            .position(|token| head.iter().any(|word| token.is_word(word)));
-        let Some(at) = found else { return };
+        let head = ["SOURCE", "TABLE", "VIEW", "DETECTOR", "STREAM"];
+        let create = tokens.iter().position(|token| token.is_word("CREATE"));
+        let heads = tokens.iter().enumerate().skip(create.unwrap_or(0)).take(5);
+        let mut found = heads.filter(|(_, token)| head.iter().any(|word| token.is_word(word)));
+        let Some((at, _)) = found.next() else { return };
         let Some(name) = tokens.get(at + 1).and_then(Token::word) else {
             return;
         };
         if tokens[at].is_word("DETECTOR") {
-            self.failed_detectors.push(name.value.clone());
+            self.failed_detectors
+                .insert(name.value.clone(), policy::Failed::default());
         } else {
             self.known.failed.push(name.value.clone());
         }
@@ -232,6 +250,29 @@ impl<'a> Compiler<'a> {
             self.errors
                 .push(Diagnostic::new(format!("`{}` cannot be planned", name.text), name.span));
         }
+    }
+
+    /// No pipeline reads or writes what stages say to each other.
+    fn own_topics(&mut self, statements: &Statements, catalog: &dyn DetectorCatalog) {
+        let sources = statements.sources.iter().map(|ast| &ast.options);
+        let settings = sources.chain(statements.sinks.iter().map(|ast| &ast.options)).flatten();
+        let topics = settings.filter(|setting| setting.key.value.eq_ignore_ascii_case("topic"));
+        let own = topics.filter_map(|setting| match &setting.value.value {
+            OptionValue::Text(name) => Some((catalog.own_topic(name, false)?, setting.value.span)),
+            _ => None,
+        });
+        let late = statements.views.iter().filter_map(|ast| ast.late_topic.as_ref());
+        let late = late.filter(|topic| topic.value != LATE);
+        let into = statements.policies.iter().filter_map(|ast| ast.into.as_ref());
+        let into = into.filter(|topic| topic.value != policy::INTO);
+        let prefixed = late
+            .chain(into)
+            .filter_map(|topic| Some((catalog.own_topic(&topic.value, true)?, topic.span)));
+        let errors = own.chain(prefixed).map(|(name, span)| {
+            Diagnostic::new(format!("`{name}` is a topic that the fleet keeps for itself"), span)
+                .help("use a topic of your own; what a view or a detector says is written by CREATE SINK")
+        });
+        self.errors.extend(errors);
     }
 
     /// Tables of files and topics; their columns are functions.
@@ -277,30 +318,16 @@ impl<'a> Compiler<'a> {
     }
 
     fn sources(&mut self, statements: &Statements) -> Vec<Source> {
-        let mut sources = Vec::new();
-        for ast in statements.sources.iter().filter(|ast| !lookup::is_table(ast)) {
-            match source::resolve(ast, &mut self.errors) {
-                Some(source) => sources.push(source),
-                None => {
-                    self.explained(&ast.name);
-                    self.known.failed.push(ast.name.text.clone());
-                }
-            }
-        }
-        sources
+        let declared = statements.sources.iter().filter(|ast| !lookup::is_table(ast));
+        declared.map(|ast| source::resolve(ast, &mut self.errors)).collect()
     }
 
     /// Views of rows, which then count as sources.
     fn rows(&mut self, statements: &Statements, sources: &mut Vec<Source>) {
         for ast in &statements.rows {
             let context = self.known.context(statements);
-            match union::resolve(ast, sources, &context, &mut self.errors) {
-                Some(rows) => sources.push(rows),
-                None => {
-                    self.explained(&ast.name);
-                    self.known.failed.push(ast.name.text.clone());
-                }
-            }
+            let rows = union::resolve(ast, sources, &context, &mut self.errors);
+            sources.push(rows);
         }
     }
 
@@ -314,8 +341,8 @@ impl<'a> Compiler<'a> {
         for ast in over_sources {
             let context = self.known.context(statements);
             match view::plan(self.name, ast, sources, &context, &mut self.errors) {
-                Some(view) => views.push(view),
-                None => self.failed_view(ast),
+                Ok(view) => views.push(view),
+                Err(names) => self.failed_view(ast, names),
             }
         }
         let mut waiting = over_views;
@@ -339,14 +366,18 @@ impl<'a> Compiler<'a> {
             };
             match planned {
                 Some(view) => views.push(view),
-                None => self.failed_view(ast),
+                None => self.failed_view(ast, select::output_names(ast, &self.known.lines)),
             }
         }
         views
     }
 
-    fn failed_view(&mut self, ast: &ast::View) {
+    /// `names`: of its columns, where they can be told.
+    fn failed_view(&mut self, ast: &ast::View, names: Option<Vec<String>>) {
         self.explained(&ast.name);
+        if let Some(names) = names {
+            self.known.outputs.insert(ast.name.text.clone(), names);
+        }
         self.known.failed.push(ast.name.text.clone());
     }
 
@@ -364,12 +395,27 @@ impl<'a> Compiler<'a> {
                 sources,
                 views,
                 failed: &self.known.failed,
+                outputs: &self.known.outputs,
             };
             match detector::resolve(ast, &relations, sets, catalog, &mut self.errors) {
                 Some(detector) => detectors.push(detector),
                 None => {
                     self.explained(&ast.name);
-                    self.failed_detectors.push(ast.name.text.clone());
+                    let view = views.iter().find(|view| view.name == ast.on.text);
+                    let outputs =
+                        view.map(|view| view.output.fields().iter().map(|field| field.name().clone()).collect());
+                    let columns: Option<Vec<String>> =
+                        outputs.or_else(|| self.known.outputs.get(&ast.on.text).cloned());
+                    // A key that is misspelt is the one that is meant.
+                    let meant = |name: &Name| {
+                        let columns = columns.iter().flatten().map(String::as_str);
+                        nearest(&name.text, columns).unwrap_or(&name.text).to_owned()
+                    };
+                    let failed = policy::Failed {
+                        keys: ast.key.as_ref().map(|key| key.iter().map(meant).collect()),
+                        columns,
+                    };
+                    self.failed_detectors.insert(ast.name.text.clone(), failed);
                 }
             }
         }
@@ -387,7 +433,7 @@ impl<'a> Compiler<'a> {
             sources,
             views,
             detectors,
-            failed: self.known.failed.iter().chain(&self.failed_detectors).collect(),
+            failed: self.known.failed.iter().chain(self.failed_detectors.keys()).collect(),
         };
         let sinks = statements.sinks.iter();
         sinks
@@ -430,6 +476,7 @@ impl<'a> Compiler<'a> {
                 ast,
                 detectors,
                 failed,
+                &statements.views,
                 &self.known.functions,
                 &self.known.lines,
                 &mut self.errors,

@@ -21,11 +21,16 @@ use crate::{
 const SILENCE: &str = "silence";
 const SILENCE_TIMEOUT_MS: i64 = 30_000;
 
+/// Names that a help lists.
+const KNOWN_MAX: usize = 40;
+
 /// What detectors may be declared on.
 pub(crate) struct Relations<'a> {
     pub sources: &'a [Source],
     pub views: &'a [View],
     pub failed: &'a [String],
+    /// Columns of failed views, where they are known.
+    pub outputs: &'a BTreeMap<String, Vec<String>>,
 }
 
 /// A resolved detector, and what its policies need to know.
@@ -47,18 +52,15 @@ pub(crate) fn resolve(
     catalog: &dyn DetectorCatalog,
     errors: &mut Vec<Diagnostic>,
 ) -> Option<Detector> {
-    let before = errors.len();
-    let using = ast.using.text.to_ascii_lowercase();
     let options: Vec<(String, OptionValue)> = ast
         .options
         .iter()
         .map(|option| (option.key.value.clone(), option.value.value.clone()))
         .collect();
-    if let Err(error) = catalog.check(&using, &options, ast.features.len()) {
-        errors.push(catalog_error(error, ast));
-    }
+    let using = check(ast, &options, catalog, errors);
     let step_ms = (using == SILENCE).then(|| timeout_ms(&ast.options, errors));
     if relations.failed.contains(&ast.on.text) {
+        check_names(ast, relations.outputs.get(&ast.on.text), errors);
         return None;
     }
     let view = ast.on.find(relations.views.iter().map(|view| view.name.as_str()));
@@ -80,6 +82,7 @@ pub(crate) fn resolve(
         (None, None) => {
             let views = relations.views.iter().map(|view| view.name.as_str());
             let known = views.chain(relations.sources.iter().map(|source| source.name.as_str()));
+            let known = known.chain(relations.failed.iter().map(String::as_str));
             errors.push(
                 Diagnostic::new(format!("unknown view or source `{}`", ast.on.text), ast.on.span)
                     .help_opt(did_you_mean(&ast.on.text, known)),
@@ -90,7 +93,37 @@ pub(crate) fn resolve(
     detector.spec.using = using;
     detector.spec.options = options;
     detector.step_ms = step_ms.unwrap_or(detector.step_ms);
-    (errors.len() == before).then_some(detector)
+    // One with mistakes still has columns that its policies are checked against.
+    Some(detector)
+}
+
+/// Everything that the catalog has against a detector; the algorithm, or the one that is meant.
+fn check(
+    ast: &ast::Detector,
+    options: &[(String, OptionValue)],
+    catalog: &dyn DetectorCatalog,
+    errors: &mut Vec<Diagnostic>,
+) -> String {
+    let mut using = ast.using.text.to_ascii_lowercase();
+    let mut options = options.to_vec();
+    while let Err(error) = catalog.check(&using, &options, ast.features.len()) {
+        let (option, suggestion) = (error.option.clone(), error.suggestion.clone());
+        let count = options.len();
+        let given = option
+            .as_ref()
+            .is_some_and(|option| options.iter().any(|(name, _)| name == option));
+        // What is missing may have been left out for a mistake.
+        if given || suggestion.is_some() || (!ast.broken && count == ast.options.len()) {
+            errors.push(catalog_error(error, ast));
+        }
+        options.retain(|(name, _)| option.as_ref() != Some(name));
+        match suggestion.filter(|_| option.is_none()) {
+            Some(meant) if meant != using => using = meant,
+            _ if options.len() < count => {}
+            _ => break,
+        }
+    }
+    using
 }
 
 fn catalog_error(error: crate::CatalogError, ast: &ast::Detector) -> Diagnostic {
@@ -99,7 +132,9 @@ fn catalog_error(error: crate::CatalogError, ast: &ast::Detector) -> Diagnostic 
         .iter()
         .find(|option| Some(&option.key.value) == error.option.as_ref());
     let span = option.map_or(ast.using.span, |option| option.key.span);
-    let help = error.suggestion.map(|name| format!("did you mean `{name}`?"));
+    let names = error.known.iter().map(String::as_str).take(KNOWN_MAX);
+    let list = (!error.known.is_empty()).then(|| format!("there are {}", names.collect::<Vec<_>>().join(", ")));
+    let help = error.suggestion.map(|name| format!("did you mean `{name}`?")).or(list);
     // Said once: as help, where the suggestion comes with the message, too.
     let message = match (&help, error.message.split_once("; did you mean")) {
         (Some(_), Some((message, _))) => message.to_owned(),
@@ -151,7 +186,7 @@ fn on_view(ast: &ast::Detector, index: usize, view: &View, errors: &mut Vec<Diag
         errors.push(Diagnostic::new(message, ast.on.span).help("put the detector on the view that it reads"));
         return None;
     }
-    let keys = view_keys(ast, view, errors)?;
+    let keys = view_keys(ast, view, errors);
     let mut features = Vec::new();
     for name in &ast.features {
         let Some(output) = find_output(view, name, errors) else {
@@ -194,7 +229,7 @@ fn on_view(ast: &ast::Detector, index: usize, view: &View, errors: &mut Vec<Diag
             );
         }
     }
-    let mut spec = spec(ast, DetectorInput::View(index), keys);
+    let mut spec = spec(ast, DetectorInput::View(index), keys?);
     spec.features = features;
     let fields = view.output.fields().iter().enumerate();
     Some(Detector {
@@ -208,17 +243,29 @@ fn on_view(ast: &ast::Detector, index: usize, view: &View, errors: &mut Vec<Diag
 }
 
 fn find_output(view: &View, name: &Name, errors: &mut Vec<Diagnostic>) -> Option<usize> {
-    let known = || view.output.fields().iter().map(|field| field.name().as_str());
-    let found = name.find(known());
+    let known: Vec<&str> = view.output.fields().iter().map(|field| field.name().as_str()).collect();
+    find_name(&view.name, &known, name, errors)
+}
+
+fn find_name(view: &str, known: &[&str], name: &Name, errors: &mut Vec<Diagnostic>) -> Option<usize> {
+    let found = name.find(known.iter().copied());
     if found.is_none() {
-        let help = did_you_mean(&name.text, known());
-        let list = || format!("it has {}", known().collect::<Vec<_>>().join(", "));
+        let help = did_you_mean(&name.text, known.iter().copied());
         errors.push(
-            Diagnostic::new(format!("view `{}` has no column `{}`", view.name, name.text), name.span)
-                .help(help.unwrap_or_else(list)),
+            Diagnostic::new(format!("view `{view}` has no column `{}`", name.text), name.span)
+                .help(help.unwrap_or_else(|| format!("it has {}", known.join(", ")))),
         );
     }
     found
+}
+
+/// Whether a view that is wrong would have the columns that a detector names.
+fn check_names(ast: &ast::Detector, outputs: Option<&Vec<String>>, errors: &mut Vec<Diagnostic>) {
+    let Some(outputs) = outputs else { return };
+    let known: Vec<&str> = outputs.iter().map(String::as_str).collect();
+    for name in ast.key.iter().flatten().chain(&ast.features) {
+        find_name(&ast.on.text, &known, name, errors);
+    }
 }
 
 /// KEY: exactly the grouping columns of the view, each with its index in the view's output.
@@ -344,8 +391,13 @@ fn on_source(
     };
     let before = errors.len();
     let mut keys: Vec<Key> = Vec::new();
+    let mut open = declared.unknown.event_time;
     for name in names {
         let Some(column) = name.find(declared.column_names()) else {
+            if declared.unknown.may_be(&name.text) {
+                open = true;
+                continue;
+            }
             errors.push(
                 Diagnostic::new(
                     format!("source `{}` has no column `{}`", declared.name, name.text),
@@ -375,7 +427,7 @@ fn on_source(
             field: Arc::new(field.clone().with_metadata(Default::default())),
         });
     }
-    if errors.len() > before {
+    if errors.len() > before || open {
         return None;
     }
     let written: Vec<String> = keys.iter().map(|key| key.field.name().clone()).collect();

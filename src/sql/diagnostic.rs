@@ -1,6 +1,6 @@
 //! What is wrong with a pipeline, where, and how to put it right.
 
-use std::fmt;
+use std::{cmp::Reverse, fmt};
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 use serde::Serialize;
@@ -146,7 +146,8 @@ pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) 
             )
         })
         .filter(|(distance, candidate)| *distance <= name.chars().count().max(candidate.chars().count()).div_ceil(3))
-        .min_by_key(|(distance, _)| *distance)
+        // A letter is more often left out than added or mistaken.
+        .min_by_key(|(distance, candidate)| (*distance, Reverse(candidate.len())))
         .map(|(_, candidate)| candidate)
 }
 

@@ -1,5 +1,7 @@
 //! Lengths of time as people write them: `10 s`, `1 minute 30 seconds`, `500 milliseconds`.
 
+use crate::diagnostic::nearest;
+
 /// Longer than any window, timeout or cooldown that makes sense; keeps arithmetic on milliseconds from overflowing.
 pub(crate) const MAX_MS: i64 = 366 * DAY_MS;
 const DAY_MS: i64 = 86_400_000;
@@ -49,6 +51,31 @@ pub fn display(ms: i64) -> String {
         }
     }
     format!("{ms} ms")
+}
+
+/// As INTERVAL is written with them.
+pub(crate) const UNITS: [&str; 14] = [
+    "MILLISECOND",
+    "MILLISECONDS",
+    "SECOND",
+    "SECONDS",
+    "MINUTE",
+    "MINUTES",
+    "HOUR",
+    "HOURS",
+    "DAY",
+    "DAYS",
+    "WEEK",
+    "WEEKS",
+    "MICROSECOND",
+    "NANOSECOND",
+];
+
+/// The unit that the first word of a length of time seems to mean which is none.
+pub(crate) fn misspelt(text: &str) -> Option<String> {
+    let words = text.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty());
+    let wrong = words.into_iter().find(|word| !is_unit(word))?;
+    nearest(wrong, UNITS).map(str::to_lowercase)
 }
 
 pub(crate) fn is_unit(word: &str) -> bool {

@@ -29,8 +29,8 @@ use crate::{
     anomalies, ast,
     catalog::simplify,
     diagnostic::{Diagnostic, Span, did_you_mean},
-    select::{self, Context, conjuncts, sides},
-    source::{Source, WINDOW_COLUMNS},
+    select::{self, Context, Names, Place, conjuncts, sides},
+    source::{Source, Unknown, WINDOW_COLUMNS},
     text::{Name, Parsed, find},
     view::{View, ViewAggregate, aggregate_name, bare, canonical, condition, planner_error, renamed},
 };
@@ -108,12 +108,19 @@ fn read(
     context: &Context<'_>,
     errors: &mut Vec<Diagnostic>,
 ) -> Parsed<Option<View>> {
-    check_clauses(ast)?;
-    let whole = select::checked_span(ast)?;
-    let (tokens, calls) = anomalies::take(&ast.select, context.lines)?;
-    let mut query = select::parse(&tokens, context.lines)?;
     let before = errors.len();
+    errors.extend(check_clauses(ast).err());
+    let whole = select::checked_span(ast)?;
+    let tokens = select::keywords(&ast.select, errors);
+    let (tokens, calls) = anomalies::take(&tokens, context.lines)?;
+    let Some(mut query) = select::parse_mending(tokens, context.lines, errors) else {
+        return Ok(None);
+    };
+    let merged = errors.len();
     let mut judged_filter = anomalies::merge(&mut query, context.lines, errors)?;
+    if errors.len() > merged {
+        return Ok(None);
+    }
     if calls.is_empty() && judged_filter.is_some() {
         // Nothing is judged: one WHERE is as good as the other.
         let SetExpr::Select(select) = query.body.as_mut() else {
@@ -131,13 +138,19 @@ fn read(
     let outputs = select::name_outputs(select, context.lines, errors);
     let spans = select::spans(select, context.lines, whole);
     check_select(select, &spans)?;
-    let Some(parts) = parts(select, views, context)? else {
-        return Ok(None);
+    let parts = match parts(select, views, sources, context) {
+        Ok(Some(parts)) => parts,
+        other => {
+            errors.extend(other.err());
+            check_apart(select, context, errors);
+            return Ok(None);
+        }
     };
-    check_parts(&parts)?;
+    errors.extend(check_parts(&parts).err());
     let mut calls = calls;
+    let named = errors.len();
     judge::fields(select, &mut judged_filter, &calls, context, errors)?;
-    if errors.len() > before {
+    if errors.len() > named {
         return Ok(None);
     }
     let columns: Vec<String> = calls
@@ -162,10 +175,7 @@ fn read(
     for on in ons.iter_mut().flatten() {
         resolver.resolve(on, &mut names);
     }
-    let exprs = select.projection.iter_mut().filter_map(|item| match item {
-        SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => Some(expr),
-        _ => None,
-    });
+    let exprs = select::items(&mut select.projection);
     for expr in exprs.chain(&mut select.selection).chain(&mut judged_filter) {
         resolver.resolve(expr, &mut names);
     }
@@ -188,8 +198,11 @@ fn read(
     }
     for part in &parts {
         if let Some(on) = &part.on {
-            check_on(on, part, &parts, context)?;
+            errors.extend(check_on(on, part, &parts, context).err());
         }
+    }
+    if errors.len() > before {
+        return Ok(None);
     }
     let rows = sources[parts[0].view.source].schema();
     let planned = |error| planner_error(&error, whole, context.lines);
@@ -202,11 +215,26 @@ fn read(
     };
     joined.view.name.clone_from(&ast.name.text);
     joined.view.window = window;
+    let list = List {
+        select,
+        outputs: &outputs,
+        spans: &spans,
+    };
     match calls.is_empty() {
-        true => joined.project(select, &outputs, &spans, context)?,
-        false => joined.judge(select, &calls, judged_filter, &outputs, &spans, context)?,
+        true => joined.project(&list, context, errors)?,
+        false => joined.judge(&list, &calls, judged_filter, context, errors)?,
     }
-    Ok(Some(joined.view))
+    Ok(Some(joined.view).filter(|_| errors.len() == before && !ast.broken))
+}
+
+/// What can be said of a SELECT over views of which nothing is known.
+fn check_apart(select: &mut Select, context: &Context<'_>, errors: &mut Vec<Diagnostic>) {
+    let unknown = Unknown::all();
+    let mut names = Names::apart(context.functions, context.lines, &unknown, errors);
+    let exprs = select::items(&mut select.projection);
+    for expr in exprs.chain(&mut select.selection) {
+        names.resolve(expr, Place::Condition);
+    }
 }
 
 fn check_clauses(ast: &ast::View) -> Parsed<()> {
@@ -237,7 +265,12 @@ fn check_select(select: &Select, spans: &select::Spans) -> Parsed<()> {
 }
 
 /// The views of FROM; `None` where one of them failed.
-fn parts<'a>(select: &Select, views: &'a [View], context: &Context<'_>) -> Parsed<Option<Vec<Part<'a>>>> {
+fn parts<'a>(
+    select: &Select,
+    views: &'a [View],
+    sources: &[Source],
+    context: &Context<'_>,
+) -> Parsed<Option<Vec<Part<'a>>>> {
     let [from] = select.from.as_slice() else {
         let spans = select.from.iter().map(|from| context.lines.span(from.span()));
         let span = spans.reduce(Span::to).unwrap_or_default();
@@ -263,7 +296,7 @@ fn parts<'a>(select: &Select, views: &'a [View], context: &Context<'_>) -> Parse
         tables.push((&join.relation, optional, Some(on.clone())));
     }
     for (table, optional, on) in tables {
-        let Some((alias, view, span)) = table_view(table, views, context)? else {
+        let Some((alias, view, span)) = table_view(table, views, sources, context)? else {
             return Ok(None);
         };
         if parts.iter().any(|part| part.alias == alias) {
@@ -284,6 +317,7 @@ fn parts<'a>(select: &Select, views: &'a [View], context: &Context<'_>) -> Parse
 fn table_view<'a>(
     table: &TableFactor,
     views: &'a [View],
+    sources: &[Source],
     context: &Context<'_>,
 ) -> Parsed<Option<(String, &'a View, Span)>> {
     let span = context.lines.span(table.span());
@@ -309,7 +343,13 @@ fn table_view<'a>(
         if context.failed.contains(&name.text) {
             return Ok(None);
         }
-        let near = did_you_mean(&name.text, names());
+        if crate::source::find(sources, &name).is_some() {
+            let message = format!("`{}` is a source: a view over views reads views", name.text);
+            let help = "join a view of it with the same window and keys, or a table in CREATE VIEW";
+            return Err(Diagnostic::new(message, span).help(help));
+        }
+        let failed = context.failed.iter().map(String::as_str);
+        let near = did_you_mean(&name.text, names().chain(failed));
         return Err(Diagnostic::new(format!("there is no view `{}`", name.text), span).help_opt(near));
     };
     let view = &views[index];
@@ -420,6 +460,14 @@ fn column<'a, 'b>(flat: &str, parts: &'b [Part<'a>]) -> Option<(&'b Part<'a>, us
         let index = part.columns().position(|field| part.flat(field.name()) == flat)?;
         Some((part, index))
     })
+}
+
+/// A SELECT list and WHERE, the names of the columns, and where everything stands.
+#[derive(Clone, Copy)]
+struct List<'a> {
+    select: &'a Select,
+    outputs: &'a [(String, Span)],
+    spans: &'a select::Spans,
 }
 
 /// The joined view while it is put together.
@@ -549,13 +597,8 @@ impl<'a> Joined<'a> {
         Ok(transformed.data)
     }
 
-    fn project(
-        &mut self,
-        select: &Select,
-        outputs: &[(String, Span)],
-        spans: &select::Spans,
-        context: &Context<'_>,
-    ) -> Parsed<()> {
+    fn project(&mut self, list: &List<'_>, context: &Context<'_>, errors: &mut Vec<Diagnostic>) -> Parsed<()> {
+        let List { select, outputs, spans } = *list;
         let at = |span: Span| move |error| planner_error(&error, span, context.lines);
         let columns = self.parts.iter().flat_map(|part| {
             part.columns()
@@ -572,8 +615,14 @@ impl<'a> Joined<'a> {
             let span = spans.select.get(index).copied().unwrap_or(spans.whole);
             let planned = context.functions.expression(expr.clone(), &columns);
             let planned = planned.and_then(|expr| simplify(self.computed(expr)?, &input));
-            let planned = planned.map_err(at(span))?;
-            let (_, field) = planned.to_field(&input).map_err(at(span))?;
+            let planned = planned.and_then(|expr| Ok((expr.to_field(&input)?.1, expr)));
+            let (field, planned) = match planned {
+                Ok(planned) => planned,
+                Err(error) => {
+                    errors.push(at(span)(error));
+                    continue;
+                }
+            };
             fields.push(Field::new(name, field.data_type().clone(), field.is_nullable()));
             self.view.projection.push(planned);
         }

@@ -45,10 +45,16 @@ pub use explain::explain;
 pub use functions::aggregates as oracle_aggregates;
 pub use oracle::view_oracle_sql;
 
-/// Knows the algorithms that detectors may use, and the files beside the text.
+/// Knows the algorithms that detectors may use, the files beside the text, and the topics that the fleet keeps for itself.
 pub trait DetectorCatalog: Sync {
     /// Whether `using` exists, takes these options, and so many features.
     fn check(&self, using: &str, options: &[(String, OptionValue)], features: usize) -> Result<(), CatalogError>;
+
+    /// The whole name of a topic that the fleet keeps for itself; `None` where pipelines may have it. What is `prefixed` is a topic of
+    /// commands or of late rows, which the fleet puts its prefix in front of.
+    fn own_topic(&self, _name: &str, _prefixed: bool) -> Option<String> {
+        None
+    }
 
     /// The content of a file that a table names, relative to the text's own place.
     fn file(&self, path: &str) -> Result<Vec<u8>, String> {
@@ -65,6 +71,8 @@ pub struct CatalogError {
     pub option: Option<String>,
     /// The name that may have been meant.
     pub suggestion: Option<String>,
+    /// The names that there are, where one is unknown.
+    pub known: Vec<String>,
 }
 
 /// Planning recurses with the depth of expressions, which is bounded; frames are large in debug builds.
@@ -78,9 +86,10 @@ pub fn compile(name: &str, text: &str, catalog: &dyn DetectorCatalog) -> Result<
 /// The statements `INCLUDE 'file'` of a text, without their semicolons: where each stands, and what it names. Whoever reads files puts
 /// the file's text there.
 pub fn includes(text: &str) -> Vec<(Span, String)> {
-    let Ok(tokens) = text::tokenize(text) else {
+    let (tokens, unread) = text::tokenize(text);
+    if unread.is_some() {
         return Vec::new();
-    };
+    }
     let statements = text::statements(&tokens).filter_map(|statement| match statement {
         [word, file] if word.is_word("INCLUDE") => match &file.kind {
             Tok::SingleQuotedString(file_name) => Some((word.span.to(file.span), file_name.clone())),

@@ -11,17 +11,14 @@ mod topic;
 use std::{collections::HashMap, io::Cursor as Bytes, sync::Arc};
 
 use arrow::{
-    array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, UInt32Array},
+    array::{Array, ArrayRef, BooleanArray, RecordBatch, UInt32Array},
     compute::{cast, concat_batches, take},
     csv,
     datatypes::{DataType, Field, Schema},
     error::ArrowError,
     json,
 };
-use datafusion::{
-    common::Result as PlanResult,
-    logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility},
-};
+use datafusion::{common::Result as PlanResult, logical_expr::ScalarUDF};
 
 use crate::{
     DetectorCatalog,
@@ -31,7 +28,7 @@ use crate::{
     source,
     text::{At, Parsed},
 };
-use engine::table::{check_key, keys};
+use engine::table::{Column, Lookup, each, keys};
 
 pub(crate) use join::{look_up, take_as_of};
 
@@ -86,13 +83,34 @@ pub(crate) fn resolve(ast: &ast::Source, catalog: &dyn DetectorCatalog, errors: 
     if !is_file(ast) {
         return topic::resolve(ast, errors);
     }
-    match read(ast, catalog) {
+    let before = errors.len();
+    let options = options(ast, errors);
+    let fields = fields(ast, errors);
+    let names: Vec<String> = fields.iter().map(|field| field.name().clone()).collect();
+    // A column that is itself wrong is no column: it is not blamed twice.
+    let is_known = fields.len() == ast.columns.iter().flatten().count() && ast.unknown.is_empty();
+    let key = is_known.then(|| key_columns(ast, &names).and_then(|key| some_key(ast, &names, key)));
+    let key = key.and_then(|key| key.map_err(|error| errors.push(error)).ok());
+    let (path, format) = options?;
+    if errors.len() > before {
+        return None;
+    }
+    match read(ast, catalog, &path, format, fields, key?) {
         Ok(table) => Some(table),
         Err(error) => {
             errors.push(error);
             None
         }
     }
+}
+
+fn some_key(ast: &ast::Source, names: &[String], key: Vec<usize>) -> Parsed<Vec<usize>> {
+    if !key.is_empty() {
+        return Ok(key);
+    }
+    let message = format!("table `{}` has no key to find its rows by", ast.name.text);
+    let column = names.first().map_or("column", String::as_str);
+    Err(Diagnostic::new(message, ast.name.span).help(format!("add PRIMARY KEY ({column})")))
 }
 
 /// Where the columns of PRIMARY KEY stand among these.
@@ -110,9 +128,14 @@ fn key_columns(ast: &ast::Source, names: &[String]) -> Parsed<Vec<usize>> {
     positions.collect()
 }
 
-fn read(ast: &ast::Source, catalog: &dyn DetectorCatalog) -> Parsed<Table> {
-    let (path, format) = options(ast)?;
-    let fields = fields(ast)?;
+fn read(
+    ast: &ast::Source,
+    catalog: &dyn DetectorCatalog,
+    path: &At<String>,
+    format: FileFormat,
+    fields: Vec<Field>,
+    key: Vec<usize>,
+) -> Parsed<Table> {
     let unreadable = |reason: String| Diagnostic::new(format!("`{}`: {reason}", path.value), path.span);
     let bytes = catalog.file(&path.value).map_err(unreadable)?;
     if bytes.len() > FILE_BYTES_MAX {
@@ -123,17 +146,6 @@ fn read(ast: &ast::Source, catalog: &dyn DetectorCatalog) -> Parsed<Table> {
     }
     let names: Vec<String> = fields.iter().map(|field| field.name().clone()).collect();
     let rows = rows(&bytes, format, fields).map_err(|error| unreadable(error.to_string()))?;
-    let key = key_columns(ast, &names)?;
-    if key.is_empty() {
-        return Err(Diagnostic::new(
-            format!("table `{}` has no key to find its rows by", ast.name.text),
-            ast.name.span,
-        )
-        .help(format!(
-            "add PRIMARY KEY ({})",
-            names.first().map_or("column", String::as_str)
-        )));
-    }
     let index = Index::new(&rows, &key).map_err(|error| unreadable(error.to_string()))?;
     let index = Arc::new(index.map_err(|row| unreadable(format!("row {row} has the key of an earlier row")))?);
     let mut text = Fingerprint::new("table");
@@ -141,7 +153,11 @@ fn read(ast: &ast::Source, catalog: &dyn DetectorCatalog) -> Parsed<Table> {
     let place = format!("{}@{:016x}", ast.name.text, text.finish()).to_ascii_lowercase();
     let function = |name: &str, values: ArrayRef| {
         let name = format!("{place}.{}", name.to_ascii_lowercase());
-        Arc::new(ScalarUDF::new_from_impl(Lookup::new(name, Arc::clone(&index), values)))
+        let index = Arc::clone(&index);
+        Arc::new(ScalarUDF::new_from_impl(Lookup::new(
+            name,
+            FileColumn { index, values },
+        )))
     };
     let mut functions = Vec::new();
     for (name, column) in names.iter().zip(rows.columns()) {
@@ -167,44 +183,49 @@ enum FileFormat {
     Json,
 }
 
-fn options(ast: &ast::Source) -> Parsed<(At<String>, FileFormat)> {
+fn options(ast: &ast::Source, errors: &mut Vec<Diagnostic>) -> Option<(At<String>, FileFormat)> {
     let (mut path, mut format) = (None, None);
     for setting in &ast.options {
-        match setting.key.value.to_ascii_lowercase().as_str() {
-            "connector" => {}
-            "path" => path = Some(source::text(setting)?),
-            "format" => {
-                let name = source::text(setting)?;
-                format = Some(match name.value.to_ascii_lowercase().as_str() {
-                    "csv" => FileFormat::Csv,
-                    "json" | "jsonl" => FileFormat::Json,
-                    other => {
-                        let message = format!("unknown format `{other}` of a file");
-                        return Err(Diagnostic::new(message, name.span).help("use 'csv' or 'json'"));
-                    }
-                });
-            }
+        let read = match setting.key.value.to_ascii_lowercase().as_str() {
+            "connector" => Ok(()),
+            "path" => source::text(setting).map(|name| path = Some(name)),
+            "format" => file_format(setting).map(|read| format = Some(read)),
             key => {
                 let help = did_you_mean(key, OPTIONS).unwrap_or_else(|| format!("use {}", one_of(OPTIONS)));
-                return Err(Diagnostic::new(format!("unknown option `{key}`"), setting.key.span).help(help));
+                Err(Diagnostic::new(format!("unknown option `{key}`"), setting.key.span).help(help))
             }
-        }
+        };
+        errors.extend(read.err());
     }
     if let Some(watermark) = &ast.watermark {
-        return Err(Diagnostic::new("a table of a file has no event time", watermark.span).help("remove the watermark"));
+        let error = Diagnostic::new("a table of a file has no event time", watermark.span);
+        errors.push(error.help("remove the watermark"));
     }
-    match (path, format) {
-        (Some(path), Some(format)) => Ok((path, format)),
-        (path, _) => {
-            let missing = if path.is_none() { "path" } else { "format" };
+    for missing in ["path", "format"] {
+        if !ast.broken && !source::given(&ast.options, missing, OPTIONS) {
             let message = format!("table `{}` has no {missing}", ast.name.text);
-            Err(Diagnostic::new(message, ast.name.span)
-                .help("write WITH (connector = 'file', path = 'owners.csv', format = 'csv')"))
+            errors.push(
+                Diagnostic::new(message, ast.name.span)
+                    .help("write WITH (connector = 'file', path = 'owners.csv', format = 'csv')"),
+            );
+        }
+    }
+    Some((path?, format?))
+}
+
+fn file_format(setting: &ast::Setting) -> Parsed<FileFormat> {
+    let name = source::text(setting)?;
+    match name.value.to_ascii_lowercase().as_str() {
+        "csv" => Ok(FileFormat::Csv),
+        "json" | "jsonl" => Ok(FileFormat::Json),
+        other => {
+            let message = format!("unknown format `{other}` of a file");
+            Err(Diagnostic::new(message, name.span).help("use 'csv' or 'json'"))
         }
     }
 }
 
-fn fields(ast: &ast::Source) -> Parsed<Vec<Field>> {
+fn fields(ast: &ast::Source, errors: &mut Vec<Diagnostic>) -> Vec<Field> {
     let columns = ast.columns.iter().flatten().map(|column| {
         let data_type = match column.data_type.value {
             ColumnType::Text => DataType::Utf8,
@@ -224,11 +245,17 @@ fn fields(ast: &ast::Source) -> Parsed<Vec<Field>> {
             )),
         }
     });
-    let fields = columns.collect::<Parsed<Vec<Field>>>()?;
-    match fields.is_empty() {
-        true => Err(Diagnostic::new("a table of a file declares its columns", ast.name.span)),
-        false => Ok(fields),
+    let mut fields = Vec::new();
+    for column in columns {
+        match column {
+            Ok(field) => fields.push(field),
+            Err(error) => errors.push(error),
+        }
     }
+    if ast.columns.as_ref().is_none_or(Vec::is_empty) && ast.unknown.is_empty() {
+        errors.push(Diagnostic::new("a table of a file declares its columns", ast.name.span));
+    }
+    fields
 }
 
 fn rows(bytes: &[u8], format: FileFormat, fields: Vec<Field>) -> Result<RecordBatch, ArrowError> {
@@ -301,84 +328,28 @@ impl Index {
     }
 
     fn find(&self, columns: &[ArrayRef]) -> Result<Vec<Option<u32>>, ArrowError> {
-        // Texts repeat: each is looked for once.
-        if let [column] = columns
-            && let Some(dictionary) = column.as_any_dictionary_opt()
-        {
-            if dictionary.values().is_empty() {
-                return Ok(vec![None; column.len()]);
-            }
-            let found = self.find(&[Arc::clone(dictionary.values())])?;
-            let codes = dictionary.normalized_keys().into_iter().enumerate();
-            return Ok(codes
-                .map(|(row, code)| found[code].filter(|_| column.is_valid(row)))
-                .collect());
-        }
-        let keys = keys(columns, &self.types)?;
-        Ok(keys.into_iter().map(|key| self.rows.get(&key?).copied()).collect())
+        each(columns, &self.types, &|key| self.rows.get(key).copied())
     }
 }
 
-/// One column of a table, by its key.
+/// One column of a table in a file.
 #[derive(Debug)]
-struct Lookup {
-    name: String,
-    signature: Signature,
+struct FileColumn {
     index: Arc<Index>,
     values: ArrayRef,
 }
 
-impl Lookup {
-    fn new(name: String, index: Arc<Index>, values: ArrayRef) -> Self {
-        Self {
-            name,
-            signature: Signature::user_defined(Volatility::Immutable),
-            index,
-            values,
-        }
-    }
-}
-
-// The name has the hash of the file in it.
-impl PartialEq for Lookup {
-    fn eq(&self, other: &Self) -> bool {
-        self.name == other.name
-    }
-}
-
-impl Eq for Lookup {}
-
-impl std::hash::Hash for Lookup {
-    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        self.name.hash(state);
-    }
-}
-
-impl ScalarUDFImpl for Lookup {
-    fn name(&self) -> &str {
-        &self.name
+impl Column for FileColumn {
+    fn data_type(&self) -> DataType {
+        self.values.data_type().clone()
     }
 
-    fn signature(&self) -> &Signature {
-        &self.signature
+    fn key_types(&self) -> Vec<DataType> {
+        self.index.types.clone()
     }
 
-    fn return_type(&self, _arg_types: &[DataType]) -> PlanResult<DataType> {
-        Ok(self.values.data_type().clone())
-    }
-
-    fn coerce_types(&self, arg_types: &[DataType]) -> PlanResult<Vec<DataType>> {
-        check_key(arg_types, self.index.types.iter())?;
-        Ok(arg_types.to_vec())
-    }
-
-    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> PlanResult<ColumnarValue> {
-        let arrays = args
-            .args
-            .iter()
-            .map(|arg| arg.to_array(args.number_rows))
-            .collect::<PlanResult<Vec<ArrayRef>>>()?;
-        let found: UInt32Array = self.index.find(&arrays)?.into_iter().collect();
-        Ok(ColumnarValue::Array(take(&self.values, &found, None)?))
+    fn find(&self, args: Vec<ArrayRef>) -> PlanResult<ArrayRef> {
+        let found: UInt32Array = self.index.find(&args)?.into_iter().collect();
+        Ok(take(&self.values, &found, None)?)
     }
 }

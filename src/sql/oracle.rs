@@ -36,7 +36,7 @@ fn oracle(text: &str, view: &str, errors: &mut Vec<Diagnostic>) -> Option<String
         .sources
         .iter()
         .filter(|ast| !lookup::is_table(ast))
-        .filter_map(|ast| source::resolve(ast, errors))
+        .map(|ast| source::resolve(ast, errors))
         .collect();
     let Some(ast) = statements.views.iter().find(|ast| ast.name.text == view) else {
         errors.push(Diagnostic::new(format!("there is no view `{view}`"), Span::default()));
@@ -52,13 +52,15 @@ fn oracle(text: &str, view: &str, errors: &mut Vec<Diagnostic>) -> Option<String
         tables: &[],
     };
     for ast in &statements.rows {
-        sources.extend(union::resolve(ast, &mut sources.clone(), &context, errors));
+        let rows = union::resolve(ast, &mut sources.clone(), &context, errors);
+        sources.push(rows);
     }
     let flat = flatten(ast, &mut sources, &context, errors)?;
-    let source = &sources[flat.source];
-    let windowed = match flat.window.gap_ms {
+    let source = &flat.declared;
+    let window = flat.window?;
+    let windowed = match window.gap_ms {
         Some(gap_ms) => sessions(&flat, source, gap_ms),
-        None => windowed(&flat, source),
+        None => windowed(&window, source),
     };
     let mut query = flat.query;
     let SetExpr::Select(select) = query.body.as_mut() else {
@@ -77,13 +79,13 @@ fn oracle(text: &str, view: &str, errors: &mut Vec<Diagnostic>) -> Option<String
 }
 
 /// The source's rows, each once per window that it belongs to.
-fn windowed(flat: &Flat, source: &Source) -> String {
+fn windowed(window: &select::Window, source: &Source) -> String {
     let select::Window {
         size_ms,
         slide_ms,
         offset_ms,
         gap_ms: _,
-    } = flat.window;
+    } = *window;
     let (time, table) = (quote(&source.event_time), table(source));
     let ms = format!("CAST(arrow_cast({time}, {MS_TYPE}) AS BIGINT)");
     let ms_type = MS_TYPE;

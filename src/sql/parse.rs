@@ -8,48 +8,110 @@ use engine::spec::{Beyond, Budget, OptionValue, StateLimit};
 
 use crate::{
     ast::{Detector, Rows, Setting, Sink, SinkWhat, Statement, View},
-    diagnostic::{Diagnostic, did_you_mean, one_of},
+    diagnostic::{Diagnostic, did_you_mean, nearest, one_of},
     text::{At, Cursor, Name, Parsed, Token},
 };
 
 const STATEMENTS: [&str; 7] = ["SOURCE", "TABLE", "VIEW", "FEATURE VIEW", "DETECTOR", "POLICY", "SINK"];
 
-/// One statement, all of its tokens.
-pub(crate) fn statement(tokens: &[Token]) -> Parsed<Statement> {
-    balanced(tokens)?;
-    let mut cursor = Cursor::new(tokens);
+/// Whether these tokens begin a statement: CREATE is no name that is followed by what may be created.
+pub(crate) fn begins_statement(tokens: &[Token]) -> bool {
+    let heads = ["SOURCE", "TABLE", "VIEW", "FEATURE", "DETECTOR", "POLICY", "SINK", "OR"];
+    matches!(tokens, [create, head, ..] if create.is_word("CREATE") && heads.iter().any(|word| head.is_word(word)))
+}
+
+/// One statement, all of its tokens. What is wrong goes to `errors`; a statement that has mistakes still is one, without them, where
+/// it is clear what was meant.
+pub(crate) fn statement(tokens: &[Token], errors: &mut Vec<Diagnostic>) -> Option<Statement> {
+    let mut cursor = Cursor::mending(tokens);
+    let parsed = balanced(tokens).and_then(|()| any(&mut cursor));
+    let mended = !cursor.errors.is_empty();
+    errors.append(&mut cursor.errors);
+    match parsed {
+        Ok(mut statement) => {
+            if mended {
+                statement.mark_broken();
+            }
+            Some(statement)
+        }
+        Err(error) => {
+            errors.push(error);
+            None
+        }
+    }
+}
+
+/// Statements of other systems, and what is written instead.
+const OTHER_STATEMENTS: [(&str, &str); 5] = [
+    ("INSERT", "write CREATE SINK name FROM view WITH (topic = '…')"),
+    (
+        "DROP",
+        "remove the statement that created it: applying a file replaces what it was before",
+    ),
+    (
+        "ALTER",
+        "edit the statement that created it: applying a file replaces what it was before",
+    ),
+    (
+        "SELECT",
+        "write CREATE FEATURE VIEW name AS SELECT …, or look at rows with `homeostat preview`",
+    ),
+    (
+        "SET",
+        "what is no part of a pipeline is configuration: `homeostat config` shows it",
+    ),
+];
+
+fn other_statement(tokens: &[Token], error: Diagnostic) -> Diagnostic {
+    match tokens.first() {
+        Some(Token { kind: Tok::Sharp, .. }) => error.help("comments are -- to the end of the line, or /* … */"),
+        first => {
+            let other = OTHER_STATEMENTS
+                .iter()
+                .find(|(word, _)| first.is_some_and(|first| first.is_word(word)));
+            error.help_opt(other.map(|(_, help)| (*help).to_owned()))
+        }
+    }
+}
+
+fn any(cursor: &mut Cursor<'_>) -> Parsed<Statement> {
+    let tokens = cursor.rest();
     let start = cursor.here();
     if cursor.is("INCLUDE") {
         return Err(Diagnostic::new("INCLUDE names one file, in quotes", start).help("write INCLUDE 'sources.sql';"));
     }
-    cursor.expect("CREATE")?;
+    cursor
+        .expect("CREATE")
+        .map_err(|error| other_statement(tokens, error))?;
     if cursor.eat("OR") {
         cursor.expect("REPLACE")?;
     }
-    let mut statement = if cursor.eat("SOURCE") || cursor.eat("TABLE") {
-        Statement::Source(source::source(&mut cursor)?)
-    } else if cursor.eat("VIEW") {
-        Statement::Rows(rows(&mut cursor)?)
-    } else if cursor.eat("FEATURE") {
-        cursor.expect("VIEW")?;
-        Statement::View(view(&mut cursor)?)
-    } else if cursor.eat("DETECTOR") {
-        Statement::Detector(detector(&mut cursor)?)
-    } else if cursor.eat("POLICY") {
-        Statement::Policy(policy::policy(&mut cursor)?)
-    } else if cursor.eat("SINK") {
-        Statement::Sink(sink(&mut cursor)?)
-    } else {
-        let mut error = cursor.expected(
-            "SOURCE, TABLE, VIEW, FEATURE VIEW, DETECTOR, POLICY or SINK",
-            &STATEMENTS,
-        );
-        if cursor.is("MATERIALIZED") {
-            error = error.help("write CREATE FEATURE VIEW");
-        } else if cursor.is("STREAM") {
-            error = error.help("write CREATE SOURCE");
+    let mut statement = loop {
+        if cursor.eat("SOURCE") || cursor.eat("TABLE") {
+            break Statement::Source(source::source(cursor)?);
+        } else if cursor.eat("VIEW") {
+            break Statement::Rows(rows(cursor)?);
+        } else if cursor.eat("FEATURE") {
+            cursor.expect("VIEW")?;
+            break Statement::View(view(cursor)?);
+        } else if cursor.eat("DETECTOR") {
+            break Statement::Detector(detector(cursor)?);
+        } else if cursor.eat("POLICY") {
+            break Statement::Policy(policy::policy(cursor)?);
+        } else if cursor.eat("SINK") {
+            break Statement::Sink(sink(cursor)?);
         }
-        return Err(error);
+        let what = "SOURCE, TABLE, VIEW, FEATURE VIEW, DETECTOR, POLICY or SINK";
+        let (materialized, stream) = (cursor.is("MATERIALIZED"), cursor.is("STREAM"));
+        cursor.mend(what, &STATEMENTS).map_err(|error| {
+            if materialized {
+                error.help("write CREATE FEATURE VIEW")
+            } else if stream {
+                error.help("write CREATE SOURCE")
+            } else {
+                error
+            }
+        })?;
     };
     let whole = start.to(cursor.last());
     match &mut statement {
@@ -93,11 +155,13 @@ fn rows(cursor: &mut Cursor<'_>) -> Parsed<Rows> {
     Ok(Rows {
         name,
         select,
+        broken: false,
         span: cursor.last(),
     })
 }
 
 const VIEW_CLAUSES: [&str; 5] = ["ALLOW LATENESS", "LATE DATA TO", "FILL MISSING", "ON STATE LIMIT", "AS"];
+const VIEW_HEADS: [&str; 6] = ["ALLOW", "LATE", "FILL", "ON", "AS", "SELECT"];
 /// As many keys as fit into some 100 MB.
 const STATE_LIMIT_KEYS: u32 = 1_000_000;
 const STATE_LIMIT_BYTES: [(&str, u64); 3] = [("KB", 1 << 10), ("MB", 1 << 20), ("GB", 1 << 30)];
@@ -111,56 +175,93 @@ fn view(cursor: &mut Cursor<'_>) -> Parsed<View> {
         state_limit: None,
         early_every: None,
         select: Vec::new(),
+        broken: false,
         span: cursor.here(),
     };
     let mut seen = Once::default();
     loop {
-        let clause = cursor.here();
-        if cursor.eat("ALLOW") {
-            cursor.expect("LATENESS")?;
-            seen.first("ALLOW LATENESS", clause)?;
-            view.lateness = Some(not_negative(cursor.interval()?)?);
-        } else if cursor.eat("LATE") {
-            cursor.expect("DATA TO")?;
-            seen.first("LATE DATA TO", clause)?;
-            view.late_topic = Some(topic(cursor)?);
-        } else if cursor.eat("FILL") {
-            cursor.expect("MISSING WITH NULL FOR")?;
-            seen.first("FILL MISSING", clause)?;
-            view.fill_missing_windows = cursor.count("a number of windows")?.value;
-            expect_windows(cursor)?;
-        } else if cursor.eat("ON") {
-            seen.first("ON STATE LIMIT", clause)?;
-            view.state_limit = Some(state_limit(cursor)?);
-        } else {
-            break;
+        match view_clause(cursor, &mut view, &mut seen) {
+            Ok(true) => {}
+            Ok(false) if cursor.eat("AS") => break,
+            Ok(false) => cursor.mend(&one_of(VIEW_CLAUSES), &VIEW_CLAUSES)?,
+            Err(error) => cursor.skip_to(&VIEW_HEADS, error),
         }
     }
-    if !cursor.eat("AS") {
-        return Err(cursor.expected(&one_of(VIEW_CLAUSES), &VIEW_CLAUSES));
-    }
     if !cursor.is("SELECT") && !cursor.is("WITH") {
-        return Err(cursor.expected("SELECT", &["SELECT"]));
+        cursor.mend("SELECT", &["SELECT"])?;
     }
+    let start = cursor.position();
     view.select = cursor.until(&["EMIT"]).to_vec();
+    if let Some(at) = misspelt_emit(&view.select).filter(|_| cursor.peek().is_none()) {
+        view.select.truncate(at);
+        cursor.back_to(start + at);
+        cursor.mend("EMIT", &["EMIT"])?;
+    }
+    if let Some(head) = view.select.first_mut().filter(|head| !head.is_word("WITH")) {
+        *head = head.keyword("SELECT");
+    }
     if cursor.peek().is_some() {
-        view.early_every = emit(cursor)?;
+        match emit(cursor) {
+            Ok(every) => view.early_every = every,
+            Err(error) => cursor.skip_to(&[], error),
+        }
     }
     cursor.expect_end(&[])?;
     Ok(view)
 }
 
+/// Where a misspelt EMIT stands behind a SELECT.
+fn misspelt_emit(select: &[Token]) -> Option<usize> {
+    select.windows(3).rposition(|words| {
+        let emits = words[1].is_word("EVERY")
+            || (words[1].is_word("ON")
+                && words[2]
+                    .word()
+                    .is_some_and(|word| nearest(&word.value, ["WINDOW"]).is_some()));
+        emits
+            && words[0]
+                .word()
+                .is_some_and(|word| nearest(&word.value, ["EMIT"]).is_some())
+    })
+}
+
+/// Whether there was a clause.
+fn view_clause(cursor: &mut Cursor<'_>, view: &mut View, seen: &mut Once) -> Parsed<bool> {
+    let clause = cursor.here();
+    if cursor.eat("ALLOW") {
+        cursor.expect("LATENESS")?;
+        seen.first("ALLOW LATENESS", clause)?;
+        view.lateness = Some(not_negative(cursor.interval()?)?);
+    } else if cursor.eat("LATE") {
+        cursor.expect("DATA TO")?;
+        seen.first("LATE DATA TO", clause)?;
+        view.late_topic = Some(topic(cursor)?);
+    } else if cursor.eat("FILL") {
+        cursor.expect("MISSING WITH NULL FOR")?;
+        seen.first("FILL MISSING", clause)?;
+        view.fill_missing_windows = cursor.count("a number of windows")?.value;
+        expect_windows(cursor)?;
+    } else if cursor.eat("ON") {
+        seen.first("ON STATE LIMIT", clause)?;
+        view.state_limit = Some(state_limit(cursor)?);
+    } else {
+        return Ok(false);
+    }
+    Ok(true)
+}
+
 /// `STATE LIMIT REJECT | EVICT | FAIL [AT n KEYS | AT n KB | MB | GB]`
 fn state_limit(cursor: &mut Cursor<'_>) -> Parsed<StateLimit> {
     cursor.expect("STATE LIMIT")?;
-    let beyond = if cursor.eat("REJECT") {
-        Beyond::Reject
-    } else if cursor.eat("EVICT") {
-        Beyond::Evict
-    } else if cursor.eat("FAIL") {
-        Beyond::Fail
-    } else {
-        return Err(cursor.expected("REJECT, EVICT or FAIL", &["REJECT", "EVICT", "FAIL"]));
+    let beyond = loop {
+        if cursor.eat("REJECT") {
+            break Beyond::Reject;
+        } else if cursor.eat("EVICT") {
+            break Beyond::Evict;
+        } else if cursor.eat("FAIL") {
+            break Beyond::Fail;
+        }
+        cursor.mend("REJECT, EVICT or FAIL", &["REJECT", "EVICT", "FAIL"])?;
     };
     let mut budget = Budget::Keys(STATE_LIMIT_KEYS);
     if cursor.eat("AT") {
@@ -184,6 +285,10 @@ fn emit(cursor: &mut Cursor<'_>) -> Parsed<Option<At<i64>>> {
                 .help("write EMIT EVERY INTERVAL '5' SECOND for early rows"),
         );
     }
+    if cursor.is("CHANGES") || cursor.is("FINAL") {
+        let error = cursor.expected("ON WINDOW CLOSE or EVERY", &[]);
+        return Err(error.help("write EMIT ON WINDOW CLOSE, or EMIT EVERY INTERVAL '5' SECOND for early rows, too"));
+    }
     if !cursor.eat("EVERY") {
         cursor.expect("ON WINDOW CLOSE")?;
         return Ok(None);
@@ -206,30 +311,49 @@ fn detector(cursor: &mut Cursor<'_>) -> Parsed<Detector> {
     cursor.expect("ON")?;
     let on = cursor.name("the view or source that it watches")?;
     let mut key = None;
-    if cursor.eat("KEY") {
-        key = Some(cursor.list(|cursor| cursor.name("a column"))?);
-    }
     let mut features = Vec::new();
-    if cursor.eat("FEATURES") {
-        features = cursor.list(|cursor| cursor.name("a column"))?;
-    }
-    if !cursor.eat("USING") {
-        let mut clauses = vec!["KEY (…)", "FEATURES (…)", "USING"];
-        clauses.drain(
-            ..if features.is_empty() {
-                usize::from(key.is_some())
-            } else {
-                2
-            },
-        );
-        return Err(cursor.expected(&one_of(clauses), &["KEY", "FEATURES", "USING"]));
-    }
-    let using = cursor.name("the name of an algorithm")?;
+    let mut using = None;
     let mut options = Vec::new();
-    if cursor.eat("WITH") {
-        options = settings(cursor, Values::Option)?;
+    loop {
+        let mut clauses = vec!["KEY (…)", "FEATURES (…)", "USING"];
+        if key.is_some() || !features.is_empty() {
+            clauses.remove(0);
+        }
+        if !features.is_empty() {
+            clauses.remove(0);
+        }
+        let parsed = if cursor.eat("KEY") {
+            let names = cursor.list(|cursor| cursor.name("a column"));
+            names.map(|names| key = Some(names))
+        } else if cursor.eat("FEATURES") {
+            let names = cursor.list(|cursor| cursor.name("a column"));
+            names.map(|names| features = names)
+        } else if cursor.eat("USING") {
+            using = Some(cursor.name("the name of an algorithm")?);
+            break;
+        } else {
+            cursor.mend(&one_of(clauses), &["KEY", "FEATURES", "USING"])
+        };
+        if let Err(error) = parsed {
+            cursor.skip_to(&["KEY", "FEATURES", "USING"], error);
+            if cursor.peek().is_none() {
+                break;
+            }
+        }
+    }
+    if cursor.peek().is_some() {
+        match cursor.eat("WITH") {
+            true => options = settings(cursor, Values::Option)?,
+            false => {
+                cursor.mend("WITH (…) or `;`", &["WITH (…)"])?;
+                cursor.eat("WITH");
+                options = settings(cursor, Values::Option)?;
+            }
+        }
     }
     cursor.expect_end(&["WITH (…)"])?;
+    // Without one, the statement is already said to be wrong.
+    let using = using.unwrap_or_else(|| name.clone());
     Ok(Detector {
         name,
         on,
@@ -237,6 +361,7 @@ fn detector(cursor: &mut Cursor<'_>) -> Parsed<Detector> {
         features,
         using,
         options,
+        broken: false,
         span: cursor.last(),
     })
 }
@@ -244,10 +369,11 @@ fn detector(cursor: &mut Cursor<'_>) -> Parsed<Detector> {
 fn sink(cursor: &mut Cursor<'_>) -> Parsed<Sink> {
     let name = cursor.name("a name for the sink")?;
     cursor.expect("FROM")?;
-    let what = if cursor.is("LATE") && cursor.is_at(1, "ROWS") {
+    let of = cursor.is_at(2, "OF");
+    let what = if cursor.is("LATE") && (of || cursor.is_at(1, "ROWS")) {
         cursor.expect("LATE ROWS OF")?;
         SinkWhat::Late
-    } else if cursor.is("DEAD") && cursor.is_at(1, "LETTERS") {
+    } else if cursor.is("DEAD") && (of || cursor.is_at(1, "LETTERS")) {
         cursor.expect("DEAD LETTERS OF")?;
         SinkWhat::DeadLetters
     } else {
@@ -258,7 +384,12 @@ fn sink(cursor: &mut Cursor<'_>) -> Parsed<Sink> {
         SinkWhat::Late => "the view whose late rows it writes",
         SinkWhat::DeadLetters => "the source whose dead letters it writes",
     })?;
-    cursor.expect("WITH")?;
+    cursor.expect("WITH").map_err(|error| {
+        error.help(format!(
+            "write CREATE SINK {} FROM {} WITH (topic = '…')",
+            name.text, from.text
+        ))
+    })?;
     let options = settings(cursor, Values::Option)?;
     cursor.expect_end(&[])?;
     Ok(Sink {
@@ -266,6 +397,7 @@ fn sink(cursor: &mut Cursor<'_>) -> Parsed<Sink> {
         from,
         what,
         options,
+        broken: false,
         span: cursor.last(),
     })
 }
@@ -292,10 +424,8 @@ pub(crate) fn settings(cursor: &mut Cursor<'_>, values: Values) -> Parsed<Vec<Se
             .iter()
             .any(|other| other.key.value == setting.key.value)
         {
-            return Err(Diagnostic::new(
-                format!("`{}` is given twice", setting.key.value),
-                setting.key.span,
-            ));
+            let error = Diagnostic::new(format!("`{}` is given twice", setting.key.value), setting.key.span);
+            cursor.errors.push(error);
         }
     }
     Ok(settings)

@@ -1,6 +1,6 @@
 //! Policies: conditions over a detector's rows, and what may be done about them.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use arrow::datatypes::{DataType, Field, Schema};
 use datafusion::{
@@ -17,7 +17,8 @@ use crate::{
     diagnostic::{Diagnostic, Span, did_you_mean},
     pane_set::Planner,
     select::{Names, Place, parse_expr},
-    text::{LineMap, Token},
+    source::Unknown,
+    text::{LineMap, Name, Parsed, Token},
     view::{condition, planner_error},
 };
 
@@ -25,27 +26,38 @@ use crate::{
 const COOLDOWN_MS: i64 = 600_000;
 const EXPIRES_AFTER_MS: i64 = 120_000;
 const MODE: Mode = Mode::Shadow;
-const INTO: &str = "actions";
+pub(crate) const INTO: &str = "actions";
+
+/// What every detector says.
+const OWN_COLUMNS: [&str; 2] = ["score", "is_anomaly"];
 
 /// Resolves one policy; notes in its detector which columns it names.
 pub(crate) fn resolve(
     ast: &ast::Policy,
     detectors: &mut [Detector],
-    failed: &[String],
+    failed: &BTreeMap<String, Failed>,
+    views: &[ast::View],
     functions: &Functions,
     lines: &LineMap<'_>,
     errors: &mut Vec<Diagnostic>,
 ) -> Option<PolicySpec> {
-    if failed.contains(&ast.on.text) {
+    if let Some(detector) = failed.get(&ast.on.text) {
+        check_apart(ast, detector, functions, lines, errors);
         return None;
     }
     let before = errors.len();
     let names = || detectors.iter().map(|detector| detector.spec.name.as_str());
     let Some(index) = ast.on.find(names()) else {
-        errors.push(
-            Diagnostic::new(format!("unknown detector `{}`", ast.on.text), ast.on.span)
-                .help_opt(did_you_mean(&ast.on.text, names())),
-        );
+        let near = did_you_mean(&ast.on.text, names().chain(failed.keys().map(String::as_str)));
+        let help = match views.iter().any(|view| view.name.text == ast.on.text) {
+            true => Some(format!(
+                "`{0}` is a view, and a policy answers a detector: CREATE DETECTOR … ON {0} …",
+                ast.on.text
+            )),
+            false => near,
+        };
+        errors.push(Diagnostic::new(format!("unknown detector `{}`", ast.on.text), ast.on.span).help_opt(help));
+        check_apart(ast, &Failed::default(), functions, lines, errors);
         return None;
     };
     let detector = &mut detectors[index];
@@ -60,7 +72,7 @@ pub(crate) fn resolve(
     let when = conditions.plan(ast.when.as_deref(), Alarm::On);
     let clear = conditions.plan(ast.clear.as_deref(), Alarm::Off);
     let target = target(ast, &detectors[index], errors);
-    if ast.action.is_none() {
+    if ast.action.is_none() && !ast.broken {
         errors.push(
             Diagnostic::new(format!("policy `{}` does nothing", ast.name.text), ast.name.span)
                 .help("add DO ACTION 'restart'"),
@@ -90,10 +102,49 @@ pub(crate) fn resolve(
             .collect(),
         expires_after: duration(ast.expires_after_ms.unwrap_or(EXPIRES_AFTER_MS)),
         mode: ast.mode.unwrap_or(MODE),
-        into: ast.into.clone().unwrap_or_else(|| INTO.to_owned()),
+        into: ast
+            .into
+            .as_ref()
+            .map_or_else(|| INTO.to_owned(), |into| into.value.clone()),
         window_step_ms: detectors[index].step_ms,
     };
     (errors.len() == before).then_some(spec)
+}
+
+/// What is known of a detector that is wrong.
+#[derive(Default)]
+pub(crate) struct Failed {
+    /// Names of the columns of what it watches.
+    pub columns: Option<Vec<String>>,
+    pub keys: Option<Vec<String>>,
+}
+
+/// What can be said of a policy whose detector is wrong.
+fn check_apart(
+    ast: &ast::Policy,
+    detector: &Failed,
+    functions: &Functions,
+    lines: &LineMap<'_>,
+    errors: &mut Vec<Diagnostic>,
+) {
+    if let (Some(keys), Some(target)) = (&detector.keys, &ast.target) {
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        errors.extend(find_target(&ast.on.text, target, &keys).err());
+    }
+    let said = OWN_COLUMNS.map(str::to_owned);
+    let unknown = match &detector.columns {
+        None => Unknown::all(),
+        Some(columns) => Unknown {
+            columns: columns.iter().cloned().chain(said).collect(),
+            ..Unknown::default()
+        },
+    };
+    for tokens in [&ast.when, &ast.clear].into_iter().flatten() {
+        match parse_expr(tokens, lines) {
+            Ok(mut expr) => Names::apart(functions, lines, &unknown, errors).resolve(&mut expr, Place::Condition),
+            Err(error) => errors.push(error),
+        }
+    }
 }
 
 fn duration(ms: i64) -> Duration {
@@ -102,8 +153,8 @@ fn duration(ms: i64) -> Duration {
 
 fn input(detector: &Detector) -> Arc<Schema> {
     let mut fields = vec![
-        Field::new("score", DataType::Float64, false),
-        Field::new("is_anomaly", DataType::Boolean, false),
+        Field::new(OWN_COLUMNS[0], DataType::Float64, false),
+        Field::new(OWN_COLUMNS[1], DataType::Boolean, false),
     ];
     let columns = detector.columns.iter();
     fields.extend(columns.map(|(name, data_type, _)| Field::new(name, data_type.clone(), true)));
@@ -160,17 +211,11 @@ impl Conditions<'_> {
             .unwrap_or_default();
         let mut expr = parse_expr(tokens, self.lines)?;
         let before = self.errors.len();
+        let known = Unknown::default();
         let mut names = Names {
             columns: self.input.fields().iter().map(|field| field.name().clone()).collect(),
             table: self.detector.spec.name.clone(),
-            event_time: "window_end".into(),
-            temporal: false,
-            aliases: Vec::new(),
-            place: Place::Condition,
-            functions: self.functions,
-            lines: self.lines,
-            depth: 0,
-            errors: self.errors,
+            ..Names::apart(self.functions, self.lines, &known, self.errors)
         };
         names.resolve(&mut expr, Place::Condition);
         if self.errors.len() > before {
@@ -192,11 +237,13 @@ impl Conditions<'_> {
 
 /// TARGET, or the detector's only KEY column.
 fn target(ast: &ast::Policy, detector: &Detector, errors: &mut Vec<Diagnostic>) -> Option<String> {
-    let keys = || detector.spec.keys.iter().map(|(name, _)| name.as_str());
-    let list = || format!("it has {}", keys().collect::<Vec<_>>().join(", "));
+    let keys: Vec<&str> = detector.spec.keys.iter().map(|(name, _)| name.as_str()).collect();
     let Some(target) = &ast.target else {
-        if let [(name, _)] = detector.spec.keys.as_slice() {
-            return Some(name.clone());
+        if let [name] = keys.as_slice() {
+            return Some((*name).to_owned());
+        }
+        if ast.broken {
+            return None;
         }
         errors.push(
             Diagnostic::new(format!("policy `{}` has no target", ast.name.text), ast.name.span)
@@ -204,20 +251,22 @@ fn target(ast: &ast::Policy, detector: &Detector, errors: &mut Vec<Diagnostic>) 
         );
         return None;
     };
-    match target.find(keys()) {
-        Some(index) => Some(detector.spec.keys[index].0.clone()),
-        None => {
-            errors.push(
-                Diagnostic::new(
-                    format!(
-                        "`{}` is not a KEY column of detector `{}`",
-                        target.text, detector.spec.name
-                    ),
-                    target.span,
-                )
-                .help(did_you_mean(&target.text, keys()).unwrap_or_else(list)),
-            );
+    match find_target(&detector.spec.name, target, &keys) {
+        Ok(index) => Some(keys[index].to_owned()),
+        Err(error) => {
+            errors.push(error);
             None
         }
     }
+}
+
+fn find_target(detector: &str, target: &Name, keys: &[&str]) -> Parsed<usize> {
+    target.find(keys.iter().copied()).ok_or_else(|| {
+        let near = did_you_mean(&target.text, keys.iter().copied());
+        Diagnostic::new(
+            format!("`{}` is not a KEY column of detector `{detector}`", target.text),
+            target.span,
+        )
+        .help(near.unwrap_or_else(|| format!("it has {}", keys.join(", "))))
+    })
 }

@@ -2,6 +2,7 @@
 //!
 //! What remains is a plain query over one table, which DataFusion plans.
 
+mod mend;
 mod names;
 mod window;
 
@@ -15,14 +16,15 @@ use datafusion::sql::sqlparser::{
     tokenizer::{Location, Token as Tok, Word},
 };
 
-pub(crate) use window::{Window, first_table, inline_query};
+pub(crate) use mend::{ends_operand, is_operator, keywords, parse_mending};
+pub(crate) use window::{Window, first_table, inline_query, reads_window};
 
 use engine::spec::Format;
 
 use crate::{
     ast,
     catalog::Functions,
-    diagnostic::{Diagnostic, Span, did_you_mean},
+    diagnostic::{Diagnostic, Span, did_you_mean, nearest},
     lookup::Table,
     source::{self, Source, WINDOW_COLUMNS},
     text::{Cursor, LineMap, Name, Parsed, Token, lower_first},
@@ -36,15 +38,26 @@ const TOKENS_MAX: usize = 20_000;
 
 /// A query over one source, without its window.
 pub(crate) struct Flat {
-    /// Index of the source.
-    pub source: usize,
-    pub window: Window,
+    /// Index of the source; `None` where there is none of that name, or where that was said to be wrong.
+    pub source: Option<usize>,
+    /// The source, or what stands in its place.
+    pub declared: Source,
+    /// `None` where it is wrong.
+    pub window: Option<Window>,
     pub window_span: Span,
     pub query: Query,
     /// Output columns: name and place.
     pub outputs: Vec<(String, Span)>,
     /// Place of every expression of SELECT, WHERE and HAVING, for errors that come without one.
     pub spans: Spans,
+    /// Where names stand of which nothing is known.
+    pub unknown: Vec<Span>,
+    /// Something that GROUP BY names was left out.
+    pub loose: bool,
+    /// Something was left out.
+    pub partial: bool,
+    /// How many errors there are of it so far, the last ones.
+    pub errors: usize,
 }
 
 pub(crate) struct Spans {
@@ -65,6 +78,13 @@ pub(crate) struct Context<'a> {
     pub views: &'a [ast::View],
     /// Tables of files.
     pub tables: &'a [Table],
+}
+
+impl Context<'_> {
+    /// Whether a name is of something that was said to be wrong.
+    pub fn is_failed(&self, name: &str) -> bool {
+        self.failed.iter().any(|failed| failed.eq_ignore_ascii_case(name))
+    }
 }
 
 /// The conditions that an ON or WHERE joins by AND, the last one first.
@@ -96,7 +116,7 @@ pub(crate) fn sides(equality: &Expr) -> Option<(&Expr, &Expr)> {
     }
 }
 
-/// `None` when something is wrong; what, is in `errors`, except when only its source is.
+/// The query of a view, as far as it can be read: what is wrong with it is in `errors`, and nothing of it may be in a plan then.
 pub(crate) fn flatten(
     view: &ast::View,
     sources: &mut [Source],
@@ -118,54 +138,105 @@ fn read(
     context: &Context<'_>,
     errors: &mut Vec<Diagnostic>,
 ) -> Parsed<Option<Flat>> {
+    let before = errors.len();
     let whole = checked_span(view)?;
-    let (tokens, from) = window::take_from(&view.select)?;
-    if context.failed.contains(&from.source.text) {
-        return Ok(None);
-    }
-    let Some(index) = source::find(sources, &from.source) else {
-        if context.views.iter().any(|view| view.name.text == from.source.text) {
-            let message = format!("`{}` is a view: it has its windows already", from.source.text);
-            let help = "read it without a window and GROUP BY, or write it to a sink and read that as a source";
-            return Err(Diagnostic::new(message, from.source.span).help(help));
-        }
-        let known = sources.iter().map(|source| source.name.as_str());
-        return Err(
-            Diagnostic::new(format!("unknown source `{}`", from.source.text), from.source.span).help(
-                did_you_mean(&from.source.text, known)
-                    .unwrap_or_else(|| format!("declare it before: CREATE SOURCE {} … WITH (…)", from.source.text)),
-            ),
-        );
-    };
+    let tokens = keywords(&view.select, errors);
+    let (tokens, from) = window::take_from(&tokens, errors)?;
+    let mut unknown = Source::unknown(&from.source.text);
+    let index = source_of(&from.source, sources, context, errors);
+    let source = index.map_or(&mut unknown, |index| &mut sources[index]);
     let as_of = |pair: &[Token]| pair[0].is_word("FOR") && pair[1].is_word("SYSTEM_TIME");
     if let Some(at) = tokens.windows(2).position(as_of) {
         let error = Diagnostic::new("a table is joined to rows, not to windows", tokens[at].span);
         return Err(error.help("join it in CREATE VIEW, or inside of the window: TUMBLE(TABLE (SELECT … JOIN …), …)"));
     }
-    let (tokens, grouped) = window::take_group_by(tokens)?;
-    let (window, window_span) = window::only(from.window, grouped, &from.source, &sources[index])?;
-    let tokens = map_entries(tokens, &mut sources[index]);
-    let mut query = parse(&tokens, context.lines)?;
-    let table = sources[index].name.clone();
-    let before = errors.len();
+    let (tokens, grouped) = window::take_group_by(tokens, context.functions, errors);
+    let written = window::only(from.window, grouped, &from.source, source, errors);
+    let tokens = map_entries(tokens, source);
+    let Some(mut query) = parse_mending(tokens, context.lines, errors) else {
+        return Ok(None);
+    };
     let select = check_shape(&mut query, context.lines, errors)?;
     one_source(select, context.lines)?;
-    rename_table(select, &table);
+    rename_table(select, &source.name);
     let outputs = name_outputs(select, context.lines, errors);
-    resolve_names(select, &sources[index], context, errors);
+    let unknown = resolve_names(select, source, context, errors);
     let spans = spans(select, context.lines, whole);
-    group_by_window(select, &from.source, context.lines, errors);
-    if errors.len() > before {
-        return Ok(None);
-    }
+    let mut loose = false;
+    let sets = group_by_window(
+        select,
+        &from.source,
+        written.is_some(),
+        &mut loose,
+        context.lines,
+        errors,
+    );
+    let unknown = unknown.into_iter().chain(sets).collect();
     Ok(Some(Flat {
         source: index,
-        window,
-        window_span,
+        declared: source.clone(),
+        window: written.as_ref().and_then(|(window, _)| *window),
+        window_span: written.map_or(from.source.span, |(_, span)| span),
         query,
         outputs,
         spans,
+        unknown,
+        loose,
+        partial: false,
+        errors: errors.len() - before,
     }))
+}
+
+/// Names of the columns that a view with mistakes would have; `None` where it cannot be told.
+pub(crate) fn output_names(view: &ast::View, lines: &LineMap<'_>) -> Option<Vec<String>> {
+    let mut errors = Vec::new();
+    let tokens = keywords(&view.select, &mut errors);
+    let (tokens, _) = window::take_from(&tokens, &mut errors).ok()?;
+    let mut query = parse_mending(tokens, lines, &mut errors)?;
+    let SetExpr::Select(select) = query.body.as_mut() else {
+        return None;
+    };
+    let names = name_outputs(select, lines, &mut errors)
+        .into_iter()
+        .map(|(name, _)| name);
+    known_names(names.collect(), view)
+}
+
+/// With what EMIT EVERY adds; `None` where one has no name.
+pub(crate) fn known_names(mut names: Vec<String>, view: &ast::View) -> Option<Vec<String>> {
+    names.extend(view.early_every.is_some().then(|| "is_final".to_owned()));
+    let unnamed = |name: &String| name.starts_with(mend::UNNAMED) || name == "*";
+    (!names.iter().any(unnamed)).then_some(names)
+}
+
+/// The source that FROM names. One that is misspelt is taken for the one that seems to be meant, so that its columns are checked.
+pub(crate) fn source_of(
+    name: &Name,
+    sources: &[Source],
+    context: &Context<'_>,
+    errors: &mut Vec<Diagnostic>,
+) -> Option<usize> {
+    if let Some(index) = source::find(sources, name) {
+        return Some(index);
+    }
+    if context.is_failed(&name.text) {
+        return None;
+    }
+    if context.views.iter().any(|view| view.name.text == name.text) {
+        let message = format!("`{}` is a view: it has its windows already", name.text);
+        let help = "read it without a window and GROUP BY, or write it to a sink and read that as a source";
+        errors.push(Diagnostic::new(message, name.span).help(help));
+        return None;
+    }
+    let known = sources.iter().map(|source| source.name.as_str());
+    let known = known.chain(context.failed.iter().map(String::as_str));
+    let near = nearest(&name.text, known);
+    let help = match near {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("declare it before: CREATE SOURCE {} … WITH (…)", name.text),
+    };
+    errors.push(Diagnostic::new(format!("unknown source `{}`", name.text), name.span).help(help));
+    near.and_then(|near| sources.iter().position(|source| source.name == near))
 }
 
 /// Where the SELECT stands; one that is too long to be planned is refused.
@@ -256,6 +327,12 @@ pub(crate) fn parse(tokens: &[Token], lines: &LineMap<'_>) -> Parsed<Query> {
     Ok(*query)
 }
 
+/// What may follow a condition, or a part of one.
+const AFTER_CONDITION: [&str; 15] = [
+    "AND", "OR", "IN", "LIKE", "BETWEEN", "IS", "FOR", "CLEAR", "COOLDOWN", "LIMIT", "TARGET", "PARAMS", "EXPIRES",
+    "MODE", "INTO",
+];
+
 /// One expression from all of `tokens`.
 pub(crate) fn parse_expr(tokens: &[Token], lines: &LineMap<'_>) -> Parsed<Expr> {
     let whole = tokens_span(tokens);
@@ -271,10 +348,14 @@ pub(crate) fn parse_expr(tokens: &[Token], lines: &LineMap<'_>) -> Parsed<Expr> 
     let expr = parser.parse_expr().map_err(|error| parser_error(error, lines, whole))?;
     let rest = parser.peek_token();
     if rest.token != Tok::EOF {
-        return Err(Diagnostic::new(
+        let error = Diagnostic::new(
             format!("expected the end of the condition, found `{}`", rest.token),
             lines.span(rest.span),
-        ));
+        );
+        return Err(match &rest.token {
+            Tok::Word(word) => error.help_opt(did_you_mean(&word.value, AFTER_CONDITION)),
+            _ => error,
+        });
     }
     Ok(expr)
 }
@@ -343,6 +424,7 @@ pub(crate) fn check_shape<'q>(
             "remove it, or keep fewer rows with HAVING",
         );
     }
+    (query.with, query.order_by, query.limit_clause) = (None, None, None);
     let rest = query.fetch.is_some()
         || !query.locks.is_empty()
         || query.for_clause.is_some()
@@ -362,6 +444,7 @@ pub(crate) fn check_shape<'q>(
         ));
     };
     check_select(select, lines, &mut refuse);
+    select.distinct = None;
     Ok(select)
 }
 
@@ -443,6 +526,7 @@ pub(crate) fn name_outputs(
                     Diagnostic::new("a view names its columns: `*` is not supported", span)
                         .help("list the columns that detectors and policies use"),
                 );
+                outputs.push(("*".to_owned(), span));
                 continue;
             }
         };
@@ -458,7 +542,7 @@ pub(crate) fn name_outputs(
 /// Resolves names of a SELECT over one source, among these columns.
 pub(crate) fn names<'a>(
     select: &Select,
-    source: &Source,
+    source: &'a Source,
     columns: Vec<String>,
     context: &Context<'a>,
     errors: &'a mut Vec<Diagnostic>,
@@ -468,6 +552,10 @@ pub(crate) fn names<'a>(
         _ => None,
     };
     let given = select.projection.iter().filter_map(|item| match item {
+        SelectItem::ExprWithAlias {
+            expr: Expr::Identifier(ident),
+            alias,
+        } if ident.value == alias.value => None,
         SelectItem::ExprWithAlias { alias, .. } => Some(alias.value.clone()),
         _ => None,
     });
@@ -482,17 +570,23 @@ pub(crate) fn names<'a>(
         functions: context.functions,
         lines: context.lines,
         depth: 0,
+        unknown: &source.unknown,
+        open: Vec::new(),
         errors,
     }
 }
 
-fn resolve_names(select: &mut Select, source: &Source, context: &Context<'_>, errors: &mut Vec<Diagnostic>) {
+/// Where names stand of which nothing is known is returned.
+fn resolve_names(
+    select: &mut Select,
+    source: &Source,
+    context: &Context<'_>,
+    errors: &mut Vec<Diagnostic>,
+) -> Vec<Span> {
     let columns = source.column_names().chain(WINDOW_COLUMNS).map(str::to_owned).collect();
     let mut names = names(select, source, columns, context, errors);
-    for item in &mut select.projection {
-        if let SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } = item {
-            names.resolve(expr, Place::Select);
-        }
+    for expr in items(&mut select.projection) {
+        names.resolve(expr, Place::Select);
     }
     if let Some(filter) = &mut select.selection {
         names.resolve(filter, Place::Where);
@@ -505,6 +599,15 @@ fn resolve_names(select: &mut Select, source: &Source, context: &Context<'_>, er
     if let Some(having) = &mut select.having {
         names.resolve(having, Place::Having);
     }
+    names.open
+}
+
+/// The expressions of a SELECT list.
+pub(crate) fn items(projection: &mut [SelectItem]) -> impl Iterator<Item = &mut Expr> {
+    projection.iter_mut().filter_map(|item| match item {
+        SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => Some(expr),
+        _ => None,
+    })
 }
 
 pub(crate) fn spans(select: &Select, lines: &LineMap<'_>, whole: Span) -> Spans {
@@ -522,7 +625,17 @@ pub(crate) fn spans(select: &Select, lines: &LineMap<'_>, whole: Span) -> Spans 
 }
 
 /// GROUP BY names the window; either of its ends names both.
-fn group_by_window(select: &mut Select, source: &Name, lines: &LineMap<'_>, errors: &mut Vec<Diagnostic>) {
+///
+/// Returns where grouping sets stand, which are refused. `loose`: nothing is named, so that whatever should have been is not known.
+fn group_by_window(
+    select: &mut Select,
+    source: &Name,
+    windowed: bool,
+    loose: &mut bool,
+    lines: &LineMap<'_>,
+    errors: &mut Vec<Diagnostic>,
+) -> Vec<Span> {
+    let mut sets = Vec::new();
     let unbounded = |span| {
         Diagnostic::new("GROUP BY without the window would aggregate without end", span)
             .help("group by window_start and window_end, too")
@@ -537,6 +650,12 @@ fn group_by_window(select: &mut Select, source: &Name, lines: &LineMap<'_>, erro
             if !modifiers.is_empty() || exprs.iter().any(set) {
                 let span = exprs.iter().map(|expr| lines.span(expr.span())).reduce(Span::to);
                 let span = span.unwrap_or(source.span);
+                sets.extend(
+                    exprs
+                        .iter()
+                        .filter(|expr| set(expr))
+                        .map(|expr| lines.span(expr.span())),
+                );
                 errors.push(
                     Diagnostic::new("ROLLUP, CUBE and GROUPING SETS are not supported", span)
                         .help("write one view per grouping"),
@@ -548,7 +667,10 @@ fn group_by_window(select: &mut Select, source: &Name, lines: &LineMap<'_>, erro
                 _ => false,
             };
             let [start, end] = WINDOW_COLUMNS.map(|name| exprs.iter().any(|expr| is(expr, name)));
-            if !start && !end {
+            if exprs.is_empty() {
+                *loose = true;
+            }
+            if !start && !end && windowed {
                 let span = exprs.iter().map(|expr| lines.span(expr.span())).reduce(Span::to);
                 errors.push(unbounded(span.unwrap_or(source.span)));
             }
@@ -559,6 +681,7 @@ fn group_by_window(select: &mut Select, source: &Name, lines: &LineMap<'_>, erro
             }
         }
     }
+    sets
 }
 
 /// What a cursor over the rest of a FROM needs.

@@ -118,7 +118,10 @@ fn unknown<'n>(
         return Ok(None);
     }
     let message = format!("there is no {what} `{}`", ast.from.text);
-    Err(Diagnostic::new(message, ast.from.span).help_opt(did_you_mean(&ast.from.text, known)))
+    let known: Vec<&str> = known.collect();
+    let failed = relations.failed.iter().map(|name| name.as_str());
+    let near = did_you_mean(&ast.from.text, known.into_iter().chain(failed));
+    Err(Diagnostic::new(message, ast.from.span).help_opt(near))
 }
 
 fn reads(sources: &[Source], source: usize, topic: &str) -> bool {
@@ -147,8 +150,7 @@ impl Options {
             };
             errors.extend(result.err());
         }
-        let is_topic = |setting: &ast::Setting| setting.key.value.eq_ignore_ascii_case("topic");
-        if !ast.options.iter().any(is_topic) {
+        if !ast.broken && !source::given(&ast.options, "topic", OPTIONS) {
             let message = format!("sink `{}` has no topic", ast.name.text);
             errors.push(Diagnostic::new(message, ast.name.span).help("add topic = 'features' to WITH (…)"));
         }

@@ -7,7 +7,7 @@ use engine::spec::{Format, Metadata, OptionValue, SourceSpec, StartupMode};
 
 use crate::{
     ast::{self, Column, ColumnFrom, ColumnType, IdleTimeout, Setting},
-    diagnostic::{Diagnostic, Span, did_you_mean, one_of},
+    diagnostic::{Diagnostic, Span, did_you_mean, nearest, one_of},
     duration,
     fingerprint::Fingerprint,
     text::{At, Name},
@@ -78,9 +78,56 @@ pub(crate) struct Source {
     pub max_drift_ms: i64,
     /// Of a view of rows, what it is made of; it has no topic of its own.
     pub parts: Vec<Part>,
+    /// Of a declaration that is wrong.
+    pub unknown: Unknown,
+}
+
+/// What a wrong declaration leaves open, so that nobody who uses it is blamed for it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Unknown {
+    /// Names of columns whose types are not known.
+    pub columns: Vec<String>,
+    /// There may be others.
+    pub others: bool,
+    pub event_time: bool,
+}
+
+impl Unknown {
+    /// Nothing is known.
+    pub fn all() -> Self {
+        Self {
+            columns: Vec::new(),
+            others: true,
+            event_time: true,
+        }
+    }
+
+    /// Whether a name may mean a column that is not known.
+    pub fn may_be(&self, name: &str) -> bool {
+        self.others || self.columns.iter().any(|column| column.eq_ignore_ascii_case(name))
+    }
 }
 
 impl Source {
+    /// In the place of one that is not there, or that is wrong beyond repair.
+    pub fn unknown(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            fingerprint: 0,
+            topic: String::new(),
+            format: Format::Json,
+            start: StartupMode::GroupOffsets,
+            columns: Vec::new(),
+            event_time: String::new(),
+            delay_ms: 0,
+            idle_timeout_ms: None,
+            max_future_skew_ms: 0,
+            max_drift_ms: 0,
+            parts: Vec::new(),
+            unknown: Unknown::all(),
+        }
+    }
+
     pub fn column(&self, name: &str) -> Option<&SourceColumn> {
         self.columns.iter().find(|column| column.field.name() == name)
     }
@@ -173,27 +220,48 @@ fn fingerprint(source: &Source) -> u64 {
     text.finish()
 }
 
-/// Resolves one declaration; what is wrong goes to `errors`.
-pub(crate) fn resolve(ast: &ast::Source, errors: &mut Vec<Diagnostic>) -> Option<Source> {
-    let before = errors.len();
+/// Resolves one declaration. What is wrong goes to `errors`; what is known of the source all the same is what its views are checked
+/// against.
+pub(crate) fn resolve(ast: &ast::Source, errors: &mut Vec<Diagnostic>) -> Source {
     let options = Options::read(ast, errors);
-    let format = options.format?;
-    let mut columns = known_columns(format);
+    let has_fields = ast.columns.iter().flatten().any(|column| !is_metadata(column));
+    // Only JSON declares what a record holds.
+    let format = options.format.or_else(|| has_fields.then_some(Format::Json));
+    let mut unknown = Unknown {
+        columns: ast.unknown.clone(),
+        others: format.is_none(),
+        event_time: false,
+    };
+    let mut columns = format.map_or_else(Vec::new, known_columns);
     let known = columns.len();
-    declared_columns(ast, format, &mut columns, errors);
-    if format == Format::Json && ast.columns.as_ref().is_none_or(Vec::is_empty) {
-        errors.push(
-            Diagnostic::new("a JSON source declares its columns", ast.name.span).help(format!(
-                "write CREATE SOURCE {} (service STRING, ms DOUBLE, ts TIMESTAMP(3), WATERMARK FOR ts AS ts - INTERVAL '5' SECOND) WITH (…)",
-                ast.name.text
-            )),
-        );
-        return None;
-    }
-    let event_time = event_time(ast, format, &columns[..], known, errors)?;
-    if errors.len() > before {
-        return None;
-    }
+    unknown.columns.extend(declared_columns(
+        ast,
+        format.unwrap_or(Format::Json),
+        &mut columns,
+        errors,
+    ));
+    let event_time = match format {
+        Some(Format::Json) if ast.columns.as_ref().is_none_or(Vec::is_empty) && unknown.columns.is_empty() => {
+            unknown.others = true;
+            errors.push(
+                Diagnostic::new("a JSON source declares its columns", ast.name.span).help(format!(
+                    "write CREATE SOURCE {} (service STRING, ms DOUBLE, ts TIMESTAMP(3), WATERMARK FOR ts AS ts - INTERVAL '5' SECOND) WITH (…)",
+                    ast.name.text
+                )),
+            );
+            None
+        }
+        Some(format) => event_time(ast, format, &columns[..], known, &unknown, errors),
+        None => None,
+    };
+    unknown.event_time = event_time.is_none();
+    let event_time = event_time.unwrap_or_else(|| {
+        let written = ast.watermark.as_ref().map(|watermark| watermark.column.text.clone());
+        let name = written.unwrap_or_default();
+        unknown.columns.push(name.clone());
+        name
+    });
+    let format = format.unwrap_or(Format::Json);
     let watermark = ast.watermark.as_ref();
     let delay_ms = match format.is_timed_by_log() {
         true => LOG_DELAY_MS,
@@ -202,7 +270,7 @@ pub(crate) fn resolve(ast: &ast::Source, errors: &mut Vec<Diagnostic>) -> Option
     let mut source = Source {
         name: ast.name.text.clone(),
         fingerprint: 0,
-        topic: options.topic?,
+        topic: options.topic.unwrap_or_default(),
         format,
         start: options.start,
         columns,
@@ -218,9 +286,14 @@ pub(crate) fn resolve(ast: &ast::Source, errors: &mut Vec<Diagnostic>) -> Option
             .unwrap_or(MAX_FUTURE_SKEW_MS),
         max_drift_ms: options.max_drift_ms,
         parts: Vec::new(),
+        unknown,
     };
     source.fingerprint = fingerprint(&source);
-    Some(source)
+    source
+}
+
+fn is_metadata(column: &Column) -> bool {
+    matches!(column.from, Some(ColumnFrom::Metadata(_)))
 }
 
 struct Options {
@@ -244,7 +317,12 @@ impl Options {
             let result = match setting.key.value.to_ascii_lowercase().as_str() {
                 "connector" => connector(setting),
                 "topic" => topic(setting).map(|topic| options.topic = Some(topic)),
-                "format" => format(setting).map(|format| options.format = Some(format)),
+                "format" => format(setting)
+                    .map(|format| options.format = Some(format))
+                    .inspect_err(|_| {
+                        // The one that seems to be meant is what its columns are checked against.
+                        options.format = text(setting).ok().and_then(|name| near_format(&name.value));
+                    }),
                 "scan.startup.mode" => text(setting).map(|text| mode = Some(text)),
                 "scan.startup.timestamp-millis" => millis(setting).map(|ms| timestamp = Some((ms, setting.key.span))),
                 "scan.watermark.alignment.max-drift" => drift(setting).map(|ms| options.max_drift_ms = ms),
@@ -257,11 +335,7 @@ impl Options {
             Err(error) => errors.push(error),
         }
         for missing in ["topic", "format"] {
-            if !ast
-                .options
-                .iter()
-                .any(|setting| setting.key.value.eq_ignore_ascii_case(missing))
-            {
+            if !ast.broken && !given(&ast.options, missing, OPTIONS) {
                 let example = if missing == "topic" { "'metrics'" } else { "'json'" };
                 errors.push(
                     Diagnostic::new(format!("source `{}` has no {missing}", ast.name.text), ast.name.span)
@@ -271,6 +345,15 @@ impl Options {
         }
         options
     }
+}
+
+/// Whether an option is there, or one that is misspelt and means it.
+pub(crate) fn given<'a>(options: &[Setting], name: &str, known: impl IntoIterator<Item = &'a str> + Clone) -> bool {
+    options.iter().any(|setting| {
+        let key = setting.key.value.as_str();
+        let is_known = known.clone().into_iter().any(|known| known.eq_ignore_ascii_case(key));
+        key.eq_ignore_ascii_case(name) || (!is_known && nearest(key, known.clone()) == Some(name))
+    })
 }
 
 fn unknown_option(key: &str, setting: &Setting) -> Diagnostic {
@@ -326,6 +409,19 @@ fn format(setting: &Setting) -> Result<Format, Diagnostic> {
         Diagnostic::new(format!("unknown format `{}`", name.value), name.span)
             .help(did_you_mean(&name.value, names()).unwrap_or_else(|| format!("use {}", one_of(main))))
     })
+}
+
+/// Whether a source may have this format.
+pub(crate) fn is_format(name: &str) -> bool {
+    FORMATS.iter().any(|(known, _)| known.eq_ignore_ascii_case(name))
+}
+
+fn near_format(name: &str) -> Option<Format> {
+    let near = nearest(name, FORMATS.iter().map(|(name, _)| *name))?;
+    FORMATS
+        .iter()
+        .find(|(known, _)| *known == near)
+        .map(|(_, format)| *format)
 }
 
 fn millis(setting: &Setting) -> Result<i64, Diagnostic> {
@@ -419,13 +515,14 @@ pub(crate) fn telemetry_format(format: Format) -> telemetry::Format {
     }
 }
 
-/// Appends the columns that a declaration names.
+/// Appends the columns that a declaration names; returns the names of those that are wrong.
 pub(crate) fn declared_columns(
     ast: &ast::Source,
     format: Format,
     columns: &mut Vec<SourceColumn>,
     errors: &mut Vec<Diagnostic>,
-) {
+) -> Vec<String> {
+    let mut wrong = Vec::new();
     for column in ast.columns.iter().flatten() {
         let name = &column.name;
         if columns.iter().any(|other| *other.field.name() == name.text) {
@@ -446,13 +543,18 @@ pub(crate) fn declared_columns(
                 )
                 .help(format!("rename it: started STRING FROM '{}'", name.text)),
             );
+            wrong.push(name.text.clone());
             continue;
         }
         match declared(column, format) {
             Ok(column) => columns.push(column),
-            Err(error) => errors.push(error),
+            Err(error) => {
+                errors.push(error);
+                wrong.push(name.text.clone());
+            }
         }
     }
+    wrong
 }
 
 fn declared(column: &Column, format: Format) -> Result<SourceColumn, Diagnostic> {
@@ -554,6 +656,7 @@ fn event_time(
     format: Format,
     columns: &[SourceColumn],
     known: usize,
+    unknown: &Unknown,
     errors: &mut Vec<Diagnostic>,
 ) -> Option<String> {
     let timestamps = || {
@@ -565,6 +668,9 @@ fn event_time(
     let Some(watermark) = &ast.watermark else {
         if format != Format::Json {
             return Some("event_time".to_owned());
+        }
+        if ast.broken {
+            return None;
         }
         let column = timestamps().next().unwrap_or("ts");
         errors.push(
@@ -580,7 +686,7 @@ fn event_time(
     };
     let name = &watermark.column;
     let Some(index) = name.find(columns.iter().map(|column| column.field.name().as_str())) else {
-        if ast.columns.iter().flatten().all(|column| column.name.text != name.text) {
+        if !unknown.may_be(&name.text) {
             let help = did_you_mean(&name.text, timestamps());
             errors.push(Diagnostic::new(format!("unknown column `{}`", name.text), name.span).help_opt(help));
         }

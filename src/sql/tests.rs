@@ -14,6 +14,7 @@ use engine::spec::{OptionValue, Pipeline};
 use crate::{CatalogError, DetectorCatalog, compile, explain};
 
 mod batch;
+mod several;
 mod soup;
 
 /// A few algorithms, with the options that the texts use.
@@ -35,7 +36,8 @@ impl DetectorCatalog for Algorithms {
             Err(CatalogError {
                 message,
                 option: option.cloned(),
-                suggestion: crate::diagnostic::nearest(name, known).map(str::to_owned),
+                suggestion: crate::diagnostic::nearest(name, known.iter().copied()).map(str::to_owned),
+                known: known.into_iter().map(str::to_owned).collect(),
             })
         };
         let Some((_, known)) = ALGORITHMS.iter().find(|(name, _)| *name == using) else {
@@ -204,24 +206,24 @@ fn fingerprints_are_stable_and_tell_what_changed() {
 
 #[test]
 fn findings_for_programs() {
-    let pipeline = "CREATE SOURCE ä WITH (topic='t', fromat='json');";
+    let pipeline = "CREATE SOURCE ä WITH (fromat='json');";
     let diagnostics = compile("p", pipeline, &Algorithms).unwrap_err();
     let json = serde_json::to_value(&diagnostics).unwrap();
     assert_eq!(
         json,
         serde_json::json!([
             {
-                "severity": "error", "message": "source `ä` has no format", "span": {"start": 14, "end": 16},
-                "line": 1, "column": 15, "help": "add format = 'json' to WITH (…)",
+                "severity": "error", "message": "source `ä` has no topic", "span": {"start": 14, "end": 16},
+                "line": 1, "column": 15, "help": "add topic = 'metrics' to WITH (…)",
             },
             {
-                "severity": "error", "message": "unknown option `fromat`", "span": {"start": 34, "end": 40},
-                "line": 1, "column": 34, "help": "did you mean `format`?",
+                "severity": "error", "message": "unknown option `fromat`", "span": {"start": 23, "end": 29},
+                "line": 1, "column": 23, "help": "did you mean `format`?",
             },
         ])
     );
     let text = diagnostics.to_string();
-    assert!(text.starts_with("1:15: source `ä` has no format; add format"), "{text}");
+    assert!(text.starts_with("1:15: source `ä` has no topic; add topic"), "{text}");
     assert!(diagnostics.render("p.sql", pipeline, true).contains('\u{1b}'));
 }
 

@@ -2,11 +2,12 @@
 
 use datafusion::sql::sqlparser::{
     dialect::GenericDialect,
+    keywords::Keyword,
     tokenizer::{Location, Span as TextSpan, Token as Tok, TokenWithSpan, Tokenizer, Word},
 };
 
 use crate::{
-    diagnostic::{Diagnostic, Span, did_you_mean},
+    diagnostic::{Diagnostic, Span, did_you_mean, nearest},
     duration,
 };
 
@@ -75,30 +76,36 @@ impl Token {
         TokenWithSpan::new(self.kind.clone(), self.location)
     }
 
+    /// A keyword at this one's place.
+    pub fn keyword(&self, word: &str) -> Self {
+        self.replaced(Tok::make_keyword(word))
+    }
+
     /// Another token at this one's place.
     pub fn replaced(&self, kind: Tok) -> Self {
         Self { kind, ..self.clone() }
     }
 }
 
-pub(crate) fn tokenize(text: &str) -> Result<Vec<Token>, Diagnostic> {
+/// The tokens up to the end, or up to what is none: a quote that is never closed.
+pub(crate) fn tokenize(text: &str) -> (Vec<Token>, Option<Diagnostic>) {
     let lines = LineMap::new(text);
-    let tokens = Tokenizer::new(&GenericDialect {}, text)
-        .tokenize_with_location()
+    let mut tokens = Vec::new();
+    let error = Tokenizer::new(&GenericDialect {}, text)
+        .tokenize_with_location_into_buf(&mut tokens)
         .map_err(|error| {
             let at = lines.offset(error.location);
             Diagnostic::new(lower_first(&error.message), Span::new(at, text.len().min(at + 1)))
-        })?;
+        });
     let kept = tokens
         .into_iter()
         .filter(|token| !matches!(token.token, Tok::Whitespace(_)));
-    Ok(kept
-        .map(|token| Token {
-            span: lines.span(token.span),
-            kind: token.token,
-            location: token.span,
-        })
-        .collect())
+    let kept = kept.map(|token| Token {
+        span: lines.span(token.span),
+        kind: token.token,
+        location: token.span,
+    });
+    (kept.collect(), error.err())
 }
 
 pub(crate) fn lower_first(text: &str) -> String {
@@ -160,17 +167,49 @@ pub(crate) fn find<'a>(name: &str, quoted: bool, known: impl IntoIterator<Item =
     folded.filter(|_| !ambiguous)
 }
 
+/// Whether a word behind a number seems to have been meant as its unit, rather than to begin what follows.
+fn is_no_unit(token: &Token) -> bool {
+    let clauses = [
+        "ALLOW", "LATE", "FILL", "IDLE", "MAX", "EMIT", "COOLDOWN", "TARGET", "PARAMS", "EXPIRES", "MODE", "CLEAR",
+    ];
+    let clause = |word: &Word| word.keyword != Keyword::NoKeyword || clauses.iter().any(|clause| token.is_word(clause));
+    token
+        .word()
+        .is_some_and(|word| nearest(&word.value, duration::UNITS).is_some() || !clause(word))
+}
+
 pub(crate) type Parsed<T> = Result<T, Diagnostic>;
 
 /// Walks one statement.
+///
+/// One that [mends](Self::mending) goes on behind a mistake where it is clear what was meant, so that what comes after it is checked,
+/// too; what it went on behind is in `errors`.
 pub(crate) struct Cursor<'t> {
     tokens: &'t [Token],
     at: usize,
+    mends: bool,
+    /// A misspelt keyword and the word that it is read as.
+    read_as: Option<(usize, &'static str)>,
+    pub errors: Vec<Diagnostic>,
 }
 
 impl<'t> Cursor<'t> {
     pub fn new(tokens: &'t [Token]) -> Self {
-        Self { tokens, at: 0 }
+        Self {
+            tokens,
+            at: 0,
+            mends: false,
+            read_as: None,
+            errors: Vec::new(),
+        }
+    }
+
+    /// A cursor whose `errors` somebody reads.
+    pub fn mending(tokens: &'t [Token]) -> Self {
+        Self {
+            mends: true,
+            ..Self::new(tokens)
+        }
     }
 
     pub fn peek(&self) -> Option<&'t Token> {
@@ -185,6 +224,10 @@ impl<'t> Cursor<'t> {
 
     pub fn position(&self) -> usize {
         self.at
+    }
+
+    pub fn back_to(&mut self, position: usize) {
+        self.at = position;
     }
 
     pub fn rest(&self) -> &'t [Token] {
@@ -213,13 +256,70 @@ impl<'t> Cursor<'t> {
     }
 
     pub fn is(&self, word: &str) -> bool {
-        self.peek().is_some_and(|token| token.is_word(word))
+        self.is_at(0, word)
     }
 
     pub fn is_at(&self, ahead: usize, word: &str) -> bool {
-        self.tokens
-            .get(self.at + ahead)
-            .is_some_and(|token| token.is_word(word))
+        let at = self.at + ahead;
+        match self.read_as {
+            Some((misspelt, meant)) if misspelt == at => meant.eq_ignore_ascii_case(word),
+            _ => self.tokens.get(at).is_some_and(|token| token.is_word(word)),
+        }
+    }
+
+    /// Reads the next token as the one of `words` that is meant, if one is; else says what was expected.
+    pub fn mend(&mut self, what: &str, words: &[&'static str]) -> Parsed<()> {
+        let error = self.expected(what, words);
+        let again = self.read_as.is_some_and(|(misspelt, _)| misspelt == self.at);
+        match self.misspelt(words).filter(|_| self.mends && !again) {
+            Some(meant) => {
+                self.errors.push(error);
+                self.read_as = Some((self.at, meant));
+                Ok(())
+            }
+            None => Err(error),
+        }
+    }
+
+    /// Notes what is wrong with something and stands before the next of `words`, which begin what comes after it.
+    pub fn skip_to(&mut self, words: &[&str], error: Diagnostic) {
+        self.errors.push(error);
+        self.until(words);
+    }
+
+    /// Stands before the comma or the parenthesis that ends an item of a list.
+    pub fn skip_item(&mut self) {
+        self.skip_clause(&[]);
+    }
+
+    /// Stands before the next of `words`, or where the item ends.
+    pub fn skip_clause(&mut self, words: &[&str]) {
+        let mut depth = 0usize;
+        while let Some(token) = self.peek() {
+            match token.kind {
+                Tok::Comma | Tok::RParen if depth == 0 => return,
+                _ if depth == 0 && words.iter().any(|word| token.is_word(word)) => return,
+                Tok::LParen => depth += 1,
+                Tok::RParen => depth -= 1,
+                _ => {}
+            }
+            self.at += 1;
+        }
+    }
+
+    /// The item that `parse` reads, or, where a list that mends goes on without it, none.
+    fn item<T>(&mut self, parse: &mut impl FnMut(&mut Self) -> Parsed<T>) -> Parsed<Option<T>> {
+        let start = self.at;
+        match parse(self) {
+            Ok(item) => Ok(Some(item)),
+            Err(error) if self.mends => {
+                self.errors.push(error);
+                self.at = start;
+                self.skip_item();
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     pub fn eat(&mut self, word: &str) -> bool {
@@ -242,9 +342,15 @@ impl<'t> Cursor<'t> {
     pub fn expect(&mut self, words: &str) -> Parsed<Span> {
         let start = self.here();
         for word in words.split(' ') {
-            if !self.eat(word) {
-                return Err(self.expected(&format!("`{word}`"), &[word]));
+            if self.eat(word) {
+                continue;
             }
+            let error = self.expected(&format!("`{word}`"), &[word]);
+            if !self.mends || self.misspelt(&[word]).is_none() {
+                return Err(error);
+            }
+            self.errors.push(error);
+            self.skip(1);
         }
         Ok(start.to(self.last()))
     }
@@ -321,20 +427,42 @@ impl<'t> Cursor<'t> {
         Err(self.expected(what, &[]))
     }
 
-    /// `( a, b )`
+    /// `( a, b )`; one that mends leaves out the items that are wrong.
     pub fn list<T>(&mut self, mut item: impl FnMut(&mut Self) -> Parsed<T>) -> Parsed<Vec<T>> {
-        self.expect_punct(Tok::LParen)?;
+        self.expect_punct(Tok::LParen)
+            .map_err(|error| error.help("write the list in parentheses"))?;
         let mut items = Vec::new();
         if self.eat_punct(Tok::RParen) {
             return Ok(items);
         }
         loop {
-            items.push(item(self)?);
+            items.extend(self.item(&mut item)?);
+            if self.eat_punct(Tok::RParen) {
+                return Ok(items);
+            }
+            if self.eat_punct(Tok::Comma) {
+                continue;
+            }
+            let error = self.expected("`,` or `)`", &[]);
+            if !self.mends || self.peek().is_none() {
+                return Err(error);
+            }
+            // What follows is an item whose comma is missing, or the rest of the one before.
+            self.errors.push(error);
+            let (start, before) = (self.at, self.errors.len());
+            match item(self) {
+                Ok(next) => items.push(next),
+                Err(_) => {
+                    self.errors.truncate(before);
+                    self.at = start;
+                }
+            }
+            self.skip_item();
             if self.eat_punct(Tok::RParen) {
                 return Ok(items);
             }
             if !self.eat_punct(Tok::Comma) {
-                return Err(self.expected("`,` or `)`", &[]));
+                return Ok(items);
             }
         }
     }
@@ -343,9 +471,17 @@ impl<'t> Cursor<'t> {
     pub fn interval(&mut self) -> Parsed<At<i64>> {
         let start = self.here();
         if !self.eat("INTERVAL") {
-            return Err(self
-                .expected("`INTERVAL`", &["INTERVAL"])
-                .help("write INTERVAL '10' SECOND"));
+            let misspelt = self.mends && self.misspelt(&["INTERVAL"]).is_some();
+            let error = self.expected("`INTERVAL`", &["INTERVAL"]);
+            if !misspelt {
+                let text = self.peek().and_then(|token| match &token.kind {
+                    Tok::SingleQuotedString(text) if duration::parse(text).is_ok() => Some(text.as_str()),
+                    _ => None,
+                });
+                return Err(error.help(format!("write INTERVAL '{}'", text.unwrap_or("10 seconds"))));
+            }
+            self.errors.push(error);
+            self.skip(1);
         }
         let negative = self.eat_punct(Tok::Minus);
         let (mut text, span) = match self.next().map(|token| (&token.kind, token.span)) {
@@ -368,13 +504,16 @@ impl<'t> Cursor<'t> {
             self.at += 1;
         } else if let Some(token) = self
             .peek()
-            .filter(|token| token.word().is_some() && text.parse::<f64>().is_ok())
+            .filter(|token| is_no_unit(token) && text.parse::<f64>().is_ok())
         {
             let message = format!("expected a unit of time such as SECOND, found `{}`", token.kind);
-            return Err(Diagnostic::new(message, token.span));
+            let near = token.word().and_then(|word| did_you_mean(&word.value, duration::UNITS));
+            return Err(Diagnostic::new(message, token.span).help_opt(near));
         }
         let ms = duration::parse(&text).map_err(|reason| {
-            Diagnostic::new(reason, span).help("write INTERVAL '10' SECOND or INTERVAL '1 minute'")
+            let near = duration::misspelt(&text).map(|unit| format!("did you mean `{unit}`?"));
+            Diagnostic::new(reason, span)
+                .help(near.unwrap_or_else(|| "write INTERVAL '10' SECOND or INTERVAL '1 minute'".into()))
         })?;
         Ok(At::new(if negative { -ms } else { ms }, start.to(self.last())))
     }
@@ -396,13 +535,16 @@ impl<'t> Cursor<'t> {
         let Some(token) = self.peek() else {
             return Diagnostic::new(format!("expected {what}, found the end of the statement"), self.here());
         };
-        let diagnostic = Diagnostic::new(format!("expected {what}, found `{}`", token.kind), token.span);
+        let near = self.misspelt(words).map(|word| format!("did you mean `{word}`?"));
+        Diagnostic::new(format!("expected {what}, found `{}`", token.kind), token.span).help_opt(near)
+    }
+
+    /// The first word of the one of `words` that the next token seems to mean.
+    fn misspelt<'w>(&self, words: &[&'w str]) -> Option<&'w str> {
+        let word = self.peek().and_then(Token::word)?;
         let heads = words.iter().filter_map(|words| words.split(' ').next());
-        let near = token.word().and_then(|word| {
-            let near = did_you_mean(&word.value, heads);
-            near.filter(|_| !words.iter().any(|known| known.eq_ignore_ascii_case(&word.value)))
-        });
-        diagnostic.help_opt(near)
+        let near = nearest(&word.value, heads);
+        near.filter(|_| !words.iter().any(|known| known.eq_ignore_ascii_case(&word.value)))
     }
 
     /// Tokens up to the first of `words` outside parentheses, or to the end.

@@ -13,7 +13,7 @@ use datafusion::{
     },
     logical_expr::{Expr, ExprSchemable, LogicalPlan, expr::Cast},
     sql::sqlparser::{
-        ast::{GroupByExpr, Query, Select, SelectItem, Spanned},
+        ast::{Expr as SqlExpr, GroupByExpr, Query, Select, SelectItem, SetExpr, Spanned, Value},
         tokenizer::{Token as Tok, Word},
     },
 };
@@ -23,11 +23,11 @@ use crate::{
     catalog::simplify,
     compile::Statements,
     detector::type_name,
-    diagnostic::{Diagnostic, Span, did_you_mean, one_of},
+    diagnostic::{Diagnostic, Span, one_of},
     join, lookup,
     pane_set::PaneSet,
     select::{self, Context, Place},
-    source::{self, Source, SourceColumn, WINDOW_COLUMNS},
+    source::{Source, SourceColumn, WINDOW_COLUMNS},
     text::{Cursor, Name, Parsed, Token},
     view::{Key, ViewAggregate, bare, canonical, planner_error, renamed},
 };
@@ -79,45 +79,69 @@ pub(crate) fn take_inline(statements: &mut Statements) {
         statements.rows.push(Rows {
             name,
             select: select[1..select.len() - 1].to_vec(),
+            broken: false,
             span,
         });
     }
 }
 
-/// Resolves one view of rows to a source that has parts; what is wrong goes to `errors`.
+/// Resolves one view of rows to a source that has parts. What is wrong goes to `errors`; the columns of a view with mistakes are known
+/// by name.
 pub(crate) fn resolve(
     ast: &Rows,
     sources: &mut [Source],
     context: &Context<'_>,
     errors: &mut Vec<Diagnostic>,
-) -> Option<Source> {
+) -> Source {
     let before = errors.len();
-    let mut parts = Vec::new();
     let texts = match split(ast) {
         Ok(texts) => texts,
         Err(error) => {
             errors.push(error);
-            return None;
+            return Source::unknown(&ast.name.text);
         }
     };
-    let mut blameless = true;
-    for tokens in texts {
-        match part(tokens, sources, context, errors) {
-            Ok(Some(part)) => parts.push(part),
-            Ok(None) => blameless = false,
+    let mut names = None;
+    let mut parts = Vec::new();
+    let count = texts.len();
+    for (at, tokens) in texts.into_iter().enumerate() {
+        let own = match part(tokens, sources, context, errors) {
+            Ok(part) => part,
+            Err(error) => {
+                errors.push(error);
+                continue;
+            }
+        };
+        match own {
+            Read::Planned(part) => parts.push(*part),
+            Read::Wrong(outputs) if at == 0 => names = outputs,
+            Read::Wrong(_) => {}
+        }
+    }
+    if let (0, Some(first)) = (errors.len() - before, parts.first())
+        && parts.len() == count
+    {
+        names = Some(first.names.iter().map(|(name, _)| name.clone()).collect());
+        match align(ast, parts, sources, context) {
+            Ok(source) => return source,
             Err(error) => errors.push(error),
         }
+    } else if let Some(first) = parts.first() {
+        names = names.or_else(|| Some(first.names.iter().map(|(name, _)| name.clone()).collect()));
     }
-    if errors.len() > before || !blameless {
-        return None;
+    let mut unknown = Source::unknown(&ast.name.text);
+    if let Some(names) = names {
+        unknown.unknown.columns = names;
+        unknown.unknown.others = false;
     }
-    match align(ast, parts, sources, context) {
-        Ok(source) => Some(source),
-        Err(error) => {
-            errors.push(error);
-            None
-        }
-    }
+    unknown
+}
+
+/// What became of one SELECT.
+enum Read {
+    Planned(Box<Planned>),
+    /// Something in it is wrong; the names of its columns, where they can be told.
+    Wrong(Option<Vec<String>>),
 }
 
 /// The SELECTs between UNION ALL.
@@ -159,53 +183,63 @@ struct Planned {
     span: Span,
 }
 
-/// `None` when only its source is wrong, which was said there.
-fn part(
-    tokens: &[Token],
-    sources: &mut [Source],
-    context: &Context<'_>,
-    errors: &mut Vec<Diagnostic>,
-) -> Parsed<Option<Planned>> {
+fn part(tokens: &[Token], sources: &mut [Source], context: &Context<'_>, errors: &mut Vec<Diagnostic>) -> Parsed<Read> {
     let whole = select::tokens_span(tokens);
-    let Some(from) = select::first_table(tokens) else {
+    let before = errors.len();
+    let tokens = select::keywords(tokens, errors);
+    let Some(from) = select::first_table(&tokens) else {
+        if select::reads_window(&tokens) {
+            let error = Diagnostic::new("a view of rows reads a source, without a window", whole);
+            return Err(error.help("write CREATE FEATURE VIEW for windows over rows"));
+        }
         return Err(
             Diagnostic::new("a view of rows reads a source, without a window", whole)
                 .help("write SELECT … FROM source, and put the window around the view"),
         );
     };
-    if context.failed.contains(&from.text) {
-        return Ok(None);
-    }
-    let Some(index) = source::find(sources, &from) else {
-        let known = sources.iter().map(|source| source.name.as_str());
-        let near = did_you_mean(&from.text, known);
-        return Err(Diagnostic::new(format!("unknown source `{}`", from.text), from.span).help_opt(near));
-    };
-    if !sources[index].parts.is_empty() {
+    let index = select::source_of(&from, sources, context, errors);
+    let mut unknown = Source::unknown(&from.text);
+    let source = index.map_or(&mut unknown, |index| &mut sources[index]);
+    if !source.parts.is_empty() {
         let message = format!("`{}` is itself a view of rows", from.text);
         return Err(Diagnostic::new(message, from.span).help("read the sources that it reads"));
     }
-    let (tokens, times) = lookup::take_as_of(tokens)?;
-    let tokens = select::map_entries(tokens, &mut sources[index]);
-    let source = &sources[index];
-    let mut query = select::parse(&tokens, context.lines)?;
-    let before = errors.len();
+    let (tokens, times) = lookup::take_as_of(&tokens)?;
+    let tokens = select::map_entries(tokens, source);
+    let source: &Source = source;
+    let Some(mut query) = select::parse_mending(tokens, context.lines, errors) else {
+        return Ok(Read::Wrong(None));
+    };
     let select = select::check_shape(&mut query, context.lines, errors)?;
     if !lookup::look_up(select, &times, source, context, errors)? {
-        return Ok(None);
+        let names = select::name_outputs(select, context.lines, &mut Vec::new());
+        return Ok(Read::Wrong(Some(names.into_iter().map(|(name, _)| name).collect())));
     }
     select::one_source(select, context.lines)?;
-    check_rows(select, context, whole)?;
+    if let Err(error) = check_rows(select, context, whole) {
+        errors.push(error);
+        select.group_by = GroupByExpr::Expressions(Vec::new(), Vec::new());
+        select.having = None;
+    }
     select::rename_table(select, &source.name);
     let names = select::name_outputs(select, context.lines, errors);
     let spans = select::spans(select, context.lines, whole);
-    resolve_names(select, source, context, errors);
-    if errors.len() > before {
-        return Ok(None);
+    let open = resolve_names(select, source, context, errors);
+    if errors.len() > before || !open.is_empty() || index.is_none() {
+        check_apart(&query, source, &spans, &open, before, context, errors);
+        return Ok(Read::Wrong(Some(names.into_iter().map(|(name, _)| name).collect())));
     }
     let sql = query.to_string();
-    let (filter, exprs) =
-        planned(query, source, context).map_err(|error| planner_error(&error, whole, context.lines))?;
+    let (filter, exprs) = match planned(query.clone(), source, context) {
+        Ok(planned) => planned,
+        Err(error) => {
+            check_apart(&query, source, &spans, &[], before, context, errors);
+            if errors.len() == before {
+                errors.push(planner_error(&error, whole, context.lines));
+            }
+            return Ok(Read::Wrong(Some(names.into_iter().map(|(name, _)| name).collect())));
+        }
+    };
     let schema =
         Arc::new(DFSchema::try_from(source.schema()).map_err(|error| planner_error(&error, whole, context.lines))?);
     let mut columns = Vec::with_capacity(exprs.len());
@@ -228,18 +262,74 @@ fn part(
         columns.push(expr);
         fields.push(field);
     }
+    let Some(index) = index.filter(|_| errors.len() == before) else {
+        return Ok(Read::Wrong(Some(names.into_iter().map(|(name, _)| name).collect())));
+    };
     let part = Part {
         source: index,
         filter,
         columns,
         sql,
     };
-    Ok(Some(Planned {
+    Ok(Read::Planned(Box::new(Planned {
         part,
         fields,
         names,
         span: whole,
-    }))
+    })))
+}
+
+/// Plans every part of a SELECT by itself, for what is wrong with its types; without those that mistakes, or names of which nothing is
+/// known, are in.
+fn check_apart(
+    query: &Query,
+    source: &Source,
+    spans: &select::Spans,
+    open: &[Span],
+    before: usize,
+    context: &Context<'_>,
+    errors: &mut Vec<Diagnostic>,
+) {
+    let places: Vec<Span> = errors[before..]
+        .iter()
+        .map(|error| error.span)
+        .chain(open.iter().copied())
+        .collect();
+    let sound = |span: &Span| {
+        !places
+            .iter()
+            .any(|place| span.start <= place.start && place.end <= span.end)
+    };
+    // Without the SELECT list, which may be long: each trial copies what it needs of it.
+    let mut rest = query.clone();
+    let items = match rest.body.as_mut() {
+        SetExpr::Select(select) => std::mem::take(&mut select.projection),
+        _ => Vec::new(),
+    };
+    let mut check = |span: Span, edit: &dyn Fn(&mut Select)| {
+        let mut query = rest.clone();
+        if let SetExpr::Select(select) = query.body.as_mut() {
+            edit(select);
+        }
+        if let Err(error) = planned(query, source, context) {
+            let error = planner_error(&error, span, context.lines);
+            // A key of a join is in every column of its table.
+            if errors[before..].iter().all(|other| other.message != error.message) {
+                errors.push(error);
+            }
+        }
+    };
+    if let Some(span) = spans.filter.filter(sound) {
+        check(span, &|select| {
+            select.projection = vec![SelectItem::UnnamedExpr(SqlExpr::value(Value::Null))];
+        });
+    }
+    for (at, span) in spans.select.iter().enumerate().filter(|(_, span)| sound(span)) {
+        check(*span, &|select| {
+            select.selection = None;
+            select.projection = items.get(at).cloned().into_iter().collect();
+        });
+    }
 }
 
 fn check_rows(select: &Select, context: &Context<'_>, whole: Span) -> Parsed<()> {
@@ -258,7 +348,13 @@ fn check_rows(select: &Select, context: &Context<'_>, whole: Span) -> Parsed<()>
         .help("group in a feature view over it: CREATE FEATURE VIEW … FROM TUMBLE(TABLE rows, …) GROUP BY …"))
 }
 
-fn resolve_names(select: &mut Select, source: &Source, context: &Context<'_>, errors: &mut Vec<Diagnostic>) {
+/// Where names stand of which nothing is known is returned.
+fn resolve_names(
+    select: &mut Select,
+    source: &Source,
+    context: &Context<'_>,
+    errors: &mut Vec<Diagnostic>,
+) -> Vec<Span> {
     let mut names = select::names(
         select,
         source,
@@ -266,14 +362,13 @@ fn resolve_names(select: &mut Select, source: &Source, context: &Context<'_>, er
         context,
         errors,
     );
-    for item in &mut select.projection {
-        if let SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } = item {
-            names.resolve(expr, Place::Row);
-        }
+    for expr in select::items(&mut select.projection) {
+        names.resolve(expr, Place::Row);
     }
     if let Some(filter) = &mut select.selection {
         names.resolve(filter, Place::Where);
     }
+    names.open
 }
 
 /// WHERE and the SELECT list, typed.

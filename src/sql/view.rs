@@ -1,6 +1,8 @@
 //! Views: one SELECT over windows of a source, planned by DataFusion and taken apart into filter, keys, aggregates and
 //! projection. Nothing here is physical yet: which columns a source delivers is known only when every view is planned.
 
+mod apart;
+
 use std::{ops::ControlFlow, sync::Arc};
 
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, TimeUnit};
@@ -15,7 +17,7 @@ use datafusion::{
         expr::{AggregateFunction, AggregateFunctionParams, NullTreatment},
     },
     sql::sqlparser::{
-        ast::{Expr as SqlExpr, GroupByExpr, Query, Select, SelectItem, SetExpr, Spanned, visit_expressions},
+        ast::{Expr as SqlExpr, Query, Spanned, visit_expressions},
         tokenizer,
     },
 };
@@ -32,6 +34,8 @@ use crate::{
     source::{Source, WINDOW_COLUMNS},
     text::{LineMap, lower_first},
 };
+
+use apart::{Part, blame};
 
 /// A view, in logical expressions. Row expressions are over the source's columns, unqualified.
 #[derive(Clone, Debug)]
@@ -135,25 +139,48 @@ pub(crate) fn bare(expr: &Expr) -> &Expr {
     }
 }
 
-/// Plans one view; what is wrong goes to `errors`.
+/// Plans one view. What is wrong goes to `errors`; of a view that is not there, the names of its columns, where they can be told.
 pub(crate) fn plan(
     pipeline: &str,
     ast: &ast::View,
     sources: &mut [Source],
     context: &select::Context<'_>,
     errors: &mut Vec<Diagnostic>,
+) -> Result<View, Option<Vec<String>>> {
+    let Some(flat) = select::flatten(ast, sources, context, errors) else {
+        return Err(select::output_names(ast, context.lines));
+    };
+    let names = flat.output_names(ast);
+    planned(pipeline, ast, flat, context, errors).ok_or(names)
+}
+
+/// A view with mistakes is planned without the parts that they are in, for what else is wrong; there is no view then.
+fn planned(
+    pipeline: &str,
+    ast: &ast::View,
+    mut flat: Flat,
+    context: &select::Context<'_>,
+    errors: &mut Vec<Diagnostic>,
 ) -> Option<View> {
-    let flat = select::flatten(ast, sources, context, errors)?;
-    let window = window_spec(pipeline, ast, &flat, errors)?;
-    let source = &sources[flat.source];
-    let plan = match context
-        .functions
-        .plan(flat.query.clone(), &source.name, &windowed(source))
-    {
-        Ok(plan) => plan,
-        Err(error) => {
-            errors.push(blame(error, &flat, source, context));
-            return None;
+    let before = errors.len() - flat.errors;
+    let window = window_spec(pipeline, ast, &flat, errors);
+    flat.leave_out_wrong(&errors[before..]);
+    let source = flat.declared.clone();
+    let plan = loop {
+        match context
+            .functions
+            .plan(flat.query.clone(), &source.name, &windowed(&source))
+        {
+            Ok(plan) => break plan,
+            Err(error) => {
+                let found = blame(error, &flat, &source, context);
+                let wrong: Vec<Part> = found.iter().filter_map(|(part, _)| *part).collect();
+                errors.extend(found.into_iter().filter_map(|(_, error)| error));
+                if wrong.is_empty() {
+                    return None;
+                }
+                flat.leave_out(&wrong);
+            }
         }
     };
     let parts = match Parts::take(plan) {
@@ -163,13 +190,15 @@ pub(crate) fn plan(
             return None;
         }
     };
+    let window = window?;
     let mut builder = Builder {
         flat: &flat,
-        source,
+        source: &source,
         context,
         errors,
     };
-    builder.view(ast, window, parts)
+    let view = builder.view(ast, window, parts);
+    view.filter(|_| errors.len() == before && !ast.broken && !flat.partial)
 }
 
 /// The source's columns and those of the window, as the planner sees the table.
@@ -185,7 +214,7 @@ fn window_spec(pipeline: &str, ast: &ast::View, flat: &Flat, errors: &mut Vec<Di
         slide_ms,
         offset_ms,
         gap_ms,
-    } = flat.window;
+    } = flat.window?;
     if let (Some(_), Some(every)) = (gap_ms, &ast.early_every) {
         errors.push(Diagnostic::new("a session does not speak early", every.span).help("write EMIT ON WINDOW CLOSE"));
         return None;
@@ -313,7 +342,7 @@ impl Builder<'_> {
         }
         let mut view = View {
             name: ast.name.text.clone(),
-            source: self.flat.source,
+            source: self.flat.source?,
             filter,
             keys: keys.iter().map(|(_, key)| key.clone()).collect(),
             window,
@@ -681,55 +710,8 @@ fn same_function(written: &str, name: &str) -> bool {
         }
 }
 
-/// Why a query does not plan, at the smallest of its parts that does not plan by itself.
-fn blame(error: DataFusionError, flat: &Flat, source: &Source, context: &select::Context<'_>) -> Diagnostic {
-    let whole = planner_error(&error, flat.spans.whole, context.lines);
-    if whole.span != flat.spans.whole {
-        return whole;
-    }
-    let schema = windowed(source);
-    let fails = |edit: &dyn Fn(&mut Select)| {
-        let mut query = flat.query.clone();
-        let SetExpr::Select(select) = query.body.as_mut() else {
-            return None;
-        };
-        edit(select);
-        context.functions.plan(query, &source.name, &schema).err()
-    };
-    let only_window = |select: &mut Select| {
-        let window = |expr: &SqlExpr| matches!(expr, SqlExpr::Identifier(ident) if WINDOW_COLUMNS.contains(&ident.value.as_str()));
-        if let GroupByExpr::Expressions(exprs, _) = &mut select.group_by {
-            exprs.retain(window);
-        }
-        select.projection.clear();
-        select
-            .projection
-            .push(SelectItem::UnnamedExpr(SqlExpr::Identifier(WINDOW_COLUMNS[0].into())));
-    };
-    if let Some(span) = flat.spans.filter
-        && let Some(error) = fails(&|select| {
-            select.having = None;
-            only_window(select);
-        })
-    {
-        return planner_error(&error, span, context.lines);
-    }
-    for (index, span) in flat.spans.select.iter().enumerate() {
-        let error = fails(&|select| {
-            select.having = None;
-            select.selection = None;
-            let item = select.projection.get(index).cloned();
-            select.projection = item.into_iter().collect();
-        });
-        if let Some(error) = error {
-            return planner_error(&error, *span, context.lines);
-        }
-    }
-    match flat.spans.having {
-        Some(span) => Diagnostic { span, ..whole },
-        None => whole,
-    }
-}
+/// What is said of a column that GROUP BY does not name.
+const NOT_GROUPED: &str = "is neither grouped by nor aggregated";
 
 /// DataFusion's error in the project's manner, at its own place if it has one.
 pub(crate) fn planner_error(error: &DataFusionError, fallback: Span, lines: &LineMap<'_>) -> Diagnostic {
@@ -738,6 +720,16 @@ pub(crate) fn planner_error(error: &DataFusionError, fallback: Span, lines: &Lin
             let location = |at: datafusion::common::Location| tokenizer::Location::new(at.line, at.column);
             Span::new(lines.offset(location(span.start)), lines.offset(location(span.end)))
         });
+        if let Some((column, _)) = found
+            .message
+            .strip_prefix('\'')
+            .and_then(|rest| rest.split_once("' must appear in GROUP BY clause"))
+        {
+            let column = column.rsplit('.').next().unwrap_or(column).trim_matches('"');
+            return Diagnostic::new(format!("`{column}` {NOT_GROUPED}"), span).help(format!(
+                "add it to GROUP BY, or take one of its values: first({column}), last({column}), max({column})"
+            ));
+        }
         let help = found.helps.first().map(|help| lower_first(&help.message));
         let note = found.notes.first().map(|note| lower_first(&note.message));
         return Diagnostic::new(lower_first(&found.message), span).help_opt(help.or(note));
@@ -746,9 +738,9 @@ pub(crate) fn planner_error(error: &DataFusionError, fallback: Span, lines: &Lin
     let first = message.lines().next().unwrap_or_default();
     if let Some(reason) = first
         .split_once("coercion failed with: Error during planning: ")
-        .and_then(|(_, rest)| rest.split_once(". No function matches"))
+        .map(|(_, rest)| rest.split(". No function matches").next().unwrap_or(rest))
     {
-        return Diagnostic::new(reason.0, fallback).help("CAST(x AS DOUBLE) and CAST(x AS VARCHAR) change a type");
+        return Diagnostic::new(reason, fallback).help("CAST(x AS DOUBLE) and CAST(x AS VARCHAR) change a type");
     }
     if let Some((function, given)) = wrong_argument(first) {
         return Diagnostic::new(format!("`{function}` does not take a {given}"), fallback)

@@ -20,13 +20,6 @@ pub struct SourcePlan {
     pub sets: Vec<PaneSetSpec>,
 }
 
-impl SourcePlan {
-    /// Whether rows that are read again are the rows they were: when a heartbeat came is not known any more where the log does not say it.
-    pub fn is_replayable(&self) -> bool {
-        !self.spec.format.is_timed_by_log()
-    }
-}
-
 /// The sources by fingerprint. Equal fingerprints of several pipelines become one source and one set.
 pub fn plan(pipelines: &[Pipeline]) -> Result<Vec<SourcePlan>, Error> {
     let mut plans: BTreeMap<u64, SourcePlan> = BTreeMap::new();

@@ -38,9 +38,6 @@ impl Aggregate {
         };
         let mut additions = Vec::new();
         for (source, plan) in self.sources_of(topic) {
-            if !plan.is_replayable() {
-                continue;
-            }
             let known = standing(source).map_or(&[][..], |standing| &standing.sets);
             let new = plan
                 .sets
@@ -192,7 +189,10 @@ impl Aggregate {
             if record.offset < from || record.offset >= position {
                 continue;
             }
-            match self.decoders[source].push(&record, record.timestamp_ms) {
+            // When a heartbeat was received is not known any more. The producer said when it was sent; what it dates ahead of all that has
+            // been received is no later than that.
+            let known_ms = lane.greatest_time_ms().unwrap_or(record.timestamp_ms);
+            match self.decoders[source].push(&record, record.timestamp_ms.min(known_ms)) {
                 Ok(decoded) => rows += decoded,
                 Err(reason) if lane.is_new() => self.dead_letter(source, &record, Fault::Decode, &reason, out),
                 Err(_) => {}

@@ -730,6 +730,70 @@ fn a_new_set_has_what_was_read_before() {
     }
 }
 
+#[test]
+fn a_new_set_over_receive_times_has_the_past_by_the_records_own_timestamps() {
+    let mut heartbeat = source();
+    heartbeat.format = Format::Heartbeat;
+    let over = |sets: Vec<PaneSetSpec>| Pipeline {
+        sources: vec![heartbeat.clone()],
+        ..pipeline(sets)
+    };
+    let mut harness = Harness::new(vec![over(vec![by_service()])], vec![Vec::new()]);
+    harness.receive = true;
+    harness.tick(20_000);
+    // Each beat is received at the time at which it was sent, so that both are the same.
+    let beat = |harness: &mut Harness, value: f64| {
+        harness.tick(137);
+        let now_ms = harness.now_ms;
+        harness.log[0].push(entry(vec![row(now_ms, "a", value)]));
+        harness.step(&[0], 1);
+    };
+    (0..150).for_each(|_| beat(&mut harness, 20.0));
+    // A producer whose clock is wrong; `large` counts the row, `by_service` is not asked.
+    let ahead = harness.log[0].len() / 2;
+    harness.log[0][ahead].timestamp_ms = 4_102_444_800_000;
+    harness.commit();
+    let mut large = large();
+    large.windows[0].lateness_ms = 86_400_000;
+    harness.pipelines = vec![over(vec![by_service(), large.clone()])];
+    harness.crash();
+    let mut turn = 0;
+    while harness.reread(7) || turn < 60 {
+        beat(&mut harness, 30.0);
+        turn += 1;
+        assert!(turn < 1_000, "what is read again and what is new do not meet");
+        if turn % 3 == 0 {
+            harness.commit();
+        }
+        if turn % 10 == 0 {
+            harness.commit();
+            harness.crash();
+        }
+    }
+    harness.tick(900_000);
+    beat(&mut harness, 0.0);
+    finish(&mut harness);
+    // The beat from the future is in the log at the latest time that was known, which is one of a few.
+    let mut log = harness.log.clone();
+    log[0].remove(ahead);
+    let window = &large.windows[0];
+    let found = harness.windows(&large, window);
+    let expected = expected(&log, &large, window).windows;
+    let rows = |windows: &super::tests::harness::Windows| windows.values().map(|(count, _)| *count).sum::<i64>();
+    let per_row = window.size_ms / window.slide_ms;
+    assert_eq!(rows(&found), rows(&expected) + per_row, "every beat is there once");
+    assert!(
+        expected
+            .iter()
+            .all(|(at, (count, _))| found.get(at).is_some_and(|found| found.0 >= *count))
+    );
+    assert!(
+        found
+            .keys()
+            .all(|(end_ms, _)| *end_ms < harness.now_ms + window.size_ms)
+    );
+}
+
 fn check_old(harness: &Harness) {
     let set = by_service();
     for window in &set.windows {

@@ -65,7 +65,8 @@ impl Apply {
     pub fn run(&self) -> anyhow::Result<()> {
         let files = files(std::slice::from_ref(&self.path))?;
         let whole = self.path.is_dir() && !self.path.join("pipeline.sql").is_file();
-        let (texts, _) = versions::texts(&files, std::io::stderr().is_terminal())?;
+        let topics = self.fleet.config()?.topics();
+        let (texts, _) = versions::texts(&files, &topics, std::io::stderr().is_terminal())?;
         let (broker, topics, config) = self.fleet.open()?;
         let set = |history: &History| -> Vec<PipelineText> {
             let running = history.newest().map_or(&[][..], |newest| &newest.texts);

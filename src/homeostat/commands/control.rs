@@ -21,9 +21,13 @@ pub struct Fleet {
 }
 
 impl Fleet {
+    pub fn config(&self) -> Result<config::Config, Refused> {
+        config::load(self.config.as_deref())
+    }
+
     /// A client of the fleet's broker, and the fleet's topics.
     pub fn open(&self) -> anyhow::Result<(Box<dyn Broker>, Topics, config::Config)> {
-        let config = config::load(self.config.as_deref())?;
+        let config = self.config()?;
         let broker = kafka::Kafka::new(&config.kafka)?;
         let topics = config.topics();
         Ok((Box::new(broker), topics, config))

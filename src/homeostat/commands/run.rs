@@ -42,7 +42,7 @@ impl Run {
         let config = config::load(self.config.as_deref())?;
         crate::log::start(&config.log)?;
         let files = pipelines::find(&self.pipelines)?;
-        let (texts, pipelines) = versions::texts(&files, std::io::stderr().is_terminal())?;
+        let (texts, pipelines) = versions::texts(&files, &config.topics(), std::io::stderr().is_terminal())?;
         let signer = match &config.signing.key_file {
             Some(key_file) => Some(Arc::new(keys::signer(key_file)?)),
             None => None,

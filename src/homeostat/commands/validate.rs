@@ -13,6 +13,7 @@ use super::{
     test,
 };
 use crate::{
+    config,
     error::Refused,
     pipelines,
     replay::{Cost, cost_per_row},
@@ -25,6 +26,9 @@ pub struct Validate {
     /// Pipeline files, or folders that hold NAME/pipeline.sql
     #[arg(required = true)]
     paths: Vec<PathBuf>,
+    /// Configuration of the fleet, for its topics, which pipelines may not use
+    #[arg(long)]
+    config: Option<PathBuf>,
     #[arg(long, value_enum, default_value = "text")]
     output: Output,
 }
@@ -58,25 +62,26 @@ pub fn files(paths: &[PathBuf]) -> Result<Vec<pipelines::File>, Refused> {
 impl Validate {
     pub fn run(&self) -> anyhow::Result<()> {
         let color = std::io::stderr().is_terminal();
+        let topics = config::load(self.config.as_deref())?.topics();
         let mut wrong = false;
         for file in files(&self.paths)? {
-            let diagnostics = pipelines::compile(&file).err();
-            wrong |= diagnostics.is_some();
-            match (self.output, diagnostics) {
-                (Output::Json, diagnostics) => {
-                    let found = diagnostics.map(|found| file.to_json(&found)).transpose()?;
+            let compiled = pipelines::compile_for(&file, Some(&topics));
+            wrong |= compiled.is_err();
+            match (self.output, compiled) {
+                (Output::Json, compiled) => {
+                    let found = compiled.err().map(|found| file.to_json(&found)).transpose()?;
                     let found = found.unwrap_or_else(|| serde_json::json!([]));
                     print_json(
                         &serde_json::json!({"file": file.path, "valid": found == serde_json::json!([]), "diagnostics": found}),
                     );
                 }
-                (Output::Text, None) => {
+                (Output::Text, Ok(pipeline)) => {
                     println!("{}: valid", file.path);
-                    for note in pipelines::compile(&file).iter().flat_map(notes) {
+                    for note in notes(&pipeline) {
                         println!("  {note}");
                     }
                 }
-                (Output::Text, Some(found)) => eprint!("{}", file.render(&found, color)),
+                (Output::Text, Err(found)) => eprint!("{}", file.render(&found, color)),
             }
         }
         if wrong { Err(crate::error::Found.into()) } else { Ok(()) }

@@ -1,8 +1,10 @@
 //! `homeostat detect` as it is typed: what it writes, that it is causal, what it refuses and leaves untouched.
 
+mod folder;
+
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Output},
     sync::Arc,
 };
@@ -13,31 +15,16 @@ use arrow::{
 };
 use detector::{Row, Score};
 
-struct Folder(tempfile::TempDir);
+use folder::Folder;
 
-impl Folder {
-    fn new() -> Self {
-        Self(tempfile::tempdir().expect("a folder"))
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn write(&self, name: &str, text: &str) -> PathBuf {
-        let path = self.path(name);
-        fs::write(&path, text).expect("written");
-        path
-    }
-
-    fn names(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.0.path()).expect("a folder");
-        let mut names: Vec<String> = entries
-            .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
-            .collect();
-        names.sort();
-        names
-    }
+/// Names of what is in a folder.
+fn names(folder: &Folder) -> Vec<String> {
+    let entries = fs::read_dir(folder.path("")).expect("a folder");
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
 }
 
 fn detect(input: &Path, time: &str, features: &str, more: &[&str]) -> Output {
@@ -102,7 +89,7 @@ fn every_row_is_answered_in_order_as_the_detector_says() {
         &["--detector", "auto", "--output", paths[0], "--plot", paths[1]],
     );
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    assert_eq!(folder.names(), ["in.csv", "out.csv", "plot.svg"]);
+    assert_eq!(names(&folder), ["in.csv", "out.csv", "plot.svg"]);
     let written = fs::read_to_string(&output).expect("the output");
     let mut written = written.lines();
     assert_eq!(
@@ -250,7 +237,7 @@ fn mistakes_are_refused_and_leave_nothing_behind() {
     let missing = folder.path("missing.csv");
     let old = folder.write("out.csv", "old");
     let output = old.to_str().expect("text");
-    let before = folder.names();
+    let before = names(&folder);
     let detector = |text: &'static str| vec!["--detector", text];
     let cases: Vec<(&Path, &str, &str, Vec<&str>, &str)> = vec![
         (&missing, "at", "a", vec![], "cannot read"),
@@ -292,7 +279,7 @@ fn mistakes_are_refused_and_leave_nothing_behind() {
         let told = String::from_utf8_lossy(&done.stderr);
         assert_eq!(done.status.code(), Some(2), "{told}");
         assert!(told.contains(message), "{told}");
-        assert_eq!(folder.names(), before, "{message}");
+        assert_eq!(names(&folder), before, "{message}");
         assert_eq!(fs::read_to_string(&old).expect("the old output"), "old");
     }
     let itself = good.to_str().expect("text");

@@ -10,7 +10,7 @@ use datafusion::{
 };
 use engine::spec::{DetectorInput, DetectorSpec};
 
-use super::Joined;
+use super::{Joined, List};
 use crate::{
     anomalies::{self, Call},
     catalog::simplify,
@@ -46,10 +46,7 @@ pub(super) fn fields(
             .help("write SELECT … FROM (SELECT …, ML_DETECT_ANOMALIES(…) OVER (…) AS a FROM v) WHERE a.is_anomaly"));
         }
     }
-    let exprs = select.projection.iter_mut().filter_map(|item| match item {
-        SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => Some(expr),
-        _ => None,
-    });
+    let exprs = select::items(&mut select.projection);
     for expr in exprs.chain(judged_filter) {
         let _ = expr.visit(&mut fields);
     }
@@ -60,13 +57,14 @@ impl Joined<'_> {
     /// As [`project`](Self::project), with detectors between the rows and the SELECT list.
     pub(super) fn judge(
         &mut self,
-        select: &Select,
+        list: &List<'_>,
         calls: &[Call],
         judged_filter: Option<SqlExpr>,
-        outputs: &[(String, Span)],
-        spans: &select::Spans,
         context: &Context<'_>,
+        errors: &mut Vec<Diagnostic>,
     ) -> Parsed<()> {
+        let List { select, outputs, spans } = *list;
+        let before = errors.len();
         let at = |span: Span| move |error| planner_error(&error, span, context.lines);
         let parts = self.parts;
         let flat: Vec<String> = parts
@@ -91,7 +89,15 @@ impl Joined<'_> {
             group: Vec::new(),
             whole: spans.whole,
         };
-        self.project(&rows, &names, &row_spans, context)?;
+        let row_list = List {
+            select: &rows,
+            outputs: &names,
+            spans: &row_spans,
+        };
+        self.project(&row_list, context, errors)?;
+        if errors.len() > before {
+            return Ok(());
+        }
         let rows = Arc::clone(&self.view.output);
         let mut times = Vec::new();
         let mut detectors = Vec::new();

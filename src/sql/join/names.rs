@@ -8,7 +8,7 @@ use super::Part;
 use crate::{
     diagnostic::{Diagnostic, did_you_mean},
     select::{Context, DEPTH_MAX, Names, Place},
-    source::WINDOW_COLUMNS,
+    source::Unknown,
     text::find,
 };
 
@@ -43,17 +43,11 @@ impl Resolver<'_> {
         if flatten.errors.len() > before {
             return;
         }
+        let known = Unknown::default();
         let mut resolved = Names {
             columns: std::mem::take(names),
             table: self.parts[0].alias.clone(),
-            event_time: WINDOW_COLUMNS[1].to_owned(),
-            temporal: false,
-            aliases: Vec::new(),
-            place: Place::Condition,
-            functions: self.context.functions,
-            lines: self.context.lines,
-            depth: 0,
-            errors: self.errors,
+            ..Names::apart(self.context.functions, self.context.lines, &known, self.errors)
         };
         resolved.resolve(expr, Place::Condition);
         *names = resolved.columns;

@@ -6,12 +6,12 @@ use arrow::datatypes::{DataType, Field, Schema};
 use datafusion::logical_expr::ScalarUDF;
 use engine::{
     spec::{Format, Metadata, SourceSpec, StartupMode},
-    table::{Lookup, TableSpec},
+    table::{Lookup, TableSpec, TopicColumn},
 };
 
 use super::{Table, key_columns};
 use crate::{
-    ast,
+    ast::{self, Setting},
     diagnostic::{Diagnostic, did_you_mean, one_of},
     fingerprint::Fingerprint,
     source::{self, SourceColumn},
@@ -26,15 +26,13 @@ const RECORD_TIME: &str = "";
 pub(super) fn resolve(ast: &ast::Source, errors: &mut Vec<Diagnostic>) -> Option<Table> {
     let before = errors.len();
     let mut columns = Vec::new();
-    source::declared_columns(ast, Format::Json, &mut columns, errors);
-    let topic = take(options(ast), errors);
+    let wrong = source::declared_columns(ast, Format::Json, &mut columns, errors);
+    let topic = options(ast, errors);
     let time = take(valid_from(ast, &columns), errors);
     let names: Vec<String> = columns.iter().map(|column| column.field.name().clone()).collect();
     // A column that is itself wrong is no column: it is not blamed twice.
-    let key = match errors.len() > before {
-        true => return None,
-        false => take(key_columns(ast, &names), errors)?,
-    };
+    let is_known = wrong.is_empty() && ast.unknown.is_empty();
+    let key = is_known.then(|| take(key_columns(ast, &names), errors)).flatten();
     let map = columns
         .iter()
         .find(|column| matches!(column.field.data_type(), DataType::Map(..)));
@@ -42,13 +40,18 @@ pub(super) fn resolve(ast: &ast::Source, errors: &mut Vec<Diagnostic>) -> Option
         let message = format!("`{}` is a map, which has no place in a table", map.field.name());
         errors
             .push(Diagnostic::new(message, ast.name.span).help("name the header: STRING METADATA FROM 'header:NAME'"));
+    }
+    if errors.len() > before {
         return None;
     }
-    let spec = Arc::new(spec(ast, topic?, columns, time?, key));
+    let spec = Arc::new(spec(ast, topic?, columns, time?, key?));
     let place = format!("{}@{:016x}", ast.name.text, spec.source.fingerprint).to_ascii_lowercase();
     let function = |name: &str, column: Option<usize>| {
         let name = format!("{place}.{}", name.to_ascii_lowercase());
-        Arc::new(ScalarUDF::new_from_impl(Lookup::new(name, Arc::clone(&spec), column)))
+        Arc::new(ScalarUDF::new_from_impl(Lookup::new(
+            name,
+            TopicColumn::new(Arc::clone(&spec), column),
+        )))
     };
     let mut functions: Vec<_> = names
         .iter()
@@ -70,46 +73,59 @@ fn take<T>(parsed: Parsed<T>, errors: &mut Vec<Diagnostic>) -> Option<T> {
 }
 
 /// The topic.
-fn options(ast: &ast::Source) -> Parsed<String> {
-    let (mut topic, mut format) = (None, false);
+fn options(ast: &ast::Source, errors: &mut Vec<Diagnostic>) -> Option<String> {
+    let mut topic = None;
     for setting in &ast.options {
-        match setting.key.value.to_ascii_lowercase().as_str() {
-            "connector" => {
-                // As Flink calls a topic whose records replace each other.
-                if !source::text(setting)?.value.eq_ignore_ascii_case("upsert-kafka") {
-                    source::connector(setting)?;
-                }
-            }
-            "topic" => topic = Some(source::topic(setting)?),
-            "format" => {
-                let name = source::text(setting)?;
-                if !name.value.eq_ignore_ascii_case("json") {
-                    let message = format!("a table in a topic is 'json', not '{}'", name.value);
-                    return Err(Diagnostic::new(message, name.span));
-                }
-                format = true;
-            }
-            "scan.startup.mode" => {
-                let mode = source::text(setting)?;
-                if !matches!(mode.value.as_str(), "earliest" | "earliest-offset") {
-                    let message = format!("a table is read whole, not from '{}' on", mode.value);
-                    return Err(Diagnostic::new(message, mode.span).help("leave it out, or write 'earliest'"));
-                }
-            }
+        let read = match setting.key.value.to_ascii_lowercase().as_str() {
+            "connector" => connector(setting),
+            "topic" => source::topic(setting).map(|name| topic = Some(name)),
+            "format" => format(setting),
+            "scan.startup.mode" => startup(setting),
             key => {
                 let help = did_you_mean(key, OPTIONS).unwrap_or_else(|| format!("use {}", one_of(OPTIONS)));
-                return Err(Diagnostic::new(format!("unknown option `{key}` of a table"), setting.key.span).help(help));
+                Err(Diagnostic::new(format!("unknown option `{key}` of a table"), setting.key.span).help(help))
             }
-        }
+        };
+        errors.extend(read.err());
     }
-    match topic {
-        Some(topic) if format => Ok(topic),
-        topic => {
-            let missing = if topic.is_none() { "topic" } else { "format" };
+    for missing in ["topic", "format"] {
+        if !ast.broken && !source::given(&ast.options, missing, OPTIONS) {
             let message = format!("table `{}` has no {missing}", ast.name.text);
-            Err(Diagnostic::new(message, ast.name.span).help("write WITH (topic = 'owners', format = 'json')"))
+            errors.push(Diagnostic::new(message, ast.name.span).help("write WITH (topic = 'owners', format = 'json')"));
         }
     }
+    topic
+}
+
+/// Kafka, or as Flink calls a topic whose records replace each other.
+fn connector(setting: &Setting) -> Parsed<()> {
+    match source::text(setting)?.value.eq_ignore_ascii_case("upsert-kafka") {
+        true => Ok(()),
+        false => source::connector(setting),
+    }
+}
+
+fn format(setting: &Setting) -> Parsed<()> {
+    let name = source::text(setting)?;
+    if name.value.eq_ignore_ascii_case("json") {
+        return Ok(());
+    }
+    let error = Diagnostic::new(format!("a table in a topic is 'json', not '{}'", name.value), name.span);
+    Err(match source::is_format(&name.value) {
+        true => error.help(
+            "a record of telemetry has many rows, a record of a table is one: write its columns to a topic as JSON",
+        ),
+        false => error.help("write format = 'json': a record is an object with the columns"),
+    })
+}
+
+fn startup(setting: &Setting) -> Parsed<()> {
+    let mode = source::text(setting)?;
+    if matches!(mode.value.as_str(), "earliest" | "earliest-offset") {
+        return Ok(());
+    }
+    let message = format!("a table is read whole, not from '{}' on", mode.value);
+    Err(Diagnostic::new(message, mode.span).help("leave it out, or write 'earliest'"))
 }
 
 /// The column that says since when a version holds, if one does.

@@ -5,7 +5,8 @@ use engine::spec::{ActionSpec, Mode};
 use super::{Once, Values, expect_windows, not_negative, settings, topic, word_help};
 use crate::{
     ast::Policy,
-    diagnostic::{Diagnostic, one_of},
+    diagnostic::{Diagnostic, nearest, one_of},
+    select::{ends_operand, is_operator},
     text::{Cursor, Parsed, Token},
 };
 
@@ -27,6 +28,11 @@ const ENDS: [&str; 10] = [
     "FOR", "CLEAR", "COOLDOWN", "LIMIT", "DO", "TARGET", "PARAMS", "EXPIRES", "MODE", "INTO",
 ];
 
+/// Words that begin a clause; FOR belongs to the one before.
+const HEADS: [&str; 10] = [
+    "WHEN", "CLEAR", "COOLDOWN", "LIMIT", "DO", "TARGET", "PARAMS", "EXPIRES", "MODE", "INTO",
+];
+
 pub fn policy(cursor: &mut Cursor<'_>) -> Parsed<Policy> {
     let name = cursor.name("a name for the policy")?;
     cursor.expect("ON")?;
@@ -46,11 +52,14 @@ pub fn policy(cursor: &mut Cursor<'_>) -> Parsed<Policy> {
         expires_after_ms: None,
         mode: None,
         into: None,
+        broken: false,
         span: cursor.here(),
     };
     let mut seen = Once::default();
     while cursor.peek().is_some() {
-        clause(cursor, &mut policy, &mut seen)?;
+        if let Err(error) = clause(cursor, &mut policy, &mut seen) {
+            cursor.skip_to(&HEADS, error);
+        }
     }
     Ok(policy)
 }
@@ -106,15 +115,25 @@ fn clause(cursor: &mut Cursor<'_>, policy: &mut Policy, seen: &mut Once) -> Pars
         policy.mode = Some(mode(cursor)?);
     } else if cursor.eat("INTO") {
         seen.first("INTO", start)?;
-        policy.into = Some(topic(cursor)?.value);
+        policy.into = Some(topic(cursor)?);
     } else {
-        return Err(cursor.expected(&one_of(CLAUSES), &CLAUSES));
+        cursor.mend(&one_of(CLAUSES), &CLAUSES)?;
     }
     Ok(())
 }
 
 fn condition(cursor: &mut Cursor<'_>) -> Parsed<Vec<Token>> {
-    let tokens = cursor.until(&ENDS);
+    let start = cursor.position();
+    let mut tokens = cursor.until(&ENDS);
+    // A word behind an operand that is no operator begins a clause, even if it is misspelt.
+    let begins = |pair: &[Token]| {
+        let near = pair[1].word().is_some_and(|word| nearest(&word.value, HEADS).is_some());
+        near && ends_operand(&pair[0]) && !is_operator(&pair[1])
+    };
+    if let Some(at) = tokens.windows(2).position(begins) {
+        tokens = &tokens[..=at];
+        cursor.back_to(start + at + 1);
+    }
     if tokens.is_empty() {
         return Err(cursor.expected("a condition", &[]));
     }

@@ -14,15 +14,27 @@ pub fn source(cursor: &mut Cursor<'_>) -> Parsed<Source> {
     let mut watermark = None;
     let mut columns = None;
     let mut primary_key = Vec::new();
+    let mut unknown = Vec::new();
     if cursor.is_punct(&Tok::LParen) {
-        columns = Some(column_list(cursor, &mut watermark, &mut primary_key)?);
+        columns = Some(column_list(cursor, &mut watermark, &mut primary_key, &mut unknown)?);
     }
-    if cursor.is("WATERMARK") {
-        watermark_once(cursor, &mut watermark)?;
-    }
-    if !cursor.eat("WITH") {
+    loop {
+        if cursor.is("WATERMARK")
+            && let Err(error) = watermark_once(cursor, &mut watermark)
+        {
+            cursor.skip_to(&["WITH"], error);
+        }
+        if cursor.eat("WITH") {
+            break;
+        }
         let clauses = ["WATERMARK FOR", "WITH (…)"];
-        return Err(cursor.expected(&clauses.join(" or "), &clauses));
+        let selects = cursor.is("AS");
+        cursor
+            .mend(&clauses.join(" or "), &clauses)
+            .map_err(|error| match selects {
+                true => error.help("what is selected is a view: write CREATE FEATURE VIEW … AS SELECT …"),
+                false => error,
+            })?;
     }
     let options = settings(cursor, Values::Option)?;
     cursor.expect_end(&[])?;
@@ -32,6 +44,8 @@ pub fn source(cursor: &mut Cursor<'_>) -> Parsed<Source> {
         watermark,
         primary_key,
         options,
+        broken: false,
+        unknown,
         span: cursor.last(),
     })
 }
@@ -40,6 +54,7 @@ fn column_list(
     cursor: &mut Cursor<'_>,
     watermark: &mut Option<Watermark>,
     primary_key: &mut Vec<Name>,
+    unknown: &mut Vec<String>,
 ) -> Parsed<Vec<Column>> {
     let items = cursor.list(|cursor| {
         if cursor.is("WATERMARK") && cursor.is_at(1, "FOR") {
@@ -54,7 +69,8 @@ fn column_list(
             }
             return Ok(None);
         }
-        column(cursor).map(Some)
+        let name = cursor.peek().and_then(Token::word).map(|word| word.value.clone());
+        column(cursor).map(Some).inspect_err(|_| unknown.extend(name))
     })?;
     Ok(items.into_iter().flatten().collect())
 }
@@ -101,27 +117,37 @@ fn parse_watermark(cursor: &mut Cursor<'_>) -> Parsed<Watermark> {
         span: start,
     };
     let mut seen = Once::default();
-    loop {
-        let clause = cursor.here();
-        if cursor.eat("IDLE") {
-            cursor.expect("TIMEOUT")?;
-            seen.first("IDLE TIMEOUT", clause)?;
-            watermark.idle = Some(if cursor.eat("NEVER") {
-                IdleTimeout::Never
-            } else {
-                IdleTimeout::After {
-                    ms: cursor.positive_interval("an idle timeout")?.value,
-                }
-            });
-        } else if cursor.eat("MAX") {
-            cursor.expect("FUTURE SKEW")?;
-            seen.first("MAX FUTURE SKEW", clause)?;
-            watermark.max_future_skew_ms = Some(not_negative(cursor.interval()?)?.value);
-        } else {
-            watermark.span = start.to(cursor.last());
-            return Ok(watermark);
+    while cursor.is("IDLE")
+        || cursor.is("MAX")
+        || cursor.mend("IDLE TIMEOUT or MAX FUTURE SKEW", &["IDLE", "MAX"]).is_ok()
+    {
+        if let Err(error) = watermark_clause(cursor, &mut watermark, &mut seen) {
+            cursor.errors.push(error);
+            cursor.skip_clause(&["IDLE", "MAX", "WITH"]);
         }
     }
+    watermark.span = start.to(cursor.last());
+    Ok(watermark)
+}
+
+fn watermark_clause(cursor: &mut Cursor<'_>, watermark: &mut Watermark, seen: &mut Once) -> Parsed<()> {
+    let clause = cursor.here();
+    if cursor.eat("IDLE") {
+        cursor.expect("TIMEOUT")?;
+        seen.first("IDLE TIMEOUT", clause)?;
+        watermark.idle = Some(if cursor.eat("NEVER") {
+            IdleTimeout::Never
+        } else {
+            IdleTimeout::After {
+                ms: cursor.positive_interval("an idle timeout")?.value,
+            }
+        });
+    } else if cursor.eat("MAX") {
+        cursor.expect("FUTURE SKEW")?;
+        seen.first("MAX FUTURE SKEW", clause)?;
+        watermark.max_future_skew_ms = Some(not_negative(cursor.interval()?)?.value);
+    }
+    Ok(())
 }
 
 fn column(cursor: &mut Cursor<'_>) -> Parsed<Column> {
@@ -157,6 +183,19 @@ const TYPES: [&str; 8] = [
     "VARCHAR",
 ];
 
+/// Types of other systems, and what holds the same.
+const OTHER_TYPES: [(&str, &str); 9] = [
+    ("DECIMAL", "DOUBLE"),
+    ("NUMERIC", "DOUBLE"),
+    ("NUMBER", "DOUBLE, or BIGINT for whole numbers"),
+    ("DATETIME", "TIMESTAMP(3)"),
+    ("DATETIME64", "TIMESTAMP(3)"),
+    ("DATE", "TIMESTAMP(3)"),
+    ("TIME", "TIMESTAMP(3)"),
+    ("ROW", "its fields as columns: name STRING FROM 'a.b'"),
+    ("STRUCT", "its fields as columns: name STRING FROM 'a.b'"),
+];
+
 fn column_type(cursor: &mut Cursor<'_>) -> Parsed<At<ColumnType>> {
     let Some(word) = cursor.peek().and_then(Token::word) else {
         return Err(cursor.expected("a type", &[]).help(format!("use {}", TYPES.join(", "))));
@@ -182,7 +221,11 @@ fn column_type(cursor: &mut Cursor<'_>) -> Parsed<At<ColumnType>> {
         "TIMESTAMP" | "TIMESTAMP_LTZ" | "TIMESTAMPTZ" => timestamp(cursor)?,
         "MAP" => map(cursor)?,
         _ => {
-            let help = word_help(&word, &TYPES).unwrap_or_else(|| format!("use {}", TYPES.join(", ")));
+            let other = OTHER_TYPES.iter().find(|(name, _)| *name == word);
+            let help = other
+                .map(|(_, own)| format!("write {own}"))
+                .or_else(|| word_help(&word, &TYPES));
+            let help = help.unwrap_or_else(|| format!("use {}", TYPES.join(", ")));
             return Err(Diagnostic::new(format!("unknown type `{word}`"), start).help(help));
         }
     };

@@ -14,14 +14,19 @@ use datafusion::sql::sqlparser::{
 use super::DEPTH_MAX;
 use crate::{
     catalog::{Function as Found, Functions},
-    diagnostic::{Diagnostic, did_you_mean},
+    diagnostic::{Diagnostic, Span, did_you_mean, nearest},
     functions::{histogram, takes_event_time},
-    source::WINDOW_COLUMNS,
+    source::{Unknown, WINDOW_COLUMNS},
     text::{LineMap, find},
 };
 
 /// Of OTLP points: whether they are totals or changes, and since when.
 pub(crate) const TEMPORAL_COLUMNS: [&str; 2] = ["temporality", "start_time"];
+
+/// What the parser takes for a column where an operand is missing.
+const KEYWORDS: [&str; 11] = [
+    "AS", "AND", "OR", "IN", "IS", "LIKE", "BETWEEN", "THEN", "ELSE", "END", "WHEN",
+];
 
 /// Where an expression stands, which decides what it may name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +55,36 @@ pub(crate) struct Names<'a> {
     pub functions: &'a Functions,
     pub lines: &'a LineMap<'a>,
     pub depth: usize,
+    /// What of the columns is not known.
+    pub unknown: &'a Unknown,
+    /// Where names stand of which nothing is known.
+    pub open: Vec<Span>,
     pub errors: &'a mut Vec<Diagnostic>,
+}
+
+impl<'a> Names<'a> {
+    /// Of conditions, without a column.
+    pub fn apart(
+        functions: &'a Functions,
+        lines: &'a LineMap<'a>,
+        unknown: &'a Unknown,
+        errors: &'a mut Vec<Diagnostic>,
+    ) -> Self {
+        Self {
+            columns: Vec::new(),
+            table: String::new(),
+            event_time: WINDOW_COLUMNS[1].to_owned(),
+            temporal: false,
+            aliases: Vec::new(),
+            place: Place::Condition,
+            functions,
+            lines,
+            depth: 0,
+            unknown,
+            open: Vec::new(),
+            errors,
+        }
+    }
 }
 
 impl Names<'_> {
@@ -70,6 +104,9 @@ impl Names<'_> {
             *ident = quoted(ident, name);
             return;
         }
+        if self.unknown.may_be(&ident.value) {
+            return self.open.push(self.lines.span(ident.span));
+        }
         let alias = find(&ident.value, exact, self.aliases.iter().map(String::as_str));
         match (alias, self.place) {
             (Some(index), Place::GroupBy | Place::Having) => *ident = quoted(ident, self.aliases[index].clone()),
@@ -78,16 +115,35 @@ impl Names<'_> {
                     "`{}` is a name that this SELECT gives, not a column of its source",
                     ident.value
                 );
-                self.error(ident, message, "repeat the expression here");
+                match ident.quote_style {
+                    Some('"') => self.error(
+                        ident,
+                        message,
+                        &format!("a string takes single quotes: '{}'", ident.value),
+                    ),
+                    _ => self.error(ident, message, "repeat the expression here"),
+                }
             }
             _ => self.unknown(ident),
         }
     }
 
-    fn unknown(&mut self, ident: &Ident) {
+    /// A name that seems to mean a column is taken for it, so that what else names the column is not blamed.
+    fn unknown(&mut self, ident: &mut Ident) {
         let span = self.lines.span(ident.span);
+        let keyword =
+            ident.quote_style.is_none() && KEYWORDS.iter().any(|word| word.eq_ignore_ascii_case(&ident.value));
+        if keyword {
+            self.open.push(span);
+            let message = format!("expected an expression, found `{}`", ident.value);
+            return self.errors.push(Diagnostic::new(message, span));
+        }
         let error = Diagnostic::new(format!("unknown column `{}`", ident.value), span);
-        let near = did_you_mean(&ident.value, self.columns.iter().map(String::as_str));
+        let aliases = matches!(self.place, Place::GroupBy | Place::Having).then_some(&self.aliases);
+        let aliases = aliases.into_iter().flatten();
+        let columns = aliases.chain(&self.columns).chain(&self.unknown.columns);
+        let nearest = nearest(&ident.value, columns.map(String::as_str)).map(str::to_owned);
+        let near = nearest.as_ref().map(|name| format!("did you mean `{name}`?"));
         let quoted =
             (ident.quote_style == Some('"')).then(|| format!("a string takes single quotes: '{}'", ident.value));
         let list = || {
@@ -95,11 +151,16 @@ impl Names<'_> {
             format!("there are {}", names.join(", "))
         };
         self.errors.push(error.help(near.or(quoted).unwrap_or_else(list)));
+        match nearest {
+            Some(name) => *ident = self::quoted(ident, name),
+            None => self.open.push(span),
+        }
     }
 
     fn error(&mut self, ident: &Ident, message: String, help: &str) {
-        self.errors
-            .push(Diagnostic::new(message, self.lines.span(ident.span)).help(help));
+        let span = self.lines.span(ident.span);
+        self.open.push(span);
+        self.errors.push(Diagnostic::new(message, span).help(help));
     }
 
     fn compound(&mut self, parts: &mut [Ident]) {
@@ -108,6 +169,7 @@ impl Names<'_> {
                 return;
             };
             let span = self.lines.span(first.span).to(self.lines.span(last.span));
+            self.open.push(span);
             self.errors.push(
                 Diagnostic::new("columns have no fields of their own", span)
                     .help("declare the nested value as a column: name STRING FROM 'a.b.c'"),
@@ -117,12 +179,16 @@ impl Names<'_> {
         if find(&table.value, table.quote_style.is_some(), [self.table.as_str()]).is_none() {
             if self.columns.contains(&table.value) {
                 let message = format!("`{}` has no fields of its own", table.value);
-                self.error(
-                    table,
-                    message,
-                    "declare the nested value as a column: name STRING FROM 'a.b.c'",
+                let help = format!(
+                    "an entry of a map is {}['{}']; a nested value is declared as a column: name STRING FROM 'a.b.c'",
+                    table.value, column.value
                 );
+                self.error(table, message, &help);
                 return;
+            }
+            if self.unknown.others {
+                let span = self.lines.span(table.span).to(self.lines.span(column.span));
+                return self.open.push(span);
             }
             let help = format!("columns are those of `{}`", self.table);
             self.error(table, format!("unknown table `{}`", table.value), &help);
@@ -139,6 +205,7 @@ impl Names<'_> {
             _ => function.name.to_string(),
         };
         let mut refuse = |message: String, help: String| {
+            self.open.push(span);
             self.errors.push(Diagnostic::new(message, span).help(help));
         };
         if function.over.is_some() {
@@ -152,9 +219,12 @@ impl Names<'_> {
         }
         match self.functions.find(&lower) {
             None => {
-                let near = did_you_mean(&lower, self.functions.names());
+                let percentile = lower.strip_prefix('p').filter(|digits| digits.parse::<u16>().is_ok());
+                let own = percentile.map(|digits| format!("write quantile(x, 0.{digits})"));
+                let own = own.or_else(|| (lower == "percentile").then(|| "write quantile(x, 0.99)".to_owned()));
+                let near = own.or_else(|| did_you_mean(&lower, self.functions.names()));
                 let help = near.unwrap_or_else(|| {
-                    "functions are those of DataFusion, and quantile, rate and histogram_quantile".into()
+                    "functions are those of DataFusion, and quantile, rate, increase, delta, slope and histogram_quantile".into()
                 });
                 refuse(format!("unknown function `{name}`"), help)
             }
@@ -270,6 +340,7 @@ impl VisitorMut for Names<'_> {
             Expr::CompoundIdentifier(parts) => self.compound(parts),
             Expr::Function(function) => self.function(function),
             Expr::Subquery(_) | Expr::Exists { .. } | Expr::InSubquery { .. } => {
+                self.open.push(span);
                 self.errors.push(
                     Diagnostic::new("a query inside an expression is not supported", span)
                         .help("write a view of its own"),
