@@ -92,6 +92,7 @@ impl Series for Cusum {
                 expected: mean,
                 lower: mean - width,
                 upper: mean + width,
+                level_shift: None,
             };
         }
         if learn {

@@ -182,6 +182,7 @@ impl<V: View> Series for Novelty<V> {
             expected: f64::NAN,
             lower: self.grid.low,
             upper: self.grid.high,
+            level_shift: None,
         }
     }
 

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use crate::calibration::{Calibration, Promise};
 use crate::codec::{Reader, Writer};
+use crate::level::Level;
 use crate::parameter::Options;
-use crate::{Detector, Error, Row, Score, State};
+use crate::{Detector, Error, LevelShift, Row, Score, State};
 
 /// What a series detector says of one value.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +18,8 @@ pub(crate) struct Reading {
     pub expected: f64,
     pub lower: f64,
     pub upper: f64,
+    /// Of the feature that it is a series of.
+    pub level_shift: Option<LevelShift>,
 }
 
 impl Reading {
@@ -26,6 +29,7 @@ impl Reading {
         expected: f64::NAN,
         lower: f64::NAN,
         upper: f64::NAN,
+        level_shift: None,
     };
 
     /// A band of `width` around `expected`; the score is the distance in widths.
@@ -37,6 +41,7 @@ impl Reading {
             expected,
             lower: expected - width,
             upper: expected + width,
+            level_shift: None,
         }
     }
 }
@@ -68,6 +73,11 @@ impl Band {
             upper: mean + width,
             ..Reading::QUIET
         }
+    }
+
+    /// Where the series has been of late, after so many rows.
+    pub(crate) fn level(&self, rows: u32) -> Level {
+        Level::of(f64::from(self.mean), f64::from(self.variance), rows)
     }
 
     pub(crate) fn write(&self, writer: &mut Writer<'_>) {
@@ -217,6 +227,11 @@ impl<S: Series, A: Several<S>> State for Bank<S, A> {
             out.expected[index] = reading.expected;
             out.lower[index] = reading.lower;
             out.upper[index] = reading.upper;
+            let shift = reading.level_shift;
+            out.level_shifts.extend(shift.map(|shift| LevelShift {
+                feature: index,
+                ..shift
+            }));
         }
         out.share_by_square();
         // A row that may not be learned belongs to what is known to be wrong: there the alarm stands as long as the departure does.

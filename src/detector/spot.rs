@@ -179,6 +179,7 @@ impl Series for Spot {
             expected: mean,
             lower: mean - self.lower.point - self.lower.alarm,
             upper: mean + self.upper.point + self.upper.alarm,
+            level_shift: None,
         };
         // An alarm is no normal row: neither the law nor the mean learns it, until it has lasted for longer than the mean remembers.
         if learn {

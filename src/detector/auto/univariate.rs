@@ -11,6 +11,7 @@ use crate::cells::{Cells, Grid, cell};
 use crate::codec::{Reader, Writer};
 use crate::evidence::{Peaks, Scale, Usual};
 use crate::fuzzy_art::{self, FuzzyArt};
+use crate::level::Level;
 use crate::novelty::{Here, Recent, SAME_EPISODE, View, one_alarm};
 use crate::relative_entropy::{self, RelativeEntropy};
 use crate::series::{Band, Reading, Series};
@@ -46,6 +47,7 @@ pub(crate) struct Metric {
     transitions: [(Cells, Usual); 2],
     peaks: Peaks,
     band: Band,
+    level: Level,
     held_rows: u32,
     calm_rows: u8,
     seasonal: Option<Box<Seasonal>>,
@@ -56,7 +58,7 @@ impl Series for Metric {
     type Config = Config;
     const NAME: &'static str = super::NAME;
     const TAG: u8 = 9;
-    const VERSION: u8 = 1;
+    const VERSION: u8 = 2;
 
     fn fresh(config: &Config, _seed: u64) -> Self {
         Self {
@@ -66,6 +68,7 @@ impl Series for Metric {
             transitions: [(Cells::default(), Usual::new()); 2],
             peaks: Peaks::new(),
             band: Band::default(),
+            level: Level::new(),
             held_rows: 0,
             calm_rows: 0,
             seasonal: (config.tier >= Tier::Standard).then(|| Box::new(Seasonal::new(config))),
@@ -108,6 +111,7 @@ impl Series for Metric {
         self.band.write(writer);
         writer.u32(self.held_rows);
         writer.u8(self.calm_rows);
+        self.level.write(writer);
         if let Some(seasonal) = &self.seasonal {
             seasonal.write(writer);
         }
@@ -117,7 +121,7 @@ impl Series for Metric {
         }
     }
 
-    fn read(config: &Config, _version: u8, reader: &mut Reader<'_>) -> Result<Self, Error> {
+    fn read(config: &Config, version: u8, reader: &mut Reader<'_>) -> Result<Self, Error> {
         let mut metric = Self {
             grid: Grid::read(reader)?,
             recent: Recent::read(reader)?,
@@ -132,6 +136,10 @@ impl Series for Metric {
         metric.band = Band::read(reader)?;
         metric.held_rows = reader.u32()?;
         metric.calm_rows = reader.u8()?;
+        metric.level = match version {
+            1 => metric.band.level(metric.recent.rows),
+            _ => Level::read(reader)?,
+        };
         if let Some(seasonal) = &mut metric.seasonal {
             **seasonal = Seasonal::read(config, reader)?;
         }
@@ -149,6 +157,7 @@ impl Series for Metric {
             + 2 * (Cells::BYTES + Usual::BYTES)
             + Peaks::BYTES
             + Band::BYTES
+            + Level::BYTES
             + 5;
         match config.tier {
             Tier::Lean => lean,
@@ -200,6 +209,11 @@ impl Metric {
         }
         self.recent.push(position);
         let band = self.band.step(value, self.recent.rows, learn);
+        let level_shift = if learn {
+            self.level.learn(time_ms, value, warm, true)
+        } else {
+            None
+        };
         if !warm {
             return Reading::QUIET;
         }
@@ -207,6 +221,7 @@ impl Metric {
         Reading {
             score: self.episode(config, evidence, learn),
             evidence,
+            level_shift,
             ..band
         }
     }
