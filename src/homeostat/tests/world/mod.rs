@@ -142,6 +142,8 @@ pub struct Service {
     pub muted: bool,
     /// How far its clock is ahead.
     pub skew_ms: i64,
+    /// By how much it takes longer than it used to.
+    pub slower_ms: f64,
     /// How often everything it says reaches the broker.
     pub copies: u32,
     crashed: u32,
@@ -246,6 +248,7 @@ impl World {
             down_until_ms: None,
             muted: false,
             skew_ms: 0,
+            slower_ms: 0.0,
             copies: 1,
             crashed: 0,
             next_heartbeat_ms: began_ms + at as i64 * 37,
@@ -662,7 +665,7 @@ impl World {
                 service.next_row_ms += pace.row_interval_ms;
                 for _ in 0..if heard { service.copies } else { 0 } {
                     let ts = now_ms + service.skew_ms - (draw >> 4) as i64 % 400;
-                    let ms = (draw >> 8) as f64 % 500.0;
+                    let ms = (draw >> 8) as f64 % 500.0 + service.slower_ms;
                     let row = format!("{{\"service\":\"{}\",\"ms\":{ms},\"ts\":{ts}}}", service.name);
                     let partition = TopicPartition::new("app", (draw >> 2) as i32 & 3);
                     self.memory
@@ -741,6 +744,23 @@ impl World {
         let of_kind = records.iter().filter(|record| header(record, "ce_type") == Some(kind));
         of_kind
             .map(|record| serde_json::from_slice(record.value.as_deref().unwrap()).unwrap())
+            .collect()
+    }
+
+    /// Level shifts that were told: service, feature, old and new level.
+    pub fn level_shifts(&self) -> Vec<(String, String, f64, f64)> {
+        let told = self.events(&self.processor.topics().anomalies(), cloudevent::LEVEL_SHIFT);
+        told.iter()
+            .map(|data| {
+                let text = |value: &Value| value.as_str().unwrap().to_owned();
+                let level = |name: &str| data[name].as_f64().unwrap();
+                (
+                    text(&data["target"]["service"]),
+                    text(&data["feature"]),
+                    level("old_level"),
+                    level("new_level"),
+                )
+            })
             .collect()
     }
 
