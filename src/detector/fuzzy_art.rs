@@ -53,16 +53,17 @@ type Pattern = [u8; BLOCKS];
 type Corners = [[[u8; LANES]; BLOCKS]; GROUPS];
 
 #[derive(Clone)]
+#[repr(C)]
 pub(crate) struct FuzzyArt {
+    distance: f64,
     usual: Usual,
+    pattern: Pattern,
     clock: u32,
     known: u8,
+    nearest: u8,
+    resonated: [u32; CATEGORIES],
     lower: Corners,
     upper: Corners,
-    resonated: [u32; CATEGORIES],
-    pattern: Pattern,
-    nearest: u8,
-    distance: f64,
 }
 
 impl View for FuzzyArt {

@@ -243,6 +243,7 @@ fn floored(variance: f64, level: f64) -> f64 {
 
 /// The level of a series. A departure is rare, and lies apart.
 #[derive(Clone, Debug)]
+#[repr(C)]
 pub(crate) struct Level {
     mean: f64,
     variance: f64,
@@ -271,6 +272,11 @@ impl Level {
             },
             departure: None,
         }
+    }
+
+    /// As [`crate::State::touch`].
+    pub(crate) fn touch(&self) -> u32 {
+        self.patience.rows
     }
 
     /// Where `accepts` is false a level that is new stays so for now.

@@ -254,9 +254,9 @@ pub trait State: Send {
     /// Scores the row, then learns from it if it may.
     fn score(&mut self, row: Row<'_>, out: &mut Score);
 
-    /// Reads a word of every cache line that scoring needs, so that what is not in the cache comes at once; for [`slab::score`]. The
+    /// Reads a word of every cache line that scoring a row of this time is likely to need, so that what is not in the cache comes at once; for [`slab::score`]. The
     /// answer means nothing.
-    fn touch(&self) -> u32 {
+    fn touch(&self, _time_ms: i64) -> u32 {
         0
     }
 

@@ -108,7 +108,7 @@ pub(crate) trait Series: Send + Sized + 'static {
     fn step(&mut self, config: &Self::Config, time_ms: i64, value: f64, learn: bool) -> Reading;
 
     /// As [`State::touch`].
-    fn touch(&self) -> u32 {
+    fn touch(&self, _time_ms: i64) -> u32 {
         0
     }
 
@@ -123,10 +123,15 @@ pub(crate) trait Series: Send + Sized + 'static {
 }
 
 pub(crate) struct PerFeature<S: Series> {
-    config: Arc<S::Config>,
+    shared: Arc<Shared<S::Config>>,
+    features: usize,
+}
+
+/// What all entities of a detector have in common.
+struct Shared<C> {
+    config: C,
     promise: Promise,
     own_history: bool,
-    features: usize,
 }
 
 impl<S: Series> PerFeature<S> {
@@ -139,13 +144,16 @@ impl<S: Series> PerFeature<S> {
             });
         }
         let promise = Promise::read(options)?;
-        Ok(Arc::new(Self {
-            config: Arc::new(config),
+        let shared = Shared {
+            config,
             promise,
             // Of several features, one that is always far off would hide the others.
             own_history: features == 1
                 && promise == Promise::None
                 && S::LEVEL.is_some_and(|level| !options.is_given(level)),
+        };
+        Ok(Arc::new(Self {
+            shared: Arc::new(shared),
             features,
         }))
     }
@@ -157,11 +165,11 @@ impl<S: Series> Detector for PerFeature<S> {
     }
 
     fn state_size_max(&self) -> usize {
-        4 + Calibration::BYTES + self.features * S::size_max(&self.config)
+        4 + Calibration::BYTES + self.features * S::size_max(&self.shared.config)
     }
 
     fn fresh(&self, entity: u64) -> Box<dyn State> {
-        let series = |index: usize| S::fresh(&self.config, entity ^ (index as u64).rotate_left(32));
+        let series = |index: usize| S::fresh(&self.shared.config, entity ^ (index as u64).rotate_left(32));
         match self.features {
             1 => self.bank(Calibration::new(), [series(0)]),
             _ => self.bank(Calibration::new(), (0..self.features).map(series).collect::<Box<[S]>>()),
@@ -172,7 +180,7 @@ impl<S: Series> Detector for PerFeature<S> {
         let mut reader = Reader::new(bytes);
         let version = reader.header(S::TAG, S::VERSION, self.features)?;
         let calibration = Calibration::read(&mut reader)?;
-        let mut series = || S::read(&self.config, version, &mut reader);
+        let mut series = || S::read(&self.shared.config, version, &mut reader);
         let bank = match self.features {
             1 => self.bank(calibration, [series()?]),
             _ => {
@@ -188,9 +196,7 @@ impl<S: Series> Detector for PerFeature<S> {
 impl<S: Series> PerFeature<S> {
     fn bank(&self, calibration: Calibration, series: impl Several<S>) -> Box<dyn State> {
         Box::new(Bank {
-            config: Arc::clone(&self.config),
-            promise: self.promise,
-            own_history: self.own_history,
+            shared: Arc::clone(&self.shared),
             calibration,
             series,
         })
@@ -203,17 +209,17 @@ trait Several<S>: AsRef<[S]> + AsMut<[S]> + Send + 'static {}
 impl<S: Send + 'static> Several<S> for [S; 1] {}
 impl<S: Send + 'static> Several<S> for Box<[S]> {}
 
-#[repr(align(64))]
+/// A cache line of what every row needs, four of counts, then the series.
+#[repr(C, align(64))]
 struct Bank<S: Series, A> {
-    config: Arc<S::Config>,
-    promise: Promise,
-    own_history: bool,
+    shared: Arc<Shared<S::Config>>,
     calibration: Calibration,
     series: A,
 }
 
 impl<S: Series, A: Several<S>> State for Bank<S, A> {
     fn score(&mut self, row: Row<'_>, out: &mut Score) {
+        let shared = &*self.shared;
         let all = self.series.as_mut();
         out.reset(all.len());
         let mut evidence = f64::NAN;
@@ -221,7 +227,7 @@ impl<S: Series, A: Several<S>> State for Bank<S, A> {
             let Some(value) = crate::known(row.features.get(index)) else {
                 continue;
             };
-            let reading = series.step(&self.config, row.time_ms, value, row.learn);
+            let reading = series.step(&shared.config, row.time_ms, value, row.learn);
             evidence = evidence.max(crate::bounded_or_nan(reading.evidence));
             out.contributions[index] = crate::bounded(reading.score);
             out.expected[index] = reading.expected;
@@ -235,24 +241,24 @@ impl<S: Series, A: Several<S>> State for Bank<S, A> {
         }
         out.share_by_square();
         // A row that may not be learned belongs to what is known to be wrong: there the alarm stands as long as the departure does.
-        if self.own_history && row.learn && out.score >= 0.5 && !self.calibration.is_rare(evidence) {
+        if shared.own_history && row.learn && out.score >= 0.5 && !self.calibration.is_rare(evidence) {
             // Below the alarm level, in the order of the evidence.
             out.share(1.0 - 0.25 / out.score);
         }
-        self.calibration.finish(self.promise, row, evidence, out);
+        self.calibration.finish(shared.promise, row, evidence, out);
         if row.learn && out.is_anomaly() {
             for series in all {
-                series.alarmed(&self.config);
+                series.alarmed(&shared.config);
             }
         }
     }
 
-    fn touch(&self) -> u32 {
+    fn touch(&self, time_ms: i64) -> u32 {
         let series = self
             .series
             .as_ref()
             .iter()
-            .fold(0, |read, series| read ^ series.touch());
+            .fold(0, |read, series| read ^ series.touch(time_ms));
         self.calibration.touch() ^ series
     }
 
@@ -262,7 +268,7 @@ impl<S: Series, A: Several<S>> State for Bank<S, A> {
         writer.header(S::TAG, S::VERSION, all.len());
         self.calibration.write(&mut writer);
         for series in all {
-            series.write(&self.config, &mut writer);
+            series.write(&self.shared.config, &mut writer);
         }
     }
 }
