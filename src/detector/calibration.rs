@@ -160,6 +160,16 @@ impl Calibration {
         f64::from(beyond) <= RARE * f64::from(total)
     }
 
+    /// How rare so much evidence is in this history, 1 where it is as rare as what stands out; then learns it.
+    pub(crate) fn rank(&mut self, evidence: f64, learn: bool) -> f64 {
+        // By the fourth root, so that the bins of what ranks the ranks are as wide as p is known: half of it.
+        let rank = (RARE / self.p_value(evidence)).sqrt().sqrt();
+        if learn {
+            self.learn(evidence);
+        }
+        rank
+    }
+
     /// Share of this entity's rows with at least so much evidence.
     fn p_value(&self, evidence: f64) -> f64 {
         let bin = bin(evidence);

@@ -1,4 +1,8 @@
 //! Detectors of one series, made into detectors of an entity: one state per feature, the worst feature is the score.
+//!
+//! At a default alarm level a row must also stand out of the entity's own history. Of several features each is ranked in a history of its own, so
+//! that one which is always far off does not hide the others; the rarest of them is then held against how rare the rarest usually is, so that
+//! the entity keeps the rate of one feature however many it has, and however they go together.
 
 use std::sync::Arc;
 
@@ -98,9 +102,11 @@ pub(crate) trait Series: Send + Sized + 'static {
     const NAME: &'static str;
     const TAG: u8;
     const VERSION: u8;
-    /// The parameter that is the alarm level, for detectors whose model of noise is narrower than life: left at its default, over one
-    /// feature only what also stands out of the entity's own history alarms; a level that the operator wrote is taken at its word.
+    /// The parameter that is the alarm level, for detectors whose model of noise is narrower than life: left at its default, only
+    /// what also stands out of the entity's own history alarms; a level that the operator wrote is taken at its word.
     const LEVEL: Option<&'static str> = None;
+    /// The version since which each of several features has a history.
+    const RANKED_FROM: u8 = 2;
 
     fn fresh(config: &Self::Config, seed: u64) -> Self;
 
@@ -147,10 +153,7 @@ impl<S: Series> PerFeature<S> {
         let shared = Shared {
             config,
             promise,
-            // Of several features, one that is always far off would hide the others.
-            own_history: features == 1
-                && promise == Promise::None
-                && S::LEVEL.is_some_and(|level| !options.is_given(level)),
+            own_history: promise == Promise::None && S::LEVEL.is_some_and(|level| !options.is_given(level)),
         };
         Ok(Arc::new(Self {
             shared: Arc::new(shared),
@@ -165,14 +168,21 @@ impl<S: Series> Detector for PerFeature<S> {
     }
 
     fn state_size_max(&self) -> usize {
-        4 + Calibration::BYTES + self.features * S::size_max(&self.shared.config)
+        let histories = if self.ranks_each() { self.features } else { 0 };
+        4 + (1 + histories) * Calibration::BYTES + self.features * S::size_max(&self.shared.config)
     }
 
     fn fresh(&self, entity: u64) -> Box<dyn State> {
         let series = |index: usize| S::fresh(&self.shared.config, entity ^ (index as u64).rotate_left(32));
         match self.features {
             1 => self.bank(Calibration::new(), [series(0)]),
-            _ => self.bank(Calibration::new(), (0..self.features).map(series).collect::<Box<[S]>>()),
+            _ => self.bank(
+                Calibration::new(),
+                Many {
+                    series: (0..self.features).map(series).collect(),
+                    histories: self.histories(),
+                },
+            ),
         }
     }
 
@@ -184,8 +194,15 @@ impl<S: Series> Detector for PerFeature<S> {
         let bank = match self.features {
             1 => self.bank(calibration, [series()?]),
             _ => {
-                let series: Box<[S]> = (0..self.features).map(|_| series()).collect::<Result<_, _>>()?;
-                self.bank(calibration, series)
+                let series = (0..self.features).map(|_| series()).collect::<Result<_, _>>()?;
+                let mut histories = self.histories();
+                // Without them a version goes on from none.
+                if version >= S::RANKED_FROM {
+                    for history in &mut histories {
+                        *history = Calibration::read(&mut reader)?;
+                    }
+                }
+                self.bank(calibration, Many { series, histories })
             }
         };
         reader.finish()?;
@@ -194,6 +211,15 @@ impl<S: Series> Detector for PerFeature<S> {
 }
 
 impl<S: Series> PerFeature<S> {
+    fn ranks_each(&self) -> bool {
+        self.shared.own_history && self.features > 1
+    }
+
+    fn histories(&self) -> Box<[Calibration]> {
+        let count = if self.ranks_each() { self.features } else { 0 };
+        (0..count).map(|_| Calibration::new()).collect()
+    }
+
     fn bank(&self, calibration: Calibration, series: impl Several<S>) -> Box<dyn State> {
         Box::new(Bank {
             shared: Arc::clone(&self.shared),
@@ -203,11 +229,37 @@ impl<S: Series> PerFeature<S> {
     }
 }
 
-/// Where the series of a bank live: one within it, so that an entity is one block of memory; several apart.
-trait Several<S>: AsRef<[S]> + AsMut<[S]> + Send + 'static {}
+/// Where the series of a bank live: one within it, so that an entity is one block of memory; several apart, with the history of each if it is
+/// ranked.
+trait Several<S>: Send + 'static {
+    fn all(&self) -> (&[S], &[Calibration]);
+    fn all_mut(&mut self) -> (&mut [S], &mut [Calibration]);
+}
 
-impl<S: Send + 'static> Several<S> for [S; 1] {}
-impl<S: Send + 'static> Several<S> for Box<[S]> {}
+impl<S: Send + 'static> Several<S> for [S; 1] {
+    fn all(&self) -> (&[S], &[Calibration]) {
+        (self, &[])
+    }
+
+    fn all_mut(&mut self) -> (&mut [S], &mut [Calibration]) {
+        (self, &mut [])
+    }
+}
+
+struct Many<S> {
+    series: Box<[S]>,
+    histories: Box<[Calibration]>,
+}
+
+impl<S: Send + 'static> Several<S> for Many<S> {
+    fn all(&self) -> (&[S], &[Calibration]) {
+        (&self.series, &self.histories)
+    }
+
+    fn all_mut(&mut self) -> (&mut [S], &mut [Calibration]) {
+        (&mut self.series, &mut self.histories)
+    }
+}
 
 /// A cache line of what every row needs, four of counts, then the series.
 #[repr(C, align(64))]
@@ -220,7 +272,8 @@ struct Bank<S: Series, A> {
 impl<S: Series, A: Several<S>> State for Bank<S, A> {
     fn score(&mut self, row: Row<'_>, out: &mut Score) {
         let shared = &*self.shared;
-        let all = self.series.as_mut();
+        let (all, histories) = self.series.all_mut();
+        let stands_out = shared.own_history && row.learn;
         out.reset(all.len());
         let mut evidence = f64::NAN;
         for (index, series) in all.iter_mut().enumerate() {
@@ -228,8 +281,16 @@ impl<S: Series, A: Several<S>> State for Bank<S, A> {
                 continue;
             };
             let reading = series.step(&shared.config, row.time_ms, value, row.learn);
-            evidence = evidence.max(crate::bounded_or_nan(reading.evidence));
-            out.contributions[index] = crate::bounded(reading.score);
+            let mut found = crate::bounded_or_nan(reading.evidence);
+            let mut score = crate::bounded(reading.score);
+            if let Some(history) = histories.get_mut(index).filter(|_| !found.is_nan()) {
+                found = history.rank(found, row.learn);
+                if stands_out && score >= 0.5 && !self.calibration.is_rare(found) {
+                    score = held_back(score);
+                }
+            }
+            evidence = evidence.max(found);
+            out.contributions[index] = score;
             out.expected[index] = reading.expected;
             out.lower[index] = reading.lower;
             out.upper[index] = reading.upper;
@@ -241,9 +302,8 @@ impl<S: Series, A: Several<S>> State for Bank<S, A> {
         }
         out.share_by_square();
         // A row that may not be learned belongs to what is known to be wrong: there the alarm stands as long as the departure does.
-        if shared.own_history && row.learn && out.score >= 0.5 && !self.calibration.is_rare(evidence) {
-            // Below the alarm level, in the order of the evidence.
-            out.share(1.0 - 0.25 / out.score);
+        if stands_out && histories.is_empty() && out.score >= 0.5 && !self.calibration.is_rare(evidence) {
+            out.share(held_back(out.score));
         }
         self.calibration.finish(shared.promise, row, evidence, out);
         if row.learn && out.is_anomaly() {
@@ -254,21 +314,26 @@ impl<S: Series, A: Several<S>> State for Bank<S, A> {
     }
 
     fn touch(&self, time_ms: i64) -> u32 {
-        let series = self
-            .series
-            .as_ref()
-            .iter()
-            .fold(0, |read, series| read ^ series.touch(time_ms));
+        let (all, _) = self.series.all();
+        let series = all.iter().fold(0, |read, series| read ^ series.touch(time_ms));
         self.calibration.touch() ^ series
     }
 
     fn snapshot(&self, out: &mut Vec<u8>) {
         let mut writer = Writer::new(out);
-        let all = self.series.as_ref();
+        let (all, histories) = self.series.all();
         writer.header(S::TAG, S::VERSION, all.len());
         self.calibration.write(&mut writer);
         for series in all {
             series.write(&self.shared.config, &mut writer);
         }
+        for history in histories {
+            history.write(&mut writer);
+        }
     }
+}
+
+/// Below the alarm level, in the order of the evidence.
+fn held_back(score: f64) -> f64 {
+    1.0 - 0.25 / score
 }
