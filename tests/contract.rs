@@ -1,12 +1,16 @@
 //! One contract for all brokers, and what only a real Kafka can show.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use kafka::{
-    Broker, Embedded, KafkaConfig, Mechanism, Memory, ProducerConfig, Sasl, Secret, SystemClock, Tls, TopicConfig,
+    Broker, Consumer, ConsumerConfig, Embedded, KafkaConfig, Mechanism, Memory, ProducerConfig, Sasl, Secret,
+    SystemClock, Tls, TopicConfig,
     contract::{self, Matrix, Outcome},
 };
-use protocol::{Output, TopicPartition};
+use protocol::{Batch, Output, TopicPartition};
 use tests::rig;
 
 #[test]
@@ -33,7 +37,16 @@ fn every_broker_keeps_the_contract_as_far_as_it_claims() {
     }
 }
 
-/// Creates a topic, writes to it in a transaction, and finds the record there.
+/// How long a broker may take to be read from, or to refuse it.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn reader(broker: &dyn Broker, partition: &TopicPartition) -> Box<dyn Consumer> {
+    let mut consumer = broker.consumer(&ConsumerConfig::new("contract", None)).unwrap();
+    consumer.assign(&[(partition.clone(), 0)]).unwrap();
+    consumer
+}
+
+/// Creates a topic, writes to it in a transaction, and reads the record back.
 fn works(config: &KafkaConfig, topic: &str) {
     let broker = kafka::Kafka::new(config).unwrap();
     broker.ensure_topics(&[TopicConfig::new(topic, 1)]).unwrap();
@@ -48,8 +61,19 @@ fn works(config: &KafkaConfig, topic: &str) {
     };
     producer.send(&output).unwrap();
     producer.commit().unwrap();
-    let (low, high) = broker.watermarks(&TopicPartition::new(topic, 0)).unwrap();
+    let partition = TopicPartition::new(topic, 0);
+    let (low, high) = broker.watermarks(&partition).unwrap();
     assert!(high > low);
+
+    let mut consumer = reader(&broker, &partition);
+    let mut batch = Batch::default();
+    let began = Instant::now();
+    while batch.is_empty() {
+        let polled = consumer.poll(Duration::from_millis(100), &mut batch);
+        assert!(began.elapsed() < PATIENCE, "{topic} cannot be read: {polled:?}");
+    }
+    let values: Vec<_> = batch.iter().map(|record| record.value).collect();
+    assert_eq!(values, [Some(&b"v"[..])]);
 }
 
 #[test]
@@ -83,16 +107,31 @@ fn tls_and_sasl_reach_a_kafka_that_demands_them() {
             username: "homeostat".into(),
             password: Secret("wrong".into()),
         });
-        refused(&config);
+        refused(&config, "sasl.password");
     }
 
     let mut anonymous = KafkaConfig::new(kafka.address("ssl").unwrap());
     anonymous.tls = Some(tls);
-    refused(&anonymous);
+    refused(&anonymous, "tls.certificate_file");
 }
 
-fn refused(config: &KafkaConfig) {
+/// Neither asks nor reads, and who reads is told what to mend.
+fn refused(config: &KafkaConfig, mend: &str) {
     let broker = kafka::Kafka::new(config).unwrap();
     let error = broker.partition_count("any").unwrap_err();
     assert_eq!(error.class(), kafka::Class::Retriable, "{error}");
+
+    let mut consumer = reader(&broker, &TopicPartition::new("any", 0));
+    let began = Instant::now();
+    loop {
+        // The library tells, too, in fewer words.
+        let polled = consumer.poll(Duration::from_millis(100), &mut Batch::default());
+        if let Err(error) = &polled {
+            assert_eq!(error.class(), kafka::Class::Retriable, "{error}");
+            if error.to_string().contains(mend) {
+                return;
+            }
+        }
+        assert!(began.elapsed() < PATIENCE, "not told of {mend}, but: {polled:?}");
+    }
 }

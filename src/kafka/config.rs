@@ -14,7 +14,8 @@ pub struct KafkaConfig {
     pub bootstrap: String,
     pub tls: Option<Tls>,
     pub sasl: Option<Sasl>,
-    /// Settings of librdkafka by name, over all others: for what this crate does not know.
+    /// Settings of librdkafka by name, over all others: for what this crate does not know. Those that would not reach the
+    /// fetching of records, which is not the library's, are refused.
     pub settings: BTreeMap<String, String>,
 }
 
@@ -60,12 +61,24 @@ pub enum Mechanism {
 }
 
 impl Mechanism {
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Plain => "PLAIN",
             Self::ScramSha256 => "SCRAM-SHA-256",
             Self::ScramSha512 => "SCRAM-SHA-512",
         }
+    }
+}
+
+impl Tls {
+    /// The certificates that sign the brokers', a file or a folder of them; `None` when this system has none.
+    ///
+    /// librdkafka is told the same, which looks elsewhere than OpenSSL does: a cluster that one trusts the other trusts.
+    pub(crate) fn authorities(&self) -> Option<PathBuf> {
+        self.ca_file.clone().or_else(|| {
+            let system = openssl_probe::probe();
+            system.cert_file.or_else(|| system.cert_dir.into_iter().next())
+        })
     }
 }
 
@@ -80,6 +93,27 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// How the names of settings begin that librdkafka would take without effect on the fetching of records, and what to do instead.
+const NOT_OVERRIDDEN: [(&str, &str); 12] = [
+    ("ssl.", "say it in tls"),
+    ("sasl.", "say it in sasl"),
+    ("security.protocol", "it follows from tls and sasl"),
+    (
+        "enable.ssl.certificate.verification",
+        "brokers' certificates are always verified; name who signs them in tls.ca_file",
+    ),
+    ("fetch.", FETCHING),
+    ("max.partition.fetch.bytes", FETCHING),
+    ("queued.", FETCHING),
+    ("check.crcs", "checksums are always verified; leave it out"),
+    ("receive.message.max.bytes", FETCHING),
+    ("isolation.level", READING),
+    ("enable.partition.eof", READING),
+    ("auto.offset.reset", READING),
+];
+const FETCHING: &str = "librdkafka does not fetch here, and what does has sizes and waits of its own; leave it out";
+const READING: &str = "what a consumer is for decides it; leave it out";
+
 impl KafkaConfig {
     /// Settings of librdkafka that every client of this cluster shares.
     pub(crate) fn client_settings(&self) -> Result<Vec<(&'static str, String)>, Error> {
@@ -87,6 +121,13 @@ impl KafkaConfig {
             return Err(Error::Config(
                 "no broker is named: set KAFKA_BOOTSTRAP, or bootstrap in the configuration, to host:port".into(),
             ));
+        }
+        for name in self.settings.keys() {
+            if let Some((_, instead)) = NOT_OVERRIDDEN.iter().find(|(prefix, _)| name.starts_with(prefix)) {
+                return Err(Error::Config(format!(
+                    "the setting {name} of Kafka cannot be given by name: {instead}"
+                )));
+            }
         }
         let mut settings = vec![("bootstrap.servers", self.bootstrap.clone())];
         let protocol = match (&self.tls, &self.sasl) {
@@ -98,16 +139,24 @@ impl KafkaConfig {
         settings.push(("security.protocol", protocol.to_owned()));
         if let Some(tls) = &self.tls {
             let files = [
-                ("ssl.ca.location", &tls.ca_file),
-                ("ssl.certificate.location", &tls.certificate_file),
-                ("ssl.key.location", &tls.key_file),
+                ("ca_file", "ssl.ca.location", &tls.ca_file),
+                ("certificate_file", "ssl.certificate.location", &tls.certificate_file),
+                ("key_file", "ssl.key.location", &tls.key_file),
             ];
-            for (name, file) in files {
+            for (name, setting, file) in files {
                 let Some(file) = file else { continue };
                 if !file.is_file() {
-                    return Err(Error::Config(format!("{name}: there is no file {}", file.display())));
+                    return Err(Error::Config(format!(
+                        "tls.{name}: there is no file {}",
+                        file.display()
+                    )));
                 }
-                settings.push((name, file.display().to_string()));
+                settings.push((setting, file.display().to_string()));
+            }
+            if tls.ca_file.is_none()
+                && let Some(system) = tls.authorities()
+            {
+                settings.push(("ssl.ca.location", system.display().to_string()));
             }
             if tls.certificate_file.is_some() != tls.key_file.is_some() {
                 return Err(Error::Config(
@@ -141,6 +190,38 @@ mod tests {
             ..Tls::default()
         });
         assert!(refused(config).contains("/no/such/file"));
+    }
+
+    #[test]
+    fn refuses_settings_that_would_not_reach_the_fetching() {
+        let with = |name: &str| {
+            let mut config = KafkaConfig::new("a:1");
+            config.settings.insert(name.into(), "1".into());
+            config.client_settings()
+        };
+        let mended = [
+            ("ssl.ca.location", "tls"),
+            ("sasl.mechanism", "sasl"),
+            ("security.protocol", "tls and sasl"),
+            ("enable.ssl.certificate.verification", "tls.ca_file"),
+            ("fetch.min.bytes", "leave it out"),
+            ("max.partition.fetch.bytes", "leave it out"),
+            ("queued.min.messages", "leave it out"),
+            ("check.crcs", "leave it out"),
+            ("receive.message.max.bytes", "leave it out"),
+            ("isolation.level", "leave it out"),
+            ("enable.partition.eof", "leave it out"),
+            ("auto.offset.reset", "leave it out"),
+        ];
+        for (name, instead) in mended {
+            let error = with(name).unwrap_err();
+            assert_eq!(error.class(), crate::Class::Stop);
+            let text = error.to_string();
+            assert!(text.contains(name) && text.contains(instead), "{text}");
+        }
+        for name in ["socket.timeout.ms", "client.rack", "session.timeout.ms", "linger.ms"] {
+            with(name).unwrap();
+        }
     }
 
     #[test]

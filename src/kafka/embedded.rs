@@ -14,7 +14,7 @@ use rdkafka::{
 
 use crate::{
     Broker, Capabilities, Consumer, ConsumerConfig, Error, Kafka, Producer, ProducerConfig, TopicConfig,
-    librdkafka::{classify, queue},
+    librdkafka::{classify, native},
 };
 
 /// The cluster; it ends when this is dropped.
@@ -33,7 +33,7 @@ impl Embedded {
             .set_log_level(rdkafka::config::RDKafkaLogLevel::Critical);
         let owner = BaseProducer::from_config_and_context(&config, DefaultProducerContext)
             .map_err(|error| classify("embedded broker", &error))?;
-        queue::mock_groups_form_at_once(owner.client());
+        native::mock_groups_form_at_once(owner.client());
         let bootstrap = owner
             .client()
             .mock_cluster()

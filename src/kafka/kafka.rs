@@ -83,9 +83,13 @@ impl Kafka {
         answer
     }
 
-    fn admin(&self) -> Result<AdminClient<Quiet>, Error> {
+    fn with_admin<T>(&self, ask: impl FnOnce(&AdminClient<Quiet>) -> T) -> Result<T, Error> {
         let config = client_config(&self.config, "homeostat-admin")?;
-        AdminClient::from_config_and_context(&config, Quiet).map_err(|error| classify("admin", &error))
+        let admin = AdminClient::from_config_and_context(&config, Quiet).map_err(|error| classify("admin", &error))?;
+        let answer = ask(&admin);
+        // It takes a tenth of a second to end.
+        std::thread::spawn(move || drop(admin));
+        Ok(answer)
     }
 
     /// Gives a topic more partitions, as an operator would.
@@ -93,7 +97,7 @@ impl Kafka {
     pub fn grow(&self, topic: &str, partitions: usize) -> Result<(), Error> {
         let options = AdminOptions::new().request_timeout(Some(CREATION_TIMEOUT));
         let new = rdkafka::admin::NewPartitions::new(topic, partitions);
-        let results = block_on(self.admin()?.create_partitions([&new], &options));
+        let results = self.with_admin(|admin| block_on(admin.create_partitions([&new], &options)))?;
         let results = results.map_err(|error| classify("grow a topic", &error))?;
         match results.into_iter().find_map(Result::err) {
             Some((topic, code)) => Err(Error::rejected("grow a topic", format!("{topic}: {code}"))),
@@ -102,7 +106,6 @@ impl Kafka {
     }
 
     fn create(&self, topics: &[&TopicConfig]) -> Result<(), Error> {
-        let admin = self.admin()?;
         let settings: Vec<Vec<(&str, String)>> = topics.iter().map(|topic| topic_settings(topic)).collect();
         let new: Vec<NewTopic<'_>> = topics
             .iter()
@@ -116,8 +119,8 @@ impl Kafka {
         let options = AdminOptions::new()
             .operation_timeout(Some(TIMEOUT))
             .request_timeout(Some(CREATION_TIMEOUT));
-        let results =
-            block_on(admin.create_topics(&new, &options)).map_err(|error| classify("create topics", &error))?;
+        let results = self.with_admin(|admin| block_on(admin.create_topics(&new, &options)))?;
+        let results = results.map_err(|error| classify("create topics", &error))?;
         for result in results {
             match result {
                 // Another process was faster; what it made is checked like any other topic.
@@ -199,11 +202,10 @@ impl Broker for Kafka {
     }
 
     fn log_append_time(&self, topic: &str) -> Result<bool, Error> {
-        let admin = self.admin()?;
         let options = AdminOptions::new().request_timeout(Some(TIMEOUT));
         let resources = [ResourceSpecifier::Topic(topic)];
-        let answers = block_on(admin.describe_configs(&resources, &options))
-            .map_err(|error| classify("describe topic", &error))?;
+        let answers = self.with_admin(|admin| block_on(admin.describe_configs(&resources, &options)))?;
+        let answers = answers.map_err(|error| classify("describe topic", &error))?;
         for answer in answers {
             let resource = answer.map_err(|code| match code {
                 RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic => {

@@ -15,6 +15,7 @@ pub mod contract;
 mod crash;
 mod embedded;
 mod error;
+mod fetch;
 mod kafka;
 mod librdkafka;
 pub mod memory;

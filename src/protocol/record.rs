@@ -56,7 +56,7 @@ impl<'a> Record<'a> {
         let (from, to) = self.headers;
         batch.headers[from as usize..to as usize]
             .iter()
-            .map(|(name, value)| (batch.text(name), &batch.bytes[value.clone()]))
+            .map(|(name, value)| (batch.text(name), &batch.arena[value.clone()]))
     }
 
     /// The last header of that name, as Kafka's own clients read it.
@@ -81,50 +81,55 @@ impl fmt::Debug for Record<'_> {
 struct Row {
     offset: i64,
     timestamp_ms: i64,
-    /// Where the key begins, and behind it the value.
-    from: usize,
-    key: Length,
-    value: Length,
+    /// What key and value lie in: 0 is the arena, others are adopted.
+    block: u32,
+    key: Span,
+    value: Span,
     partition: u32,
     headers: (u32, u32),
     timestamp_kind: TimestampKind,
 }
 
-/// Bytes of a key or value; Kafka's own lengths have 31 bits.
+/// Where a key or value lies in its block; Kafka's own lengths have 31 bits.
 #[derive(Clone, Copy)]
-struct Length(u32);
+struct Span {
+    from: u32,
+    length: u32,
+}
 
-impl Length {
-    const NONE: Self = Self(u32::MAX);
+impl Span {
+    const NONE: Self = Self {
+        from: 0,
+        length: u32::MAX,
+    };
 
-    fn of(bytes: Option<&[u8]>) -> Self {
-        bytes.map_or(Self::NONE, |bytes| Self(bytes.len() as u32))
+    fn of(range: Option<Range<usize>>) -> Self {
+        range.map_or(Self::NONE, |range| Self {
+            from: range.start as u32,
+            length: range.len() as u32,
+        })
     }
 
-    fn bytes(self) -> usize {
-        match self.0 {
-            u32::MAX => 0,
-            length => length as usize,
-        }
-    }
-
-    fn slice(self, bytes: &[u8], from: usize) -> Option<&[u8]> {
-        (self.0 != u32::MAX).then(|| &bytes[from..from + self.0 as usize])
+    fn slice(self, block: &[u8]) -> Option<&[u8]> {
+        let from = self.from as usize;
+        (self.length != u32::MAX).then(|| &block[from..from + self.length as usize])
     }
 }
 
-/// Records of one poll, copied into one arena that is reused from poll to poll.
+/// Records of one poll. Their bytes are copied into one arena, or lie in a block that was adopted whole, as it came from the
+/// network: then nothing is copied. Both are reused from poll to poll.
 ///
-/// Copying costs a few nanoseconds per record and lets the client free its messages at once. Within a partition the
-/// records stand in offset order; partitions may alternate.
+/// Within a partition the records stand in offset order; partitions may alternate.
 #[derive(Default)]
 pub struct Batch {
-    bytes: Vec<u8>,
+    arena: Vec<u8>,
+    adopted: Vec<Vec<u8>>,
     headers: Vec<(Range<usize>, Range<usize>)>,
     rows: Vec<Row>,
     /// Partition and first row of each run.
     runs: Vec<(u32, usize)>,
     partitions: Vec<TopicPartition>,
+    size: usize,
 }
 
 impl Batch {
@@ -138,15 +143,35 @@ impl Batch {
 
     /// Bytes of keys, values and headers held.
     pub fn size(&self) -> usize {
-        self.bytes.len()
+        self.size
     }
 
     /// Forgets the records and keeps the memory.
     pub fn clear(&mut self) {
-        self.bytes.clear();
+        self.arena.clear();
+        self.adopted.clear();
         self.headers.clear();
         self.rows.clear();
         self.runs.clear();
+        self.size = 0;
+    }
+
+    /// As [`Batch::clear`]; what was adopted comes back, for the next answer to be read into.
+    pub fn reclaim(&mut self) -> Vec<Vec<u8>> {
+        let adopted = std::mem::take(&mut self.adopted);
+        self.clear();
+        adopted
+    }
+
+    /// The number of a new block, for [`Batch::push_adopted`]: records may be pushed while their bytes are still being read.
+    pub fn open_block(&mut self) -> u32 {
+        self.adopted.push(Vec::new());
+        self.adopted.len() as u32
+    }
+
+    /// Takes over the bytes of an open block, of at most 4 GiB.
+    pub fn adopt(&mut self, block: u32, bytes: Vec<u8>) {
+        self.adopted[block as usize - 1] = bytes;
     }
 
     /// A handle for [`Batch::push`], stable for the life of the batch.
@@ -172,38 +197,80 @@ impl Batch {
         value: Option<&[u8]>,
         headers: impl IntoIterator<Item = (&'h str, &'h [u8])>,
     ) {
-        let first_header = self.headers.len() as u32;
+        let headers = self.push_headers(headers);
+        let key = key.map(|key| self.copy(key));
+        let value = value.map(|value| self.copy(value));
+        self.push_row(partition, offset, timestamp, 0, (key, value), headers);
+    }
+
+    /// Appends a record whose key and value lie in an open block, that [`Batch::adopt`] takes before the record is read.
+    ///
+    /// # Panics
+    /// Reading the record does, where a range is not within the block.
+    #[allow(clippy::too_many_arguments)]
+    pub fn push_adopted<'h>(
+        &mut self,
+        partition: u32,
+        offset: i64,
+        timestamp: (i64, TimestampKind),
+        block: u32,
+        key: Option<Range<usize>>,
+        value: Option<Range<usize>>,
+        headers: impl IntoIterator<Item = (&'h str, &'h [u8])>,
+    ) {
+        let headers = self.push_headers(headers);
+        self.push_row(partition, offset, timestamp, block, (key, value), headers);
+    }
+
+    fn push_headers<'h>(&mut self, headers: impl IntoIterator<Item = (&'h str, &'h [u8])>) -> (u32, u32) {
+        let first = self.headers.len() as u32;
         for (name, value) in headers {
             let name = self.copy(name.as_bytes());
             let value = self.copy(value);
+            self.size += name.len() + value.len();
             self.headers.push((name, value));
         }
+        (first, self.headers.len() as u32)
+    }
+
+    fn push_row(
+        &mut self,
+        partition: u32,
+        offset: i64,
+        (timestamp_ms, timestamp_kind): (i64, TimestampKind),
+        block: u32,
+        (key, value): (Option<Range<usize>>, Option<Range<usize>>),
+        headers: (u32, u32),
+    ) {
         if self.runs.last().is_none_or(|run| run.0 != partition) {
             self.runs.push((partition, self.rows.len()));
         }
+        self.size += key.as_ref().map_or(0, ExactSizeIterator::len) + value.as_ref().map_or(0, ExactSizeIterator::len);
         self.rows.push(Row {
             offset,
-            timestamp_ms: timestamp.0,
-            from: self.bytes.len(),
-            key: Length::of(key),
-            value: Length::of(value),
+            timestamp_ms,
+            block,
+            key: Span::of(key),
+            value: Span::of(value),
             partition,
-            headers: (first_header, self.headers.len() as u32),
-            timestamp_kind: timestamp.1,
+            headers,
+            timestamp_kind,
         });
-        self.bytes.extend_from_slice(key.unwrap_or_default());
-        self.bytes.extend_from_slice(value.unwrap_or_default());
     }
 
     pub fn get(&self, index: usize) -> Record<'_> {
         let row = &self.rows[index];
+        let block = match row.block {
+            0 => &self.arena,
+            adopted => &self.adopted[adopted as usize - 1],
+        };
         Record {
             partition: &self.partitions[row.partition as usize],
             offset: row.offset,
             timestamp_ms: row.timestamp_ms,
             timestamp_kind: row.timestamp_kind,
-            key: row.key.slice(&self.bytes, row.from),
-            value: row.value.slice(&self.bytes, row.from + row.key.bytes()),
+            key: row.key.slice(block),
+            value: row.value.slice(block),
             batch: self,
             headers: row.headers,
         }
@@ -221,13 +288,13 @@ impl Batch {
     }
 
     fn copy(&mut self, bytes: &[u8]) -> Range<usize> {
-        let from = self.bytes.len();
-        self.bytes.extend_from_slice(bytes);
-        from..self.bytes.len()
+        let from = self.arena.len();
+        self.arena.extend_from_slice(bytes);
+        from..self.arena.len()
     }
 
     fn text(&self, range: &Range<usize>) -> &str {
-        std::str::from_utf8(&self.bytes[range.clone()]).expect("header names were pushed as str")
+        std::str::from_utf8(&self.arena[range.clone()]).expect("header names were pushed as str")
     }
 }
 

@@ -1,32 +1,30 @@
-//! A consumer: records from our own queue, events of the group from the library's, rebalances deferred to the loop.
+//! A consumer: records from [`crate::fetch`], events of the group from the library, rebalances deferred to the loop.
+//!
+//! Nothing is ever assigned in the library, so that it fetches nothing; the group's own assignment is another thing to it.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::VecDeque,
     sync::{Mutex, PoisonError},
+    thread,
     time::{Duration, Instant},
 };
 
-use protocol::{Batch, Committed, Progress, TimestampKind, TopicPartition};
+use protocol::{Batch, Committed, Progress, TopicPartition};
 use rdkafka::{
-    ClientContext, Message, Offset, Timestamp, TopicPartitionList,
+    ClientContext, Offset, TopicPartitionList,
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
     consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext},
     error::{KafkaError, RDKafkaErrorCode},
-    message::Headers,
     types::RDKafkaRespErr,
 };
 
-use super::{
-    classify, code_of, consumer_config,
-    queue::{self, PartitionEvent, PartitionEventKind, Queue},
-};
-use crate::{Consumer, ConsumerConfig, Error, GroupMetadata, KafkaConfig, Polled, broker::Native};
+use super::{classify, code_of, consumer_config, native};
+use crate::{Consumer, ConsumerConfig, Error, GroupMetadata, KafkaConfig, Polled, broker::Native, fetch::Fetcher};
 
 /// The longest wait for records before events of the group are looked at.
 const SLICE: Duration = Duration::from_millis(10);
 /// Events of the library served per slice: rebalances, errors, log lines.
 const EVENTS_MAX: usize = 8;
-const SEEK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Keeps rebalances until the loop asks for them.
 #[derive(Default)]
@@ -82,26 +80,11 @@ impl ConsumerContext for Context {
     }
 }
 
-struct Position {
-    offset: i64,
-    caught_up: bool,
-    paused: bool,
-    /// A record or the end has come through our queue since the last assign: the forwarding is in place.
-    attached: bool,
-}
-
 pub(crate) struct KafkaConsumer {
-    // Before the client, which it must not outlive.
-    queue: Option<Queue>,
+    fetcher: Fetcher,
     consumer: Option<BaseConsumer<Context>>,
     has_group: bool,
-    positions: BTreeMap<TopicPartition, Position>,
     pending: Option<Polled>,
-    events: Vec<PartitionEvent>,
-    out_of_range: VecDeque<TopicPartition>,
-    /// An error met when there were records to hand out first.
-    postponed: Option<Error>,
-    all_attached: bool,
 }
 
 impl KafkaConsumer {
@@ -110,15 +93,10 @@ impl KafkaConsumer {
         let consumer = BaseConsumer::from_config_and_context(&client, Context::default())
             .map_err(|error| classify("consumer", &error))?;
         Ok(Self {
-            queue: Some(Queue::new(&consumer, config.headers)),
+            fetcher: Fetcher::new(cluster, &config.client_id, config.read_committed, config.headers),
             consumer: Some(consumer),
             has_group: config.group.is_some(),
-            positions: BTreeMap::new(),
             pending: None,
-            events: Vec::new(),
-            out_of_range: VecDeque::new(),
-            postponed: None,
-            all_attached: true,
         })
     }
 
@@ -129,23 +107,13 @@ impl KafkaConsumer {
     }
 
     /// Lets the library speak: rebalances go to the context, errors come back.
-    fn serve(&mut self, batch: &mut Batch) -> Result<(), Error> {
+    fn serve(&mut self) -> Result<(), Error> {
         for _ in 0..EVENTS_MAX {
-            let polled = match self.client()?.poll(Duration::ZERO) {
+            match self.client()?.poll(Duration::ZERO) {
                 None => return Ok(()),
-                Some(Ok(message)) => {
-                    // Fetched before the partition was attached.
-                    push(&message, self.queue.as_ref().is_some_and(|queue| queue.headers), batch);
-                    continue;
-                }
-                Some(Err(error)) => error,
-            };
-            if let Err(error) = self.heed(&polled) {
-                if batch.is_empty() {
-                    return Err(error);
-                }
-                self.postponed = Some(error);
-                return Ok(());
+                // Nothing is assigned there.
+                Some(Ok(_)) => {}
+                Some(Err(error)) => self.heed(&error)?,
             }
         }
         Ok(())
@@ -156,7 +124,7 @@ impl KafkaConsumer {
         match (error, code_of(error)) {
             (KafkaError::MessageConsumptionFatal(_), _) => Err(Error::rejected("consumer", error)),
             (_, Some(Code::AllBrokersDown | Code::Resolve)) => {
-                self.doubt_ends();
+                self.fetcher.doubt_ends();
                 Err(Error::retriable("broker connection", error))
             }
             (_, Some(Code::Authentication | Code::SSL | Code::SaslAuthenticationFailed)) => {
@@ -174,91 +142,6 @@ impl KafkaConsumer {
             _ => {
                 tracing::debug!(%error, "consumer");
                 Ok(())
-            }
-        }
-    }
-
-    /// A partition that errs is not caught up. Reading its end again, at the same position, is what tells that it is.
-    fn doubt_ends(&mut self) {
-        let ended: Vec<(TopicPartition, i64)> = self
-            .positions
-            .iter_mut()
-            .filter(|(_, position)| position.caught_up)
-            .map(|(partition, position)| {
-                position.caught_up = false;
-                (partition.clone(), position.offset)
-            })
-            .collect();
-        for (partition, offset) in ended {
-            self.seek_soon(&partition, offset);
-        }
-    }
-
-    /// Without waiting: it takes effect when the broker is back.
-    fn seek_soon(&self, partition: &TopicPartition, offset: i64) {
-        let Some(consumer) = &self.consumer else { return };
-        let sought = consumer.seek(
-            &partition.topic,
-            partition.partition,
-            Offset::Offset(offset),
-            Duration::ZERO,
-        );
-        if let Err(error) = sought {
-            tracing::debug!(%error, %partition, "seek");
-        }
-    }
-
-    fn attach(&mut self) {
-        if self.all_attached {
-            return;
-        }
-        let (Some(queue), Some(consumer)) = (&self.queue, &self.consumer) else {
-            return;
-        };
-        self.all_attached = true;
-        for (partition, position) in &self.positions {
-            if !position.attached {
-                self.all_attached = false;
-                queue.attach(consumer, &partition.topic, partition.partition);
-            }
-        }
-    }
-
-    fn drain(&mut self, wait: Duration, batch: &mut Batch) {
-        let Some(queue) = &self.queue else { return };
-        queue.drain(wait.as_millis() as i32, batch, &mut self.events);
-        for (partition, range) in batch.runs() {
-            let last = batch.get(range.end - 1).offset;
-            if let Some(position) = self.positions.get_mut(partition) {
-                position.offset = position.offset.max(last + 1);
-                position.caught_up = false;
-                position.attached = true;
-            }
-        }
-        for event in std::mem::take(&mut self.events) {
-            let partition = TopicPartition::new(event.topic, event.partition);
-            let Some(position) = self.positions.get_mut(&partition) else {
-                continue;
-            };
-            match event.kind {
-                // Records may stand behind the end in the same batch; then it is no end any more.
-                PartitionEventKind::End(offset) if offset >= position.offset => {
-                    position.offset = offset;
-                    position.caught_up = !position.paused;
-                    position.attached = true;
-                }
-                PartitionEventKind::End(_) => {}
-                PartitionEventKind::OutOfRange => {
-                    position.caught_up = false;
-                    self.out_of_range.push_back(partition);
-                }
-                PartitionEventKind::Failed(reason) => {
-                    tracing::warn!(%partition, reason, "cannot read for now");
-                    if std::mem::take(&mut position.caught_up) {
-                        let offset = position.offset;
-                        self.seek_soon(&partition, offset);
-                    }
-                }
             }
         }
     }
@@ -295,54 +178,27 @@ impl Consumer for KafkaConsumer {
     }
 
     fn assign(&mut self, positions: &[(TopicPartition, i64)]) -> Result<(), Error> {
-        self.positions.clear();
-        self.out_of_range.clear();
-        if positions.is_empty() && self.pending.is_some() {
-            // The acknowledgement that is due takes everything away.
-            return Ok(());
-        }
-        let mut list = TopicPartitionList::with_capacity(positions.len());
-        for (partition, offset) in positions {
-            list.add_partition_offset(&partition.topic, partition.partition, Offset::Offset(*offset))
-                .map_err(|error| classify("assign", &error))?;
-            let position = Position {
-                offset: *offset,
-                caught_up: false,
-                paused: false,
-                attached: false,
-            };
-            self.positions.insert(partition.clone(), position);
-        }
-        self.all_attached = false;
-        self.attach();
-        self.client()?.assign(&list).map_err(|error| classify("assign", &error))
+        self.fetcher.assign(positions);
+        Ok(())
     }
 
     fn poll(&mut self, timeout: Duration, batch: &mut Batch) -> Result<Polled, Error> {
-        batch.clear();
-        if let Some(error) = self.postponed.take() {
-            return Err(error);
-        }
+        self.fetcher.reclaim(batch);
         let deadline = Instant::now() + timeout;
         loop {
-            self.serve(batch)?;
+            self.serve()?;
             if let Some(event) = self.next_event() {
                 return Ok(event);
             }
-            if let Some(partition) = self.out_of_range.pop_front() {
-                return Ok(Polled::OutOfRange(partition));
-            }
-            self.attach();
             let left = deadline.saturating_duration_since(Instant::now());
-            let wait = match batch.is_empty() {
-                true => left.min(SLICE),
-                false => Duration::ZERO,
-            };
-            self.drain(wait, batch);
+            self.fetcher.poll(left.min(SLICE), batch)?;
             if !batch.is_empty() {
                 return Ok(Polled::Records);
             }
-            if left.is_zero() && self.out_of_range.is_empty() {
+            if let Some(partition) = self.fetcher.next_out_of_range() {
+                return Ok(Polled::OutOfRange(partition));
+            }
+            if left.is_zero() {
                 return Ok(Polled::Idle);
             }
         }
@@ -352,11 +208,10 @@ impl Consumer for KafkaConsumer {
         let Some(pending) = self.pending.take() else {
             return Ok(());
         };
-        self.positions.clear();
-        self.out_of_range.clear();
+        self.fetcher.assign(&[]);
         let client = self.client()?;
         let answered = match pending {
-            // An empty assignment is an answer too: nothing is fetched until the loop has restored and knows where from.
+            // An empty assignment is an answer too.
             Polled::Assigned(_) => client.assign(&TopicPartitionList::new()),
             _ => client.unassign(),
         };
@@ -364,60 +219,31 @@ impl Consumer for KafkaConsumer {
     }
 
     fn caught_up(&self) -> Vec<TopicPartition> {
-        let caught_up = self.positions.iter().filter(|(_, position)| position.caught_up);
-        caught_up.map(|(partition, _)| partition.clone()).collect()
+        self.fetcher.caught_up()
     }
 
     fn pause(&mut self, partitions: &[TopicPartition]) -> Result<(), Error> {
-        self.client()?
-            .pause(&Self::list(partitions))
-            .map_err(|error| classify("pause", &error))?;
-        for partition in partitions {
-            if let Some(position) = self.positions.get_mut(partition) {
-                position.caught_up = false;
-                position.paused = true;
-            }
-        }
-        Ok(())
+        partitions
+            .iter()
+            .try_for_each(|partition| self.fetcher.pause(partition))
     }
 
     fn resume(&mut self, partitions: &[TopicPartition]) -> Result<(), Error> {
-        self.client()?
-            .resume(&Self::list(partitions))
-            .map_err(|error| classify("resume", &error))?;
-        for partition in partitions {
-            if let Some(position) = self.positions.get_mut(partition) {
-                position.paused = false;
-                let offset = position.offset;
-                // The library says an end once per position: ask again, or a quiet partition is never caught up.
-                self.seek_soon(partition, offset);
-            }
-        }
-        Ok(())
+        partitions
+            .iter()
+            .try_for_each(|partition| self.fetcher.resume(partition))
     }
 
     fn seek(&mut self, partition: &TopicPartition, offset: i64) -> Result<(), Error> {
-        let Some(position) = self.positions.get_mut(partition) else {
-            return Err(Error::NotAssigned(partition.clone()));
-        };
-        position.offset = offset;
-        position.caught_up = false;
-        self.client()?
-            .seek(
-                &partition.topic,
-                partition.partition,
-                Offset::Offset(offset),
-                SEEK_TIMEOUT,
-            )
-            .map_err(|error| Error::retriable("seek", error))
+        self.fetcher.seek(partition, offset)
     }
 
     fn position(&self, partition: &TopicPartition) -> Option<i64> {
-        self.positions.get(partition).map(|position| position.offset)
+        self.fetcher.position(partition)
     }
 
     fn high_watermark(&self, partition: &TopicPartition) -> Option<i64> {
-        queue::high_watermark(self.consumer.as_ref()?, &partition.topic, partition.partition)
+        self.fetcher.high_watermark(partition)
     }
 
     fn committed(&mut self, partitions: &[TopicPartition], timeout: Duration) -> Result<Vec<Option<Committed>>, Error> {
@@ -478,9 +304,9 @@ impl Consumer for KafkaConsumer {
         let consumer = self.consumer.as_ref().filter(|_| self.has_group)?;
         // The library's metadata does not tell its generation: take it between two equal readings of it.
         loop {
-            let (member, generation) = queue::member(consumer)?;
+            let (member, generation) = native::member(consumer)?;
             let native = consumer.group_metadata()?;
-            if queue::member(consumer)? == (member.clone(), generation) {
+            if native::member(consumer)? == (member.clone(), generation) {
                 return Some(GroupMetadata {
                     generation,
                     member,
@@ -501,8 +327,7 @@ impl Consumer for KafkaConsumer {
     }
 
     fn close(&mut self) {
-        self.positions.clear();
-        self.queue = None;
+        self.fetcher.assign(&[]);
         let Some(consumer) = self.consumer.take() else { return };
         let context = std::sync::Arc::clone(consumer.client().context());
         let unanswered = {
@@ -515,8 +340,12 @@ impl Consumer for KafkaConsumer {
         {
             tracing::debug!(%error, "unassign while closing");
         }
-        // Dropping it leaves the group and waits until the library has done so.
-        drop(consumer);
+        match self.has_group {
+            // Dropping it leaves the group and waits until the library has done so.
+            true => drop(consumer),
+            // Nobody waits for what it does then, which takes a tenth of a second.
+            false => drop(thread::spawn(move || drop(consumer))),
+        }
     }
 }
 
@@ -537,26 +366,4 @@ pub(super) fn progress_list(progress: &[Progress]) -> Result<TopicPartitionList,
         element.set_metadata(&p.metadata);
     }
     Ok(list)
-}
-
-fn push(message: &rdkafka::message::BorrowedMessage<'_>, with_headers: bool, batch: &mut Batch) {
-    let handle = batch.partition(message.topic(), message.partition());
-    let timestamp = match message.timestamp() {
-        Timestamp::LogAppendTime(ms) => (ms, TimestampKind::LogAppend),
-        Timestamp::CreateTime(ms) => (ms, TimestampKind::Create),
-        Timestamp::NotAvailable => (-1, TimestampKind::Create),
-    };
-    let headers = message.headers().filter(|_| with_headers);
-    let headers = headers
-        .iter()
-        .flat_map(|headers| headers.iter())
-        .map(|header| (header.key, header.value.unwrap_or_default()));
-    batch.push(
-        handle,
-        message.offset(),
-        timestamp,
-        message.key(),
-        message.payload(),
-        headers,
-    );
 }

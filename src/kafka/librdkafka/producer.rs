@@ -21,6 +21,9 @@ use crate::{Error, GroupMetadata, KafkaConfig, Producer, ProducerConfig, broker:
 
 /// The longest that one call waits for the broker; what may succeed later is then retriable.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// The topic of the coordinators.
+const TRANSACTIONS: &str = "__transaction_state";
 const STEP: Duration = Duration::from_micros(200);
 /// Records between two looks at the delivery reports.
 const SENDS_PER_SERVE: u32 = 256;
@@ -79,6 +82,18 @@ impl KafkaProducer {
         })
     }
 
+    /// Waits for a connection to a broker that may be asked for the coordinator. Without one the library asks again half a second
+    /// later, and it often has none: the first answer of the cluster replaces the connection that it came by. The second comes by
+    /// one that stays. What they say does not matter, nor whether they come: the library goes on by itself.
+    fn meet(&self) {
+        for _ in 0..2 {
+            let _ = self
+                .producer
+                .client()
+                .fetch_metadata(Some(TRANSACTIONS), CONNECT_TIMEOUT);
+        }
+    }
+
     /// Waits until every record is delivered or has failed.
     fn settle(&self, timeout: Duration) -> Result<(), Error> {
         let deadline = Instant::now() + timeout;
@@ -127,6 +142,7 @@ impl Producer for KafkaProducer {
             ));
         }
         if !self.initialized {
+            self.meet();
             self.producer
                 .init_transactions(CALL_TIMEOUT)
                 .map_err(|error| classify("transaction coordinator", &error))?;

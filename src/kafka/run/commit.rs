@@ -14,9 +14,9 @@ use crate::{
 const METADATA_BYTES_MAX: usize = 4_096;
 /// How often a call that may succeed later is tried before its transaction is given up.
 const ATTEMPTS_MAX: u32 = 50;
-/// Commits that follow one another take at most one part in so many of the loop's time: behind a backlog the stage would
+/// Behind a backlog, commits that follow one another take at most one part in so many of the loop's time: the stage would
 /// otherwise wait for the broker more than it works.
-const COMMIT_SHARE: i64 = 10;
+const COMMIT_SHARE: i64 = 20;
 /// How long a transaction is held open for a test.
 const HOLD_MAX_MS: i64 = 3_000;
 
@@ -48,15 +48,24 @@ impl StageLoop<'_> {
 
     pub(super) fn commit_is_due(&self) -> bool {
         let elapsed_ms = self.now_ms() - self.last_commit_ms;
-        let spacing_ms = self.commit_took_ms * COMMIT_SHARE;
         let has_output = !self.sent.is_empty();
+        // A stage may hold what it has to say until `before_commit`, when the offset that it names is known.
+        // With a crash point set nothing is urgent: a test wants transactions to be open for a while.
+        let wants_to = (has_output && elapsed_ms >= self.config.output_interval_ms)
+            || (self.config.crash.is_none() && self.stage.urgent());
         self.commit_now
             || elapsed_ms >= self.config.commit_interval_ms
-            || (has_output && elapsed_ms >= self.config.output_interval_ms.max(spacing_ms))
-            // A stage may hold what it has to say until `before_commit`, when the offset that it names is known.
-            // With a crash point set nothing is urgent: a test wants transactions to be open for a while.
-            || (self.config.crash.is_none() && elapsed_ms >= spacing_ms && self.stage.urgent())
             || self.sent_bytes > self.config.transaction_bytes_max
+            || (wants_to && elapsed_ms >= self.spacing_ms())
+    }
+
+    /// The least time between two commits. Who reads at the end of every partition has time to wait for the broker, and somebody
+    /// waits for what is committed.
+    fn spacing_ms(&self) -> i64 {
+        match self.consumer.caught_up().len() < self.active.len() {
+            true => self.commit_took_ms * COMMIT_SHARE,
+            false => self.commit_took_ms,
+        }
     }
 
     /// Commits outputs and positions, if either changed. Tells whether it did. `last`: there is no next turn to wait for.
