@@ -151,23 +151,18 @@ impl Calibration {
     }
 
     /// Whether so much evidence stands out of the entity's own history: counted, not extrapolated, so that no tail is too heavy for it.
-    pub(crate) fn is_rare(&self, evidence: f64) -> bool {
+    pub(crate) fn is_rare(&self, evidence: f64, features: usize) -> bool {
         let total = self.total();
         let beyond = match bin(evidence) {
             0 => total,
             bin => self.at_or_beyond(bin),
         };
-        f64::from(beyond) <= RARE * f64::from(total)
+        f64::from(beyond) * features as f64 <= RARE * f64::from(total)
     }
 
-    /// How rare so much evidence is in this history, 1 where it is as rare as what stands out; then learns it.
-    pub(crate) fn rank(&mut self, evidence: f64, learn: bool) -> f64 {
-        // By the fourth root, so that the bins of what ranks the ranks are as wide as p is known: half of it.
-        let rank = (RARE / self.p_value(evidence)).sqrt().sqrt();
-        if learn {
-            self.learn(evidence);
-        }
-        rank
+    /// Whether so much evidence is as rare by the fitted tail: of several features each would set a record too often to be counted.
+    pub(crate) fn is_beyond(&self, evidence: f64, features: usize) -> bool {
+        self.p_value(evidence) * features as f64 <= RARE
     }
 
     /// Share of this entity's rows with at least so much evidence.
@@ -229,7 +224,7 @@ impl Calibration {
         }
     }
 
-    fn learn(&mut self, evidence: f64) {
+    pub(crate) fn learn(&mut self, evidence: f64) {
         if self.total() >= (ROWS_FIRST << self.halvings.min(10)).min(ROWS_MAX) {
             self.halvings = (self.halvings + 1).min(u32::from(u8::MAX));
             let none = self.none();

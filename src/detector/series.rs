@@ -1,8 +1,8 @@
 //! Detectors of one series, made into detectors of an entity: one state per feature, the worst feature is the score.
 //!
-//! At a default alarm level a row must also stand out of the entity's own history. Of several features each is ranked in a history of its own, so
-//! that one which is always far off does not hide the others; the rarest of them is then held against how rare the rarest usually is, so that
-//! the entity keeps the rate of one feature however many it has, and however they go together.
+//! At a default alarm level a row must also stand out of the entity's own history. Each of several features has
+//! a history of its own, so that one which is always far off does not hide the others, and must stand out of it as many times more rarely (Bonferroni),
+//! so that the entity alarms no oftener than with one feature.
 
 use std::sync::Arc;
 
@@ -273,6 +273,7 @@ impl<S: Series, A: Several<S>> State for Bank<S, A> {
     fn score(&mut self, row: Row<'_>, out: &mut Score) {
         let shared = &*self.shared;
         let (all, histories) = self.series.all_mut();
+        let count = all.len();
         let stands_out = shared.own_history && row.learn;
         out.reset(all.len());
         let mut evidence = f64::NAN;
@@ -281,12 +282,14 @@ impl<S: Series, A: Several<S>> State for Bank<S, A> {
                 continue;
             };
             let reading = series.step(&shared.config, row.time_ms, value, row.learn);
-            let mut found = crate::bounded_or_nan(reading.evidence);
+            let found = crate::bounded_or_nan(reading.evidence);
             let mut score = crate::bounded(reading.score);
             if let Some(history) = histories.get_mut(index).filter(|_| !found.is_nan()) {
-                found = history.rank(found, row.learn);
-                if stands_out && score >= 0.5 && !self.calibration.is_rare(found) {
+                if stands_out && score >= 0.5 && !(history.is_rare(found, count) && history.is_beyond(found, count)) {
                     score = held_back(score);
+                }
+                if row.learn {
+                    history.learn(found);
                 }
             }
             evidence = evidence.max(found);
@@ -302,7 +305,7 @@ impl<S: Series, A: Several<S>> State for Bank<S, A> {
         }
         out.share_by_square();
         // A row that may not be learned belongs to what is known to be wrong: there the alarm stands as long as the departure does.
-        if stands_out && histories.is_empty() && out.score >= 0.5 && !self.calibration.is_rare(evidence) {
+        if stands_out && histories.is_empty() && out.score >= 0.5 && !self.calibration.is_rare(evidence, 1) {
             out.share(held_back(out.score));
         }
         self.calibration.finish(shared.promise, row, evidence, out);

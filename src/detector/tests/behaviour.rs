@@ -559,8 +559,8 @@ fn a_promised_rate_is_kept_over_several_features() {
     }
 }
 
-/// At most one row in 5,000 stands out, however many features there are and however they go together. By its level alone each feature would alarm
-/// by itself.
+/// At most one row in 5,000 stands out, however many features there are and however they go together. By its level alone each feature alarms by
+/// itself.
 #[test]
 fn defaults_alarm_over_several_features_as_seldom_as_over_one() {
     for (name, level) in [
@@ -575,8 +575,10 @@ fn defaults_alarm_over_several_features_as_seldom_as_over_one() {
         assert!(alone > 4.0, "{name}: by its level alone {alone:.2}");
         for shared in [0.0, 0.9] {
             let ratio = ratio(&[], shared);
+            // What features share is counted for each of them: there it is at most the rate.
+            let least = if shared == 0.0 { 0.5 } else { 0.0 };
             assert!(
-                (0.5..2.0).contains(&ratio),
+                (least..2.0).contains(&ratio),
                 "{name}, {shared} shared: realised over nominal {ratio:.2}"
             );
         }
