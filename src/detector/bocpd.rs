@@ -2,6 +2,7 @@
 //!
 //! Adams and MacKay, Bayesian online changepoint detection, 2007: run lengths with a constant hazard and a normal-inverse-gamma
 //! prior, so that each predicts by a Student t. At most [`RUNS`] run lengths are kept: the least believed gives way.
+//! Where belief goes over to a younger regime, and that settles elsewhere, it is a level shift.
 //! The score is the surprise beyond that of a value at the centre of the most believed regime.
 
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use crate::calibration::PROMISE;
 use crate::codec::{Reader, Writer};
 use crate::ewma::{Moments, SHORT_WARMUP};
+use crate::level::Change;
 use crate::parameter::{Kind, Options, Parameter};
 use crate::series::{PerFeature, Reading, Series};
 use crate::{Detector, Error, Value};
@@ -16,6 +18,8 @@ use crate::{Detector, Error, Value};
 pub(crate) const ALL_PARAMETERS: &[&[Parameter]] = &[PARAMETERS, PROMISE];
 pub(crate) const NAME: &str = "bocpd";
 const RUNS: usize = 64;
+/// Deviations that a new level is away at least.
+const FAR: f64 = 1.0;
 
 pub(crate) const PARAMETERS: &[Parameter] = &[
     Parameter {
@@ -99,23 +103,27 @@ impl Run {
 struct Bocpd {
     reference: Moments,
     runs: Vec<Run>,
+    /// From the regime that was believed, until it is known where the series settles.
+    change: Change,
 }
 
 impl Series for Bocpd {
     type Config = Config;
     const NAME: &'static str = NAME;
     const TAG: u8 = 16;
-    const VERSION: u8 = 1;
+    const VERSION: u8 = 3;
+    const RANKED_FROM: u8 = 3;
     const LEVEL: Option<&'static str> = Some("threshold");
 
     fn fresh(_config: &Config, _seed: u64) -> Self {
         Self {
             reference: Moments::new(),
             runs: Vec::with_capacity(RUNS),
+            change: Change::default(),
         }
     }
 
-    fn step(&mut self, config: &Config, _time_ms: i64, value: f64, learn: bool) -> Reading {
+    fn step(&mut self, config: &Config, time_ms: i64, value: f64, learn: bool) -> Reading {
         let warm = self.reference.rows >= config.warmup;
         let (mean, deviation) = (self.reference.mean, self.reference.deviation());
         if !warm {
@@ -140,18 +148,25 @@ impl Series for Bocpd {
             }
         }
         let surprise = (best.log_density(best.mean) - density.max(1e-300).ln()).max(0.0);
+        let spread = best.scale().0 * deviation;
+        let width = 3.0 * spread;
+        let expected = mean + best.mean * deviation;
+        let mut level_shift = None;
         if learn {
             self.learn(config.hazard, unit, density);
+            if self.believed().is_some_and(|run| run.rows < best.rows) {
+                self.change.begin(expected, spread, time_ms);
+            }
+            level_shift = self.change.learn(value, FAR);
         }
         let score = surprise / config.threshold;
-        let width = 3.0 * best.scale().0 * deviation;
-        let expected = mean + best.mean * deviation;
         Reading {
             score,
             evidence: score,
             expected,
             lower: expected - width,
             upper: expected + width,
+            level_shift,
         }
     }
 
@@ -161,9 +176,10 @@ impl Series for Bocpd {
         for run in &self.runs {
             writer.f64s(&[run.belief, run.mean, run.spread, run.rows]);
         }
+        self.change.write(writer);
     }
 
-    fn read(config: &Config, _version: u8, reader: &mut Reader<'_>) -> Result<Self, Error> {
+    fn read(config: &Config, version: u8, reader: &mut Reader<'_>) -> Result<Self, Error> {
         let mut state = Self::fresh(config, 0);
         state.reference = Moments::read(reader)?;
         for _ in 0..reader.length(RUNS)? {
@@ -184,15 +200,22 @@ impl Series for Bocpd {
                 rows,
             });
         }
+        if version >= 2 {
+            state.change = Change::read(reader)?;
+        }
         Ok(state)
     }
 
     fn size_max(_config: &Config) -> usize {
-        Moments::BYTES + 4 + RUNS * 32
+        Moments::BYTES + 4 + RUNS * 32 + Change::BYTES
     }
 }
 
 impl Bocpd {
+    fn believed(&self) -> Option<&Run> {
+        self.runs.iter().max_by(|a, b| a.belief.total_cmp(&b.belief))
+    }
+
     fn learn(&mut self, hazard: f64, unit: f64, density: f64) {
         let density = density.max(1e-300);
         for run in &mut self.runs {

@@ -10,6 +10,8 @@ use crate::parameter::{Kind, Options, Parameter};
 use crate::{Error, Row, SCORE_MAX, Score};
 
 const BINS: usize = 128;
+const OCTAVE: usize = 8;
+const OCTAVES: usize = BINS / OCTAVE;
 /// Evidence below it is bin 0.
 const LOWEST_LOG2: i32 = -10;
 const ROWS_MAX: u32 = 60_000;
@@ -70,14 +72,18 @@ impl Promise {
     }
 }
 
+/// Fits a cache line, less one pointer, but for the counts: most rows need one more line at most.
 #[derive(Clone, Debug)]
+#[repr(C)]
 pub(crate) struct Calibration {
-    counts: [u16; BINS],
-    total: u32,
-    halvings: u8,
+    /// Sums of the counts by octave; the total is at most [`ROWS_MAX`].
+    octaves: [u16; OCTAVES],
     last_ms: i64,
-    step_ms: f32,
     since_ms: i64,
+    step_ms: f32,
+    halvings: u32,
+    /// But for bin 0, the usual one, which is what remains of its octave.
+    counts: [u16; BINS],
 }
 
 impl Calibration {
@@ -85,21 +91,34 @@ impl Calibration {
 
     pub(crate) fn new() -> Self {
         Self {
-            counts: [0; BINS],
-            total: 0,
-            halvings: 0,
+            octaves: [0; OCTAVES],
             last_ms: i64::MIN,
-            step_ms: 0.0,
             since_ms: i64::MIN,
+            step_ms: 0.0,
+            halvings: 0,
+            counts: [0; BINS],
         }
     }
 
-    /// As [`crate::State::touch`]: the counts of 32 bins are a cache line.
+    /// As [`crate::State::touch`]: of the counts the line with evidence of a sixteenth.
     pub(crate) fn touch(&self) -> u32 {
-        self.counts
-            .iter()
-            .step_by(32)
-            .fold(self.total, |read, count| read ^ u32::from(*count))
+        self.halvings ^ u32::from(self.counts[BINS * 3 / 8])
+    }
+
+    fn total(&self) -> u32 {
+        self.octaves.iter().map(|count| u32::from(*count)).sum()
+    }
+
+    /// Rows in this bin or beyond; `bin` is not 0.
+    fn at_or_beyond(&self, bin: usize) -> u32 {
+        let sum = |counts: &[u16]| counts.iter().map(|count| u32::from(*count)).sum::<u32>();
+        let octave = bin / OCTAVE;
+        sum(&self.octaves[octave + 1..]) + sum(&self.counts[bin..(octave + 1) * OCTAVE])
+    }
+
+    /// Rows in bin 0.
+    fn none(&self) -> u16 {
+        self.octaves[0] - self.counts[1..OCTAVE].iter().sum::<u16>()
     }
 
     /// Fills what follows from evidence and history: p-value, promised score, grade, confidence, since when.
@@ -110,7 +129,7 @@ impl Calibration {
         }
         out.p_value = self.p_value(evidence);
         if let Some(rate) = self.rate(promise) {
-            let score = if self.total < ROWS_MIN {
+            let score = if self.total() < ROWS_MIN {
                 0.0
             } else {
                 (out.p_value.ln() / rate.ln()).clamp(0.0, SCORE_MAX)
@@ -124,34 +143,39 @@ impl Calibration {
         };
         out.since_ms = Some(self.since_ms).filter(|since_ms| *since_ms != i64::MIN);
         out.grade = if out.score < 1.0 { 0.0 } else { 1.0 - 0.5 / out.score };
-        out.confidence = f64::from(self.total) / f64::from(self.total + 500);
+        let total = self.total();
+        out.confidence = f64::from(total) / f64::from(total + 500);
         if row.learn {
             self.learn(evidence);
         }
     }
 
     /// Whether so much evidence stands out of the entity's own history: counted, not extrapolated, so that no tail is too heavy for it.
-    pub(crate) fn is_rare(&self, evidence: f64) -> bool {
-        let beyond: u32 = self.counts[bin(evidence)..].iter().map(|count| u32::from(*count)).sum();
-        f64::from(beyond) <= RARE * f64::from(self.total)
+    pub(crate) fn is_rare(&self, evidence: f64, features: usize) -> bool {
+        let total = self.total();
+        let beyond = match bin(evidence) {
+            0 => total,
+            bin => self.at_or_beyond(bin),
+        };
+        f64::from(beyond) * features as f64 <= RARE * f64::from(total)
+    }
+
+    /// Whether so much evidence is as rare by the fitted tail: of several features each would set a record too often to be counted.
+    pub(crate) fn is_beyond(&self, evidence: f64, features: usize) -> bool {
+        self.p_value(evidence) * features as f64 <= RARE
     }
 
     /// Share of this entity's rows with at least so much evidence.
     fn p_value(&self, evidence: f64) -> f64 {
         let bin = bin(evidence);
-        if bin == 0 || self.total == 0 {
+        let rows = self.total();
+        if bin == 0 || rows == 0 {
             return 1.0;
         }
-        let total = f64::from(self.total);
-        // The shorter side is summed: it is the common one that is short, and less memory is touched.
-        let sum = |counts: &[u16]| counts.iter().map(|count| u32::from(*count)).sum::<u32>();
-        let beyond = if bin < BINS / 2 {
-            self.total - sum(&self.counts[..=bin])
-        } else {
-            sum(&self.counts[bin + 1..])
-        };
+        let total = f64::from(rows);
         let own = u32::from(self.counts[bin]);
-        if beyond >= TAIL_ROWS || self.total < ROWS_MIN {
+        let beyond = self.at_or_beyond(bin) - own;
+        if beyond >= TAIL_ROWS || rows < ROWS_MIN {
             // Where within its bin the row lies says how much of the bin is beyond it.
             let share = (edge(bin + 1) - evidence) / (edge(bin + 1) - edge(bin));
             let rows = f64::from(beyond) + f64::from(own) * share.clamp(0.0, 1.0);
@@ -167,6 +191,9 @@ impl Calibration {
         let (mut sum, mut squares) = (0.0, 0.0);
         let mut threshold = edge(1);
         for at in (1..BINS).rev() {
+            if self.octaves[at / OCTAVE] == 0 {
+                continue;
+            }
             let count = u32::from(self.counts[at]);
             rows += count;
             let middle = (edge(at) + edge(at + 1)) / 2.0;
@@ -197,17 +224,28 @@ impl Calibration {
         }
     }
 
-    fn learn(&mut self, evidence: f64) {
-        if self.total >= (ROWS_FIRST << self.halvings.min(10)).min(ROWS_MAX) {
-            self.halvings = self.halvings.saturating_add(1);
-            self.total = 0;
+    pub(crate) fn learn(&mut self, evidence: f64) {
+        if self.total() >= (ROWS_FIRST << self.halvings.min(10)).min(ROWS_MAX) {
+            self.halvings = (self.halvings + 1).min(u32::from(u8::MAX));
+            let none = self.none();
             for count in &mut self.counts {
                 *count /= 2;
-                self.total += u32::from(*count);
             }
+            self.sum(none / 2);
         }
-        self.counts[bin(evidence)] += 1;
-        self.total += 1;
+        let bin = bin(evidence);
+        self.octaves[bin / OCTAVE] += 1;
+        if bin > 0 {
+            self.counts[bin] += 1;
+        }
+    }
+
+    /// The octaves, from the counts and the rows in bin 0.
+    fn sum(&mut self, none: u16) {
+        for (octave, counts) in self.octaves.iter_mut().zip(self.counts.chunks_exact(OCTAVE)) {
+            *octave = counts.iter().sum();
+        }
+        self.octaves[0] += none;
     }
 
     fn step(&mut self, time_ms: i64) {
@@ -237,10 +275,11 @@ impl Calibration {
     }
 
     pub(crate) fn write(&self, writer: &mut Writer<'_>) {
-        for count in self.counts {
-            writer.u16(count);
+        writer.u16(self.none());
+        for count in &self.counts[1..] {
+            writer.u16(*count);
         }
-        writer.u8(self.halvings);
+        writer.u8(self.halvings as u8);
         writer.i64(self.last_ms);
         writer.f32(self.step_ms);
         writer.i64(self.since_ms);
@@ -248,16 +287,21 @@ impl Calibration {
 
     pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Self, Error> {
         let mut calibration = Self::new();
-        for count in &mut calibration.counts {
+        let none = reader.u16()?;
+        for count in &mut calibration.counts[1..] {
             *count = reader.u16()?;
         }
-        calibration.total = calibration.counts.iter().map(|count| u32::from(*count)).sum();
-        calibration.halvings = reader.u8()?;
+        let total = u32::from(none) + calibration.counts.iter().map(|count| u32::from(*count)).sum::<u32>();
+        if total > ROWS_MAX {
+            return Err(Error::State("a histogram is not one".into()));
+        }
+        calibration.sum(none);
+        calibration.halvings = u32::from(reader.u8()?);
         calibration.last_ms = reader.i64()?;
         calibration.step_ms = reader.f32()?;
         calibration.since_ms = reader.i64()?;
-        if calibration.total > ROWS_MAX || !(calibration.step_ms >= 0.0 && calibration.step_ms.is_finite()) {
-            return Err(Error::State("a histogram is not one".into()));
+        if !(calibration.step_ms >= 0.0 && calibration.step_ms.is_finite()) {
+            return Err(Error::State("a step is not one".into()));
         }
         Ok(calibration)
     }

@@ -152,12 +152,15 @@ impl Cells {
     pub(crate) const BYTES: usize = 4 * SIDE;
 
     pub(crate) fn set(&mut self, row: usize, column: usize) {
-        self.rows[row] |= 1 << column;
+        // What is known already is not written: its cache line stays clean.
+        if self.rows[row] >> column & 1 == 0 {
+            self.rows[row] |= 1 << column;
+        }
     }
 
-    /// As [`crate::State::touch`].
-    pub(crate) fn touch(&self) -> u32 {
-        self.rows[0] ^ self.rows[SIDE / 2] ^ self.rows[SIDE - 1]
+    /// As [`crate::State::touch`]; most distances are found about this row.
+    pub(crate) fn touch(&self, row: usize) -> u32 {
+        self.rows[row]
     }
 
     pub(crate) fn merge(&mut self, other: &mut Self) {
@@ -168,23 +171,20 @@ impl Cells {
 
     /// Greatest coordinate distance to the nearest cell seen, in cells; [`SIDE`] when none has been.
     pub(crate) fn distance(&self, row: usize, column: usize) -> usize {
-        if self.rows[row] >> column & 1 == 1 {
-            return 0;
-        }
-        let mut nearest = SIDE;
+        // The rows and the columns of a square around the cell, which grows until it holds a cell seen.
+        let mut seen = self.rows[row];
+        let mut columns = 1u32 << column;
         let mut away = 0;
-        while away < nearest {
-            if let Some(above) = row.checked_sub(away) {
-                nearest = nearest.min(away.max(bit_distance(self.rows[above], column)));
-            }
-            match self.rows.get(row + away) {
-                Some(below) => nearest = nearest.min(away.max(bit_distance(*below, column))),
-                None if away > row => break,
-                None => {}
-            }
+        while seen & columns == 0 {
             away += 1;
+            if away == SIDE {
+                break;
+            }
+            columns |= columns << 1 | columns >> 1;
+            seen |= row.checked_sub(away).map_or(0, |above| self.rows[above]);
+            seen |= self.rows.get(row + away).copied().unwrap_or(0);
         }
-        nearest
+        away
     }
 
     /// The grids of rows and columns have moved.
@@ -215,12 +215,6 @@ impl Cells {
         }
         Ok(cells)
     }
-}
-
-fn bit_distance(bits: u32, column: usize) -> usize {
-    let above = (bits >> column).trailing_zeros() as usize;
-    let below = (bits << (SIDE - 1 - column)).leading_zeros() as usize;
-    above.min(below)
 }
 
 #[cfg(test)]

@@ -63,7 +63,7 @@ impl Series for Cusum {
     type Config = Config;
     const NAME: &'static str = NAME;
     const TAG: u8 = 14;
-    const VERSION: u8 = 1;
+    const VERSION: u8 = 2;
     const LEVEL: Option<&'static str> = Some("threshold");
 
     fn fresh(_config: &Config, _seed: u64) -> Self {
@@ -92,6 +92,7 @@ impl Series for Cusum {
                 expected: mean,
                 lower: mean - width,
                 upper: mean + width,
+                level_shift: None,
             };
         }
         if learn {

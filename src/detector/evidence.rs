@@ -67,6 +67,7 @@ impl Usual {
 
 /// The greatest evidence of the last 110 to 120 rows. Evidence that does not exceed it is the same episode.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C)]
 pub(crate) struct Peaks {
     blocks: [f32; Self::BLOCKS],
     row: u8,
@@ -86,7 +87,7 @@ impl Peaks {
 
     /// As [`crate::State::touch`].
     pub(crate) fn touch(&self) -> u32 {
-        self.blocks[0].to_bits() ^ u32::from(self.row)
+        u32::from(self.row)
     }
 
     pub(crate) fn highest(&self) -> f64 {

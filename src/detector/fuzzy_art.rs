@@ -53,16 +53,17 @@ type Pattern = [u8; BLOCKS];
 type Corners = [[[u8; LANES]; BLOCKS]; GROUPS];
 
 #[derive(Clone)]
+#[repr(C)]
 pub(crate) struct FuzzyArt {
+    distance: f64,
     usual: Usual,
+    pattern: Pattern,
     clock: u32,
     known: u8,
+    nearest: u8,
+    resonated: [u32; CATEGORIES],
     lower: Corners,
     upper: Corners,
-    resonated: [u32; CATEGORIES],
-    pattern: Pattern,
-    nearest: u8,
-    distance: f64,
 }
 
 impl View for FuzzyArt {
@@ -164,11 +165,10 @@ impl View for FuzzyArt {
 impl FuzzyArt {
     pub(crate) const BYTES: usize = Usual::BYTES + 5 + CATEGORIES * (2 * BLOCKS + 4);
 
-    /// As [`crate::State::touch`]: four blocks of a group are a cache line.
+    /// As [`crate::State::touch`]: the categories that are compared first; most patterns lie in one of them. Four blocks are a cache line.
     pub(crate) fn touch(&self) -> u32 {
-        let groups = usize::from(self.known).div_ceil(LANES);
-        let corners = self.lower[..groups].iter().chain(&self.upper[..groups]);
-        corners.fold(self.clock, |read, group| {
+        let corners = [&self.lower[0], &self.upper[0]];
+        corners.into_iter().fold(self.clock, |read, group| {
             read ^ u32::from(group[0][0] ^ group[BLOCKS / 2][0])
         })
     }

@@ -22,6 +22,7 @@ mod fuzzy_art;
 mod half_space_trees;
 mod holt_winters;
 mod isolation_forest;
+mod level;
 mod linear;
 mod mahalanobis;
 mod markov_surprise;
@@ -104,10 +105,22 @@ pub struct Score {
     pub confidence: f64,
     /// When the present departure from the usual began: half the alarm level, without a break.
     pub since_ms: Option<i64>,
-    /// The series has settled on a new level and the detector has accepted it. Said once, on the row of acceptance.
-    pub level_shift: bool,
+    /// Features that have settled on a new level, which the detector has accepted. Said once, on the row of acceptance.
+    pub level_shifts: Vec<LevelShift>,
     /// When a limit will be reached, from detectors that forecast it.
     pub breach: Option<Breach>,
+}
+
+/// A new level of one feature.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LevelShift {
+    /// Index of the feature.
+    pub feature: usize,
+    /// Means of the rows before the departure and after; finite.
+    pub old_level: f64,
+    pub new_level: f64,
+    /// When the departure from the old level began.
+    pub since_ms: i64,
 }
 
 /// A limit ahead.
@@ -144,7 +157,7 @@ impl Score {
         self.grade = 0.0;
         self.confidence = 0.0;
         self.since_ms = None;
-        self.level_shift = false;
+        self.level_shifts.clear();
         self.breach = None;
         self.contributions.clear();
         self.contributions.resize(features, 0.0);
@@ -241,9 +254,9 @@ pub trait State: Send {
     /// Scores the row, then learns from it if it may.
     fn score(&mut self, row: Row<'_>, out: &mut Score);
 
-    /// Reads a word of every cache line that scoring needs, so that what is not in the cache comes at once; for [`slab::score`]. The
+    /// Reads a word of every cache line that scoring a row of this time is likely to need, so that what is not in the cache comes at once; for [`slab::score`]. The
     /// answer means nothing.
-    fn touch(&self) -> u32 {
+    fn touch(&self, _time_ms: i64) -> u32 {
         0
     }
 

@@ -16,6 +16,7 @@ const GROWN: f64 = 1.5;
 
 /// The last 32 known values as positions on the grid.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C)]
 pub(crate) struct Recent {
     positions: [u16; Self::ROWS],
     /// Known values so far.
@@ -182,6 +183,7 @@ impl<V: View> Series for Novelty<V> {
             expected: f64::NAN,
             lower: self.grid.low,
             upper: self.grid.high,
+            level_shift: None,
         }
     }
 

@@ -2,12 +2,14 @@
 //!
 //! Page, 1954; Hinkley, Inference about the change-point from cumulative sum tests, 1971; parameters as in River, differences in
 //! deviations of the series. A change that alarmed is accepted: the test starts again from the new mean after `min_instances` rows.
+//! Where the mean then settles elsewhere, that is a level shift, since the row at which the sum was at its extreme (Hinkley's estimate).
 
 use std::sync::Arc;
 
 use crate::calibration::PROMISE;
 use crate::codec::{Reader, Writer};
 use crate::ewma::Moments;
+use crate::level::Change;
 use crate::parameter::{Kind, Options, Parameter};
 use crate::series::{PerFeature, Reading, Series};
 use crate::{Detector, Error, Value};
@@ -70,13 +72,25 @@ struct PageHinkley {
     falling: f64,
     least: f64,
     greatest: f64,
+    /// Since the sums were at their extremes.
+    since_least: Since,
+    since_greatest: Since,
+    /// From an alarm until it is known where the mean has moved.
+    change: Change,
+}
+
+/// When a sum was at its extreme, and the mean then.
+#[derive(Clone, Copy)]
+struct Since {
+    time_ms: i64,
+    mean: f64,
 }
 
 impl Series for PageHinkley {
     type Config = Config;
     const NAME: &'static str = NAME;
     const TAG: u8 = 15;
-    const VERSION: u8 = 1;
+    const VERSION: u8 = 2;
 
     fn fresh(_config: &Config, _seed: u64) -> Self {
         Self {
@@ -85,17 +99,28 @@ impl Series for PageHinkley {
             falling: 0.0,
             least: 0.0,
             greatest: 0.0,
+            since_least: Since::NEVER,
+            since_greatest: Since::NEVER,
+            change: Change::default(),
         }
     }
 
-    fn step(&mut self, config: &Config, _time_ms: i64, value: f64, learn: bool) -> Reading {
+    fn step(&mut self, config: &Config, time_ms: i64, value: f64, learn: bool) -> Reading {
         let warm = self.moments.rows >= config.rows_min;
         let (mean, deviation) = (self.moments.mean, self.moments.deviation());
+        let level_shift = if learn {
+            self.change.learn(value, 2.0 * config.delta)
+        } else {
+            None
+        };
         if !warm {
             if learn {
                 self.moments.learn(value, 1e-4);
             }
-            return Reading::QUIET;
+            return Reading {
+                level_shift,
+                ..Reading::QUIET
+            };
         }
         // One row moves the test by three deviations at most: it asks for a moved mean, not for a spike.
         let unit = ((value - mean) / deviation).clamp(-3.0, 3.0);
@@ -105,12 +130,21 @@ impl Series for PageHinkley {
         if learn {
             self.rising = rising;
             self.falling = falling;
+            self.since_least.step(rising <= self.least, time_ms, mean);
+            self.since_greatest.step(falling >= self.greatest, time_ms, mean);
             self.least = self.least.min(rising);
             self.greatest = self.greatest.max(falling);
             self.moments
                 .learn(value.clamp(mean - 3.0 * deviation, mean + 3.0 * deviation), 1e-4);
             if score >= 1.0 {
-                *self = Self::fresh(config, 0);
+                let rose = rising - self.least >= self.greatest - falling;
+                let since = if rose { self.since_least } else { self.since_greatest };
+                let mut change = std::mem::take(&mut self.change);
+                change.begin(since.mean, deviation, since.time_ms);
+                *self = Self {
+                    change,
+                    ..Self::fresh(config, 0)
+                };
                 self.moments.learn(value, 1e-4);
             }
         }
@@ -120,15 +154,21 @@ impl Series for PageHinkley {
             expected: mean,
             lower: f64::NAN,
             upper: f64::NAN,
+            level_shift,
         }
     }
 
     fn write(&self, _config: &Config, writer: &mut Writer<'_>) {
         self.moments.write(writer);
         writer.f64s(&[self.rising, self.falling, self.least, self.greatest]);
+        for since in [&self.since_least, &self.since_greatest] {
+            writer.i64(since.time_ms);
+            writer.f64(since.mean);
+        }
+        self.change.write(writer);
     }
 
-    fn read(_config: &Config, _version: u8, reader: &mut Reader<'_>) -> Result<Self, Error> {
+    fn read(config: &Config, version: u8, reader: &mut Reader<'_>) -> Result<Self, Error> {
         let moments = Moments::read(reader)?;
         let mut sums = [0.0; 4];
         reader.f64s(&mut sums)?;
@@ -136,16 +176,43 @@ impl Series for PageHinkley {
             return Err(Error::State("a sum is not finite".into()));
         }
         let [rising, falling, least, greatest] = sums;
-        Ok(Self {
+        let mut state = Self {
             moments,
             rising,
             falling,
             least,
             greatest,
-        })
+            ..Self::fresh(config, 0)
+        };
+        if version >= 2 {
+            for since in [&mut state.since_least, &mut state.since_greatest] {
+                *since = Since {
+                    time_ms: reader.i64()?,
+                    mean: reader.f64()?,
+                };
+                if !since.mean.is_finite() {
+                    return Err(Error::State("a mean is not finite".into()));
+                }
+            }
+            state.change = Change::read(reader)?;
+        }
+        Ok(state)
     }
 
     fn size_max(_config: &Config) -> usize {
-        Moments::BYTES + 32
+        Moments::BYTES + 32 + 32 + Change::BYTES
+    }
+}
+
+impl Since {
+    const NEVER: Self = Self {
+        time_ms: i64::MIN,
+        mean: 0.0,
+    };
+
+    fn step(&mut self, is_extreme: bool, time_ms: i64, mean: f64) {
+        if is_extreme || self.time_ms == i64::MIN {
+            *self = Self { time_ms, mean };
+        }
     }
 }

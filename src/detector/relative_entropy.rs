@@ -49,20 +49,21 @@ pub(crate) fn build(options: &[(String, Value)], features: usize) -> Result<Arc<
 }
 
 #[derive(Clone, Copy, Debug)]
+#[repr(C)]
 pub(crate) struct RelativeEntropy {
     /// The bins, fixed when the warm-up has shown the range.
     low: f64,
     width: f64,
-    window: [u8; WINDOW],
+    statistic: f32,
     counts: [u8; BINS],
     next: u8,
     filled: bool,
     known: u8,
+    nearest: u8,
+    window: [u8; WINDOW],
     hits: [u16; HYPOTHESES],
     /// Logarithms of the hypotheses' probabilities.
     logs: [[f32; BINS]; HYPOTHESES],
-    nearest: u8,
-    statistic: f32,
 }
 
 impl View for RelativeEntropy {
@@ -180,7 +181,8 @@ impl RelativeEntropy {
     /// As [`crate::State::touch`]: three hypotheses are a cache line.
     pub(crate) fn touch(&self) -> u32 {
         let logs = self.logs[..usize::from(self.known)].iter().step_by(3);
-        logs.fold(u32::from(self.next), |read, logs| read ^ logs[0].to_bits())
+        let first = u32::from(self.window[usize::from(self.next)] ^ self.hits[0] as u8);
+        logs.fold(first, |read, logs| read ^ logs[0].to_bits())
     }
 
     fn push(&mut self, value: f64) {

@@ -1,11 +1,16 @@
 //! Detectors of one series, made into detectors of an entity: one state per feature, the worst feature is the score.
+//!
+//! At a default alarm level a row must also stand out of the entity's own history. Each of several features has
+//! a history of its own, so that one which is always far off does not hide the others, and must stand out of it as many times more rarely (Bonferroni),
+//! so that the entity alarms no oftener than with one feature.
 
 use std::sync::Arc;
 
 use crate::calibration::{Calibration, Promise};
 use crate::codec::{Reader, Writer};
+use crate::level::Level;
 use crate::parameter::Options;
-use crate::{Detector, Error, Row, Score, State};
+use crate::{Detector, Error, LevelShift, Row, Score, State};
 
 /// What a series detector says of one value.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +22,8 @@ pub(crate) struct Reading {
     pub expected: f64,
     pub lower: f64,
     pub upper: f64,
+    /// Of the feature that it is a series of.
+    pub level_shift: Option<LevelShift>,
 }
 
 impl Reading {
@@ -26,6 +33,7 @@ impl Reading {
         expected: f64::NAN,
         lower: f64::NAN,
         upper: f64::NAN,
+        level_shift: None,
     };
 
     /// A band of `width` around `expected`; the score is the distance in widths.
@@ -37,6 +45,7 @@ impl Reading {
             expected,
             lower: expected - width,
             upper: expected + width,
+            level_shift: None,
         }
     }
 }
@@ -70,6 +79,11 @@ impl Band {
         }
     }
 
+    /// Where the series has been of late, after so many rows.
+    pub(crate) fn level(&self, rows: u32) -> Level {
+        Level::of(f64::from(self.mean), f64::from(self.variance), rows)
+    }
+
     pub(crate) fn write(&self, writer: &mut Writer<'_>) {
         writer.f32s(&[self.mean, self.variance]);
     }
@@ -88,9 +102,11 @@ pub(crate) trait Series: Send + Sized + 'static {
     const NAME: &'static str;
     const TAG: u8;
     const VERSION: u8;
-    /// The parameter that is the alarm level, for detectors whose model of noise is narrower than life: left at its default, over one
-    /// feature only what also stands out of the entity's own history alarms; a level that the operator wrote is taken at its word.
+    /// The parameter that is the alarm level, for detectors whose model of noise is narrower than life: left at its default, only
+    /// what also stands out of the entity's own history alarms; a level that the operator wrote is taken at its word.
     const LEVEL: Option<&'static str> = None;
+    /// The version since which each of several features has a history.
+    const RANKED_FROM: u8 = 2;
 
     fn fresh(config: &Self::Config, seed: u64) -> Self;
 
@@ -98,7 +114,7 @@ pub(crate) trait Series: Send + Sized + 'static {
     fn step(&mut self, config: &Self::Config, time_ms: i64, value: f64, learn: bool) -> Reading;
 
     /// As [`State::touch`].
-    fn touch(&self) -> u32 {
+    fn touch(&self, _time_ms: i64) -> u32 {
         0
     }
 
@@ -113,10 +129,15 @@ pub(crate) trait Series: Send + Sized + 'static {
 }
 
 pub(crate) struct PerFeature<S: Series> {
-    config: Arc<S::Config>,
+    shared: Arc<Shared<S::Config>>,
+    features: usize,
+}
+
+/// What all entities of a detector have in common.
+struct Shared<C> {
+    config: C,
     promise: Promise,
     own_history: bool,
-    features: usize,
 }
 
 impl<S: Series> PerFeature<S> {
@@ -129,13 +150,13 @@ impl<S: Series> PerFeature<S> {
             });
         }
         let promise = Promise::read(options)?;
-        Ok(Arc::new(Self {
-            config: Arc::new(config),
+        let shared = Shared {
+            config,
             promise,
-            // Of several features, one that is always far off would hide the others.
-            own_history: features == 1
-                && promise == Promise::None
-                && S::LEVEL.is_some_and(|level| !options.is_given(level)),
+            own_history: promise == Promise::None && S::LEVEL.is_some_and(|level| !options.is_given(level)),
+        };
+        Ok(Arc::new(Self {
+            shared: Arc::new(shared),
             features,
         }))
     }
@@ -147,14 +168,21 @@ impl<S: Series> Detector for PerFeature<S> {
     }
 
     fn state_size_max(&self) -> usize {
-        4 + Calibration::BYTES + self.features * S::size_max(&self.config)
+        let histories = if self.ranks_each() { self.features } else { 0 };
+        4 + (1 + histories) * Calibration::BYTES + self.features * S::size_max(&self.shared.config)
     }
 
     fn fresh(&self, entity: u64) -> Box<dyn State> {
-        let series = |index: usize| S::fresh(&self.config, entity ^ (index as u64).rotate_left(32));
+        let series = |index: usize| S::fresh(&self.shared.config, entity ^ (index as u64).rotate_left(32));
         match self.features {
             1 => self.bank(Calibration::new(), [series(0)]),
-            _ => self.bank(Calibration::new(), (0..self.features).map(series).collect::<Box<[S]>>()),
+            _ => self.bank(
+                Calibration::new(),
+                Many {
+                    series: (0..self.features).map(series).collect(),
+                    histories: self.histories(),
+                },
+            ),
         }
     }
 
@@ -162,12 +190,19 @@ impl<S: Series> Detector for PerFeature<S> {
         let mut reader = Reader::new(bytes);
         let version = reader.header(S::TAG, S::VERSION, self.features)?;
         let calibration = Calibration::read(&mut reader)?;
-        let mut series = || S::read(&self.config, version, &mut reader);
+        let mut series = || S::read(&self.shared.config, version, &mut reader);
         let bank = match self.features {
             1 => self.bank(calibration, [series()?]),
             _ => {
-                let series: Box<[S]> = (0..self.features).map(|_| series()).collect::<Result<_, _>>()?;
-                self.bank(calibration, series)
+                let series = (0..self.features).map(|_| series()).collect::<Result<_, _>>()?;
+                let mut histories = self.histories();
+                // Without them a version goes on from none.
+                if version >= S::RANKED_FROM {
+                    for history in &mut histories {
+                        *history = Calibration::read(&mut reader)?;
+                    }
+                }
+                self.bank(calibration, Many { series, histories })
             }
         };
         reader.finish()?;
@@ -176,78 +211,132 @@ impl<S: Series> Detector for PerFeature<S> {
 }
 
 impl<S: Series> PerFeature<S> {
+    fn ranks_each(&self) -> bool {
+        self.shared.own_history && self.features > 1
+    }
+
+    fn histories(&self) -> Box<[Calibration]> {
+        let count = if self.ranks_each() { self.features } else { 0 };
+        (0..count).map(|_| Calibration::new()).collect()
+    }
+
     fn bank(&self, calibration: Calibration, series: impl Several<S>) -> Box<dyn State> {
         Box::new(Bank {
-            config: Arc::clone(&self.config),
-            promise: self.promise,
-            own_history: self.own_history,
+            shared: Arc::clone(&self.shared),
             calibration,
             series,
         })
     }
 }
 
-/// Where the series of a bank live: one within it, so that an entity is one block of memory; several apart.
-trait Several<S>: AsRef<[S]> + AsMut<[S]> + Send + 'static {}
+/// Where the series of a bank live: one within it, so that an entity is one block of memory; several apart, with the history of each if it is
+/// ranked.
+trait Several<S>: Send + 'static {
+    fn all(&self) -> (&[S], &[Calibration]);
+    fn all_mut(&mut self) -> (&mut [S], &mut [Calibration]);
+}
 
-impl<S: Send + 'static> Several<S> for [S; 1] {}
-impl<S: Send + 'static> Several<S> for Box<[S]> {}
+impl<S: Send + 'static> Several<S> for [S; 1] {
+    fn all(&self) -> (&[S], &[Calibration]) {
+        (self, &[])
+    }
 
-#[repr(align(64))]
+    fn all_mut(&mut self) -> (&mut [S], &mut [Calibration]) {
+        (self, &mut [])
+    }
+}
+
+struct Many<S> {
+    series: Box<[S]>,
+    histories: Box<[Calibration]>,
+}
+
+impl<S: Send + 'static> Several<S> for Many<S> {
+    fn all(&self) -> (&[S], &[Calibration]) {
+        (&self.series, &self.histories)
+    }
+
+    fn all_mut(&mut self) -> (&mut [S], &mut [Calibration]) {
+        (&mut self.series, &mut self.histories)
+    }
+}
+
+/// A cache line of what every row needs, four of counts, then the series.
+#[repr(C, align(64))]
 struct Bank<S: Series, A> {
-    config: Arc<S::Config>,
-    promise: Promise,
-    own_history: bool,
+    shared: Arc<Shared<S::Config>>,
     calibration: Calibration,
     series: A,
 }
 
 impl<S: Series, A: Several<S>> State for Bank<S, A> {
     fn score(&mut self, row: Row<'_>, out: &mut Score) {
-        let all = self.series.as_mut();
+        let shared = &*self.shared;
+        let (all, histories) = self.series.all_mut();
+        let count = all.len();
+        let stands_out = shared.own_history && row.learn;
         out.reset(all.len());
         let mut evidence = f64::NAN;
         for (index, series) in all.iter_mut().enumerate() {
             let Some(value) = crate::known(row.features.get(index)) else {
                 continue;
             };
-            let reading = series.step(&self.config, row.time_ms, value, row.learn);
-            evidence = evidence.max(crate::bounded_or_nan(reading.evidence));
-            out.contributions[index] = crate::bounded(reading.score);
+            let reading = series.step(&shared.config, row.time_ms, value, row.learn);
+            let found = crate::bounded_or_nan(reading.evidence);
+            let mut score = crate::bounded(reading.score);
+            if let Some(history) = histories.get_mut(index).filter(|_| !found.is_nan()) {
+                if stands_out && score >= 0.5 && !(history.is_rare(found, count) && history.is_beyond(found, count)) {
+                    score = held_back(score);
+                }
+                if row.learn {
+                    history.learn(found);
+                }
+            }
+            evidence = evidence.max(found);
+            out.contributions[index] = score;
             out.expected[index] = reading.expected;
             out.lower[index] = reading.lower;
             out.upper[index] = reading.upper;
+            let shift = reading.level_shift;
+            out.level_shifts.extend(shift.map(|shift| LevelShift {
+                feature: index,
+                ..shift
+            }));
         }
         out.share_by_square();
         // A row that may not be learned belongs to what is known to be wrong: there the alarm stands as long as the departure does.
-        if self.own_history && row.learn && out.score >= 0.5 && !self.calibration.is_rare(evidence) {
-            // Below the alarm level, in the order of the evidence.
-            out.share(1.0 - 0.25 / out.score);
+        if stands_out && histories.is_empty() && out.score >= 0.5 && !self.calibration.is_rare(evidence, 1) {
+            out.share(held_back(out.score));
         }
-        self.calibration.finish(self.promise, row, evidence, out);
+        self.calibration.finish(shared.promise, row, evidence, out);
         if row.learn && out.is_anomaly() {
             for series in all {
-                series.alarmed(&self.config);
+                series.alarmed(&shared.config);
             }
         }
     }
 
-    fn touch(&self) -> u32 {
-        let series = self
-            .series
-            .as_ref()
-            .iter()
-            .fold(0, |read, series| read ^ series.touch());
+    fn touch(&self, time_ms: i64) -> u32 {
+        let (all, _) = self.series.all();
+        let series = all.iter().fold(0, |read, series| read ^ series.touch(time_ms));
         self.calibration.touch() ^ series
     }
 
     fn snapshot(&self, out: &mut Vec<u8>) {
         let mut writer = Writer::new(out);
-        let all = self.series.as_ref();
+        let (all, histories) = self.series.all();
         writer.header(S::TAG, S::VERSION, all.len());
         self.calibration.write(&mut writer);
         for series in all {
-            series.write(&self.config, &mut writer);
+            series.write(&self.shared.config, &mut writer);
+        }
+        for history in histories {
+            history.write(&mut writer);
         }
     }
+}
+
+/// Below the alarm level, in the order of the evidence.
+fn held_back(score: f64) -> f64 {
+    1.0 - 0.25 / score
 }

@@ -135,7 +135,7 @@ impl Series for Spot {
     type Config = Config;
     const NAME: &'static str = NAME;
     const TAG: u8 = 20;
-    const VERSION: u8 = 1;
+    const VERSION: u8 = 2;
     const LEVEL: Option<&'static str> = Some("q");
 
     fn fresh(config: &Config, _seed: u64) -> Self {
@@ -179,6 +179,7 @@ impl Series for Spot {
             expected: mean,
             lower: mean - self.lower.point - self.lower.alarm,
             upper: mean + self.upper.point + self.upper.alarm,
+            level_shift: None,
         };
         // An alarm is no normal row: neither the law nor the mean learns it, until it has lasted for longer than the mean remembers.
         if learn {

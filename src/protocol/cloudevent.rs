@@ -7,6 +7,8 @@ use crate::{Error, Output, Record, time};
 
 /// Type of an anomaly's event.
 pub const ANOMALY: &str = "dev.homeostat.anomaly.v1";
+/// A new level of a series, accepted by a detector: on `anomalies`, said once, and nothing is decided on it.
+pub const LEVEL_SHIFT: &str = "dev.homeostat.level_shift.v1";
 /// Time as data on `anomalies`, for decide; not a result.
 pub const PROGRESS: &str = "dev.homeostat.progress.v1";
 pub const ACTION_REQUESTED: &str = "dev.homeostat.action.requested.v1";

@@ -25,6 +25,19 @@ pub fn clearing(pipeline: &str, detector: &str, target: &str, window_start_ms: i
     of_window("clearing", pipeline, detector, target, window_start_ms, window_end_ms)
 }
 
+/// A new level of one feature, which the detector accepted in this window.
+pub fn level_shift(
+    pipeline: &str,
+    detector: &str,
+    target: &str,
+    feature: &str,
+    window_start_ms: i64,
+    window_end_ms: i64,
+) -> Uuid {
+    let (start, end) = (window_start_ms.to_string(), window_end_ms.to_string());
+    mint("level_shift", &[pipeline, detector, target, feature, &start, &end])
+}
+
 fn of_window(kind: &str, pipeline: &str, detector: &str, target: &str, start_ms: i64, end_ms: i64) -> Uuid {
     let (start, end) = (start_ms.to_string(), end_ms.to_string());
     mint(kind, &[pipeline, detector, target, &start, &end])

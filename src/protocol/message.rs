@@ -49,6 +49,27 @@ fn yes() -> bool {
     true
 }
 
+/// A feature of an entity has settled on a new level, and its detector has accepted it: `dev.homeostat.level_shift.v1`. Said once per shift.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LevelShift {
+    /// Every KEY column by name.
+    pub target: BTreeMap<String, Value>,
+    pub pipeline: String,
+    pub detector: String,
+    /// The window at which it was accepted.
+    #[serde(with = "crate::time")]
+    pub window_start: i64,
+    #[serde(with = "crate::time")]
+    pub window_end: i64,
+    pub feature: String,
+    /// Means of the feature before the departure and after.
+    pub old_level: f64,
+    pub new_level: f64,
+    /// When the departure from the old level began: the end of its first window.
+    #[serde(with = "crate::time")]
+    pub since: i64,
+}
+
 /// Time for decide, forwarded by detect.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TimeProgress {

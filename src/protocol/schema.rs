@@ -24,6 +24,7 @@ schemas![
     "incident.v1.json",
     "journal.v1.json",
     "late.v1.json",
+    "level_shift.v1.json",
     "outcome.v1.json",
     "progress.v1.json",
     "verdict.v1.json",
@@ -49,6 +50,7 @@ pub fn schema_for(kind: &str) -> Option<&'static str> {
         (cloudevent::INCIDENT, "incident.v1.json"),
         (cloudevent::JOURNAL, "journal.v1.json"),
         (cloudevent::LATE, "late.v1.json"),
+        (cloudevent::LEVEL_SHIFT, "level_shift.v1.json"),
         (cloudevent::PROGRESS, "progress.v1.json"),
         (cloudevent::VERDICT, "verdict.v1.json"),
     ];

@@ -16,11 +16,12 @@ use super::displacement::Displacement;
 use crate::calibration::{Calibration, Promise};
 use crate::cells::{Cells, Grid, Move, SIDE, cell};
 use crate::codec::{Reader, Writer};
+use crate::level::Level;
 use crate::series::Band;
-use crate::{Detector, Error, Row, Score, State};
+use crate::{Detector, Error, LevelShift, Row, Score, State};
 
 const TAG: u8 = 40;
-const VERSION: u8 = 3;
+const VERSION: u8 = 4;
 const LAG: usize = 2;
 /// Rows over which evidence is smoothed: an exponential mean.
 const SMOOTHING_ROWS: f64 = 3.5;
@@ -31,14 +32,14 @@ const MAPS: usize = 1 + PARTNERS;
 const TRANSITION_SHARE: f64 = 0.7;
 const PAIR_SHARE: f64 = 0.3 / PARTNERS as f64 * 0.8;
 /// Alarm levels: of the sum of distances, in grids, and of the displacement, which is about 1 for usual rows.
-const TRANSITIONS: Level = Level {
+const TRANSITIONS: AlarmLevel = AlarmLevel {
     floor: 0.015,
     multiple: 2.0,
     row_max: 15.0,
 };
 /// The displacement's multiple grows by so much over the number of features: a mean of few squares is a wild one.
 const DISPLACEMENT_FEW: f64 = 12.0;
-const DISPLACEMENT: Level = Level {
+const DISPLACEMENT: AlarmLevel = AlarmLevel {
     floor: 0.3,
     multiple: 3.1,
     row_max: 5.0,
@@ -154,7 +155,7 @@ impl State for Entity {
         let distance = self.measure(row.learn, warm, &mut out.contributions);
         let displacement = self.displacement.measure(&self.values, &self.ranges, &mut self.parts);
         let transitions = self.transitions.step(TRANSITIONS, distance, warm);
-        let displacement_level = Level {
+        let displacement_level = AlarmLevel {
             multiple: DISPLACEMENT.multiple + DISPLACEMENT_FEW / self.features.len() as f64,
             ..DISPLACEMENT
         };
@@ -178,9 +179,11 @@ impl State for Entity {
             self.rows = self.rows.saturating_add(1);
             self.displacement.learn(&self.values, &self.ranges);
             let patience = if self.alarmed { self.rows.min(PATIENCE_ROWS) } else { 0 };
-            if self.rows >= self.consolidate_at.saturating_add(patience) {
+            let accepts = self.rows >= self.consolidate_at.saturating_add(patience);
+            if accepts {
                 self.consolidate();
             }
+            self.levels(row.time_ms, warm, accepts, &mut out.level_shifts);
         }
         let mut evidence = f64::NAN;
         if warm {
@@ -325,6 +328,18 @@ impl Entity {
         total
     }
 
+    /// A new level is accepted when it is known.
+    fn levels(&mut self, time_ms: i64, warm: bool, accepts: bool, shifts: &mut Vec<LevelShift>) {
+        for (index, feature) in self.features.iter_mut().enumerate() {
+            let Some(now) = feature.now else { continue };
+            let shift = feature.level.learn(time_ms, now.value, warm, accepts);
+            shifts.extend(shift.map(|shift| LevelShift {
+                feature: index,
+                ..shift
+            }));
+        }
+    }
+
     fn consolidate(&mut self) {
         let grown = (self.rows / 4).min(CONSOLIDATION_ROWS_MAX);
         self.consolidate_at = self.rows.saturating_add(grown.max(1));
@@ -339,13 +354,13 @@ impl Entity {
 
 /// An alarm level: a floor, and a multiple of what is usual above it. One row counts for `row_max` of them at most.
 #[derive(Clone, Copy)]
-struct Level {
+struct AlarmLevel {
     floor: f64,
     multiple: f64,
     row_max: f64,
 }
 
-impl Level {
+impl AlarmLevel {
     fn of(self, usual: f32) -> f64 {
         self.floor + self.multiple * f64::from(usual)
     }
@@ -369,7 +384,7 @@ impl Usual {
     };
 
     /// Takes in what the view says of a row; answers with what turns it into alarm levels.
-    fn step(&mut self, level: Level, found: f64, warm: bool) -> f64 {
+    fn step(&mut self, level: AlarmLevel, found: f64, warm: bool) -> f64 {
         let usual = level.of(self.mean);
         let most = if warm { level.row_max * usual } else { f64::INFINITY };
         let clip = if found > most { most / found } else { 1.0 };
@@ -378,7 +393,7 @@ impl Usual {
         clip / usual
     }
 
-    fn learn(&mut self, level: Level, warm: bool, alarmed: bool) {
+    fn learn(&mut self, level: AlarmLevel, warm: bool, alarmed: bool) {
         let smoothed = f64::from(self.smoothed);
         let counted = if warm {
             smoothed.min(USUAL_MAX * level.of(self.mean))
@@ -432,11 +447,12 @@ struct Feature {
     /// Evidence, in alarm levels.
     smoothed: f32,
     band: Band,
+    level: Level,
     now: Option<Now>,
 }
 
 impl Feature {
-    const BYTES: usize = Grid::BYTES + 2 * LAG + 1 + 2 * MAPS * Cells::BYTES + 4 + Band::BYTES;
+    const BYTES: usize = Grid::BYTES + 2 * LAG + 1 + 2 * MAPS * Cells::BYTES + 4 + Band::BYTES + Level::BYTES;
 
     fn new() -> Self {
         Self {
@@ -447,6 +463,7 @@ impl Feature {
             pending: [Cells::default(); MAPS],
             smoothed: 0.0,
             band: Band::default(),
+            level: Level::new(),
             now: None,
         }
     }
@@ -471,6 +488,7 @@ impl Feature {
         }
         writer.f32(self.smoothed);
         self.band.write(writer);
+        self.level.write(writer);
     }
 
     fn read(version: u8, reader: &mut Reader<'_>) -> Result<Self, Error> {
@@ -490,6 +508,12 @@ impl Feature {
         if version >= 2 {
             feature.band = Band::read(reader)?;
         }
+        feature.level = match version {
+            // The band has no rows to tell of before version 2.
+            1 => Level::new(),
+            2 | 3 => feature.band.level(u32::from(feature.rows)),
+            _ => Level::read(reader)?,
+        };
         Ok(feature)
     }
 }

@@ -11,6 +11,7 @@ use crate::cells::{Cells, Grid, cell};
 use crate::codec::{Reader, Writer};
 use crate::evidence::{Peaks, Scale, Usual};
 use crate::fuzzy_art::{self, FuzzyArt};
+use crate::level::Level;
 use crate::novelty::{Here, Recent, SAME_EPISODE, View, one_alarm};
 use crate::relative_entropy::{self, RelativeEntropy};
 use crate::series::{Band, Reading, Series};
@@ -38,38 +39,59 @@ impl Config {
     }
 }
 
+/// By cache line: a fleet is bound by how many of them a row touches. The first four are of every row, of the cells one or two a map.
 #[derive(Clone)]
+#[repr(C, align(64))]
 pub(crate) struct Metric {
     grid: Grid,
-    recent: Recent,
     range: Usual,
-    transitions: [(Cells, Usual); 2],
-    peaks: Peaks,
-    band: Band,
+    transitions: [Usual; 2],
     held_rows: u32,
     calm_rows: u8,
+
+    recent: Recent,
+    peaks: Peaks,
+    band: Band,
+
+    level: Level,
     seasonal: Option<Box<Seasonal>>,
-    art: Option<Box<(FuzzyArt, Usual)>>,
+    art: Option<Box<Shapes>>,
+
+    cells: [Cells; 2],
+}
+
+#[derive(Clone)]
+#[repr(C, align(64))]
+struct Shapes {
+    usual: Usual,
+    art: FuzzyArt,
 }
 
 impl Series for Metric {
     type Config = Config;
     const NAME: &'static str = super::NAME;
     const TAG: u8 = 9;
-    const VERSION: u8 = 1;
+    const VERSION: u8 = 2;
 
     fn fresh(config: &Config, _seed: u64) -> Self {
         Self {
             grid: Grid::new(),
             recent: Recent::new(),
             range: Usual::new(),
-            transitions: [(Cells::default(), Usual::new()); 2],
+            transitions: [Usual::new(); 2],
+            cells: [Cells::default(); 2],
             peaks: Peaks::new(),
             band: Band::default(),
+            level: Level::new(),
             held_rows: 0,
             calm_rows: 0,
             seasonal: (config.tier >= Tier::Standard).then(|| Box::new(Seasonal::new(config))),
-            art: (config.tier == Tier::Full).then(|| Box::new((FuzzyArt::fresh(&()), Usual::new()))),
+            art: (config.tier == Tier::Full).then(|| {
+                Box::new(Shapes {
+                    usual: Usual::new(),
+                    art: FuzzyArt::fresh(&()),
+                })
+            }),
         }
     }
 
@@ -88,19 +110,20 @@ impl Series for Metric {
         reading
     }
 
-    fn touch(&self) -> u32 {
-        let [near, far] = &self.transitions;
-        let seasonal = self.seasonal.as_ref().map_or(0, |seasonal| seasonal.touch());
-        let art = self.art.as_ref().map_or(0, |art| art.0.touch());
-        let last = self.recent.back(1).map_or(0, u32::from) ^ self.recent.rows ^ self.peaks.touch();
-        self.held_rows ^ self.grid.low.to_bits() as u32 ^ last ^ near.0.touch() ^ far.0.touch() ^ seasonal ^ art
+    fn touch(&self, time_ms: i64) -> u32 {
+        let from = LAGS.map(|lag| self.recent.back(lag).map_or(0, cell));
+        let maps = self.cells.iter().zip(from);
+        let cells = maps.fold(0, |read, (cells, row)| read ^ cells.touch(row));
+        let seasonal = self.seasonal.as_ref().map_or(0, |seasonal| seasonal.touch(time_ms));
+        let shapes = self.art.as_ref().map_or(0, |shapes| shapes.art.touch());
+        self.held_rows ^ self.peaks.touch() ^ self.level.touch() ^ cells ^ seasonal ^ shapes
     }
 
     fn write(&self, _config: &Config, writer: &mut Writer<'_>) {
         self.grid.write(writer);
         self.recent.write(writer);
         self.range.write(writer);
-        for (cells, usual) in &self.transitions {
+        for (cells, usual) in self.cells.iter().zip(&self.transitions) {
             cells.write(writer);
             usual.write(writer);
         }
@@ -108,23 +131,24 @@ impl Series for Metric {
         self.band.write(writer);
         writer.u32(self.held_rows);
         writer.u8(self.calm_rows);
+        self.level.write(writer);
         if let Some(seasonal) = &self.seasonal {
             seasonal.write(writer);
         }
-        if let Some(art) = &self.art {
-            art.0.write(writer);
-            art.1.write(writer);
+        if let Some(shapes) = &self.art {
+            shapes.art.write(writer);
+            shapes.usual.write(writer);
         }
     }
 
-    fn read(config: &Config, _version: u8, reader: &mut Reader<'_>) -> Result<Self, Error> {
+    fn read(config: &Config, version: u8, reader: &mut Reader<'_>) -> Result<Self, Error> {
         let mut metric = Self {
             grid: Grid::read(reader)?,
             recent: Recent::read(reader)?,
             range: Usual::read(reader)?,
             ..Self::fresh(config, 0)
         };
-        for (cells, usual) in &mut metric.transitions {
+        for (cells, usual) in metric.cells.iter_mut().zip(&mut metric.transitions) {
             *cells = Cells::read(reader)?;
             *usual = Usual::read(reader)?;
         }
@@ -132,12 +156,16 @@ impl Series for Metric {
         metric.band = Band::read(reader)?;
         metric.held_rows = reader.u32()?;
         metric.calm_rows = reader.u8()?;
+        metric.level = match version {
+            1 => metric.band.level(metric.recent.rows),
+            _ => Level::read(reader)?,
+        };
         if let Some(seasonal) = &mut metric.seasonal {
             **seasonal = Seasonal::read(config, reader)?;
         }
-        if let Some(art) = &mut metric.art {
-            art.0 = FuzzyArt::read(&(), reader)?;
-            art.1 = Usual::read(reader)?;
+        if let Some(shapes) = &mut metric.art {
+            shapes.art = FuzzyArt::read(&(), reader)?;
+            shapes.usual = Usual::read(reader)?;
         }
         Ok(metric)
     }
@@ -149,6 +177,7 @@ impl Series for Metric {
             + 2 * (Cells::BYTES + Usual::BYTES)
             + Peaks::BYTES
             + Band::BYTES
+            + Level::BYTES
             + 5;
         match config.tier {
             Tier::Lean => lean,
@@ -175,7 +204,7 @@ impl Metric {
         };
         let mut sum = Sum::new(warm, learn);
         sum.add(&mut self.range, range_novelty::SCALE, beyond);
-        for ((cells, usual), lag) in self.transitions.iter_mut().zip(LAGS) {
+        for ((cells, usual), lag) in self.cells.iter_mut().zip(&mut self.transitions).zip(LAGS) {
             let distance = match here.recent.back(lag) {
                 Some(from) => {
                     let distance = transition_novelty::distance(cells, cell(from), &here);
@@ -191,15 +220,20 @@ impl Metric {
         if let Some(seasonal) = &mut self.seasonal {
             seasonal.step(config, time_ms, &here, &mut sum);
         }
-        if let Some(art) = &mut self.art {
-            let distance = art.0.distance(&(), &here);
+        if let Some(shapes) = &mut self.art {
+            let distance = shapes.art.distance(&(), &here);
             if learn {
-                art.0.learn(&(), &here);
+                shapes.art.learn(&(), &here);
             }
-            sum.add(&mut art.1, fuzzy_art::SCALE, distance);
+            sum.add(&mut shapes.usual, fuzzy_art::SCALE, distance);
         }
         self.recent.push(position);
         let band = self.band.step(value, self.recent.rows, learn);
+        let level_shift = if learn {
+            self.level.learn(time_ms, value, warm, true)
+        } else {
+            None
+        };
         if !warm {
             return Reading::QUIET;
         }
@@ -207,6 +241,7 @@ impl Metric {
         Reading {
             score: self.episode(config, evidence, learn),
             evidence,
+            level_shift,
             ..band
         }
     }
@@ -216,11 +251,11 @@ impl Metric {
             return;
         };
         self.recent.shift(by);
-        for (cells, _) in &mut self.transitions {
+        for cells in &mut self.cells {
             cells.shift(by, by);
         }
         if let Some(seasonal) = &mut self.seasonal {
-            for cells in [&mut seasonal.day.0, &mut seasonal.week.0] {
+            for cells in &mut seasonal.cells {
                 cells.shift(by, by);
             }
             for slot in seasonal.slots.iter_mut().filter(|slot| **slot != EMPTY) {
@@ -228,8 +263,8 @@ impl Metric {
                 *slot = cell(by.position(centre)) as u8;
             }
         }
-        if let Some(art) = &mut self.art {
-            art.0.shift(by);
+        if let Some(shapes) = &mut self.art {
+            shapes.art.shift(by);
         }
     }
 
@@ -295,39 +330,47 @@ const EMPTY: u8 = u8::MAX;
 
 /// The value at this time yesterday and a week ago, by quarter hours of the week, and how the present goes with them.
 #[derive(Clone)]
+#[repr(C, align(64))]
 struct Seasonal {
-    slots: [u8; SLOTS],
     last_slot: i64,
-    day: (Cells, Usual),
-    week: (Cells, Usual),
-    entropy: (RelativeEntropy, Usual),
+    /// Of yesterday's and last week's pairs, and of the distribution.
+    usual: [Usual; 2],
+    usual_entropy: Usual,
+    entropy: RelativeEntropy,
+    slots: [u8; SLOTS],
+    cells: [Cells; 2],
 }
+
+/// Slots back to yesterday and to last week, which is where the present one is.
+const BACK: [usize; 2] = [DAY_SLOTS, SLOTS];
 
 impl Seasonal {
     const BYTES: usize = SLOTS + 8 + 2 * (Cells::BYTES + Usual::BYTES) + RelativeEntropy::BYTES + Usual::BYTES;
 
     fn new(config: &Config) -> Self {
         Self {
-            slots: [EMPTY; SLOTS],
             last_slot: i64::MIN,
-            day: (Cells::default(), Usual::new()),
-            week: (Cells::default(), Usual::new()),
-            entropy: (RelativeEntropy::fresh(&config.warmup), Usual::new()),
+            usual: [Usual::new(); 2],
+            usual_entropy: Usual::new(),
+            entropy: RelativeEntropy::fresh(&config.warmup),
+            slots: [EMPTY; SLOTS],
+            cells: [Cells::default(); 2],
         }
     }
 
-    /// All but the slots, of which a row needs two or three.
-    fn touch(&self) -> u32 {
-        self.day.0.touch() ^ self.week.0.touch() ^ self.entropy.0.touch()
+    fn touch(&self, time_ms: i64) -> u32 {
+        let index = time_ms.div_euclid(SLOT_MS).rem_euclid(SLOTS as i64) as usize;
+        let from = BACK.map(|back| self.slots[(index + SLOTS - back) % SLOTS]);
+        let maps = self.cells.iter().zip(from).filter(|(_, from)| *from != EMPTY);
+        let cells = maps.fold(0, |read, (cells, from)| read ^ cells.touch(usize::from(from)));
+        self.last_slot as u32 ^ cells ^ self.entropy.touch()
     }
 
     fn step(&mut self, config: &Config, time_ms: i64, here: &Here<'_>, sum: &mut Sum) {
         let slot = time_ms.div_euclid(SLOT_MS);
         let index = slot.rem_euclid(SLOTS as i64) as usize;
         let to = cell(here.position);
-        for ((cells, usual), back) in
-            [(&mut self.day, DAY_SLOTS), (&mut self.week, SLOTS)].map(|(view, back)| ((&mut view.0, &mut view.1), back))
-        {
+        for ((cells, usual), back) in self.cells.iter_mut().zip(&mut self.usual).zip(BACK) {
             let from = self.slots[(index + SLOTS - back) % SLOTS];
             let distance = if from == EMPTY {
                 0.0
@@ -344,11 +387,11 @@ impl Seasonal {
         if sum.learn {
             self.fill(slot, to as u8);
         }
-        let distance = self.entropy.0.distance(&config.warmup, here);
+        let distance = self.entropy.distance(&config.warmup, here);
         if sum.learn {
-            self.entropy.0.learn(&config.warmup, here);
+            self.entropy.learn(&config.warmup, here);
         }
-        sum.add(&mut self.entropy.1, relative_entropy::SCALE, distance);
+        sum.add(&mut self.usual_entropy, relative_entropy::SCALE, distance);
     }
 
     fn fill(&mut self, slot: i64, value: u8) {
@@ -366,23 +409,24 @@ impl Seasonal {
     fn write(&self, writer: &mut Writer<'_>) {
         writer.bytes(&self.slots);
         writer.i64(self.last_slot);
-        for (cells, usual) in [&self.day, &self.week] {
+        for (cells, usual) in self.cells.iter().zip(&self.usual) {
             cells.write(writer);
             usual.write(writer);
         }
-        self.entropy.0.write(writer);
-        self.entropy.1.write(writer);
+        self.entropy.write(writer);
+        self.usual_entropy.write(writer);
     }
 
     fn read(config: &Config, reader: &mut Reader<'_>) -> Result<Self, Error> {
         let mut seasonal = Self::new(config);
         reader.bytes(&mut seasonal.slots)?;
         seasonal.last_slot = reader.i64()?;
-        for (cells, usual) in [&mut seasonal.day, &mut seasonal.week] {
+        for (cells, usual) in seasonal.cells.iter_mut().zip(&mut seasonal.usual) {
             *cells = Cells::read(reader)?;
             *usual = Usual::read(reader)?;
         }
-        seasonal.entropy = (RelativeEntropy::read(&config.warmup, reader)?, Usual::read(reader)?);
+        seasonal.entropy = RelativeEntropy::read(&config.warmup, reader)?;
+        seasonal.usual_entropy = Usual::read(reader)?;
         let sound = seasonal
             .slots
             .iter()

@@ -524,3 +524,63 @@ fn forecast_breach_sees_a_leak_coming_and_a_plateau_not() {
     });
     assert!(warned, "a floor is a ceiling upside down");
 }
+
+/// Share of rows that alarm, of entities with so many features: noise with heavy tails, of which features share a part.
+fn alarmed_share(detector: &dyn Detector, features: usize, shared: f64, from: i64, to: i64) -> f64 {
+    let mut alarms = 0u32;
+    let seeds = 5;
+    for seed in 0..seeds {
+        let mut noise = Noise(seed * 31 + 7);
+        let heavy = |noise: &mut Noise| noise.normal() * (0.3 * noise.normal()).exp();
+        let mut state = detector.fresh(seed);
+        for row in 0..to {
+            let common = heavy(&mut noise);
+            let values: Vec<f64> = (0..features)
+                .map(|_| shared * common + (1.0 - shared) * heavy(&mut noise))
+                .collect();
+            let alarm = step(&mut *state, START_MS + row * STEP_MS, &values, true).is_anomaly();
+            alarms += u32::from(alarm && row >= from);
+        }
+    }
+    f64::from(alarms) / (seeds as i64 * (to - from)) as f64
+}
+
+#[test]
+fn a_promised_rate_is_kept_over_several_features() {
+    for name in ["ewma", "seasonal"] {
+        let detector = build(name, &[("contamination", "0.003")], 8);
+        for shared in [0.0, 0.5, 0.9] {
+            let ratio = alarmed_share(&*detector, 8, shared, 3_000, 15_000) / 3e-3;
+            assert!(
+                (0.7..1.4).contains(&ratio),
+                "{name}, {shared} shared: realised over nominal {ratio:.2}"
+            );
+        }
+    }
+}
+
+/// At most one row in 5,000 stands out, however many features there are and however they go together. By its level alone each feature alarms by
+/// itself.
+#[test]
+fn defaults_alarm_over_several_features_as_seldom_as_over_one() {
+    for (name, level) in [
+        ("ewma", ("threshold", "5")),
+        ("holt_winters", ("threshold", "5")),
+        ("seasonal", ("threshold", "5")),
+    ] {
+        let ratio = |options: &[(&str, &str)], shared: f64| {
+            alarmed_share(&*build(name, options, 8), 8, shared, 8_000, 20_000) / 2e-4
+        };
+        let alone = ratio(&[level], 0.0);
+        assert!(alone > 4.0, "{name}: by its level alone {alone:.2}");
+        for shared in [0.0, 0.9] {
+            let ratio = ratio(&[], shared);
+            // What features share is counted for each of them: there it is at most the rate.
+            let least = if shared == 0.0 { 0.5 } else { 0.0 };
+            assert!(
+                (least..2.0).contains(&ratio),
+                "{name}, {shared} shared: realised over nominal {ratio:.2}"
+            );
+        }
+    }
+}

@@ -113,10 +113,11 @@ fn bits(scores: &[Score]) -> Vec<u64> {
         for values in [&score.contributions, &score.expected, &score.lower, &score.upper] {
             bits.extend(values.iter().map(|value| value.to_bits()));
         }
-        bits.extend([
-            u64::from(score.level_shift),
-            score.since_ms.map_or(1, |since_ms| since_ms as u64),
-        ]);
+        bits.push(score.since_ms.map_or(1, |since_ms| since_ms as u64));
+        for shift in &score.level_shifts {
+            bits.extend([shift.feature as u64, shift.since_ms as u64]);
+            bits.extend([shift.old_level, shift.new_level].map(f64::to_bits));
+        }
         if let Some(breach) = score.breach {
             let times = [breach.median_ms, breach.earliest_ms, breach.latest_ms];
             bits.extend([breach.probability, times[0], times[1], times[2]].map(f64::to_bits));

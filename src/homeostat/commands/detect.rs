@@ -40,7 +40,7 @@ pub struct Detect {
     /// Where the scores go; standard output when left out
     #[arg(long)]
     output: Option<PathBuf>,
-    /// Draws the features with their bands and the alarms
+    /// Draws the features with their bands, the alarms and the level shifts that were accepted
     #[arg(long)]
     plot: Option<PathBuf>,
     /// First row (counted from 0) that is written; the rows before are learned all the same

@@ -71,6 +71,7 @@ struct Counts {
     windows: u64,
     rows: u64,
     anomalies: u64,
+    level_shifts: u64,
     late: u64,
     stale: u64,
     dead: u64,
@@ -355,6 +356,10 @@ impl Detect {
             for (row, score) in scored.iter().enumerate() {
                 let Some((number, score)) = score else { continue };
                 let entity = &mut part.entities[watch.slot][*number];
+                for shift in score.level_shifts.iter().filter(|_| live) {
+                    self.counts.level_shifts += 1;
+                    out.push(watch.level_shift(&self.topics, &entity.meta.target, window, shift));
+                }
                 let change = watch.alarm(&mut entity.meta.alarm, score.is_anomaly(), &rulings, row);
                 if live && (tap.is_some() || !watch.sinks.is_empty()) {
                     let change = change.clone().unwrap_or_default();
@@ -674,6 +679,7 @@ impl Stage for Detect {
         sink("windows_closed_total", &[], self.counts.windows as f64);
         sink("feature_rows_total", &[], self.counts.rows as f64);
         sink("anomalies_total", &[], self.counts.anomalies as f64);
+        sink("level_shifts_total", &[], self.counts.level_shifts as f64);
         sink("late_rows_total", &[("where", "detect")], self.counts.late as f64);
         sink("stale_records_total", &[], self.counts.stale as f64);
         sink("dead_letters_total", &[("stage", "detect")], self.counts.dead as f64);

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod edits;
+mod level_shifts;
 mod scenarios;
 mod tables;
 mod world;

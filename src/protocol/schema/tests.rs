@@ -378,6 +378,11 @@ proptest! {
         numbers in (number(), prop::option::of(number()), prop::option::of(-1_000_000i64..1_000_000_000)),
     ) {
         fits(cloudevent::ANOMALY, &anomaly);
+        fits(cloudevent::LEVEL_SHIFT, &LevelShift {
+            target: anomaly.target.clone(), pipeline: anomaly.pipeline.clone(), detector: anomaly.detector.clone(),
+            window_start: anomaly.window_start, window_end: anomaly.window_end, feature: anomaly.detector.clone(),
+            old_level: anomaly.score, new_level: numbers.0, since: anomaly.window_start,
+        });
         fits(cloudevent::ACTION_REQUESTED, &action);
         let kind = format!("{OUTCOME_PREFIX}{}.v1", outcome.status.as_str());
         fits(&kind, &outcome);

@@ -33,19 +33,22 @@ fn run_ns() -> Option<u64> {
     text.split(' ').next()?.parse().ok()
 }
 
-pub fn print() {
+/// Of these detectors, or where there are none of the usual ones.
+pub fn print(asked: &[String]) {
     println!("\n### Cost, one core, entities live and visited in shuffled order\n");
     println!("A detector without state shows what the visit itself costs: the call and the machine's memory.\n");
     println!(
         "| detector | ns a point, 100000 entities | the same, one call each | ns a point, 1000 entities | bytes a metric |"
     );
     println!("|---|---|---|---|---|");
-    for name in [
+    let usual = [
         "static_threshold(upper=100)",
         "auto(tier=lean)",
         "auto(tier=standard)",
         "auto",
-    ] {
+    ];
+    let usual = usual.map(String::from);
+    for name in if asked.is_empty() { &usual } else { asked } {
         if let Ok(detector) = build(name, 1) {
             let many = visit(&*detector, 100_000, 300, 3, Call::Slab);
             let single = visit(&*detector, 100_000, 300, 3, Call::OneByOne);
@@ -55,6 +58,9 @@ pub fn print() {
                 many.ns, single.ns, few.ns, many.bytes
             );
         }
+    }
+    if !asked.is_empty() {
+        return;
     }
     println!("\n| 1000000 lean metrics | |");
     println!("|---|---|");

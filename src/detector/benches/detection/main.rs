@@ -109,7 +109,7 @@ fn main() {
         breach::print(arguments.seed);
     }
     if wanted("cost") {
-        cost::print();
+        cost::print(&arguments.detectors);
     }
 }
 

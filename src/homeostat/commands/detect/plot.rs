@@ -1,4 +1,4 @@
-//! The series, its band and the alarms as SVG, in bounded memory: neighbouring rows are merged until they fit the width.
+//! The series, its band, alarms and accepted level shifts as SVG, in bounded memory: neighbouring rows are merged until they fit the width.
 
 use std::fmt::Write;
 
@@ -19,12 +19,14 @@ struct Span {
     most: f64,
     lower: f64,
     upper: f64,
+    has_shifted: bool,
 }
 
 impl Span {
     fn merge(&mut self, later: &Self) {
         self.least = self.least.min(later.least);
         self.most = self.most.max(later.most);
+        self.has_shifted |= later.has_shifted;
         if later.lower.is_finite() && later.upper.is_finite() {
             (self.lower, self.upper) = (later.lower, later.upper);
         }
@@ -82,6 +84,7 @@ impl Plot {
                     most,
                     lower: of(&score.lower, index),
                     upper: of(&score.upper, index),
+                    has_shifted: score.level_shifts.iter().any(|shift| shift.feature == index),
                 }
             })
             .collect();
@@ -166,6 +169,7 @@ impl Plot {
         lower.reverse();
         let _ = writeln!(svg, "<polygon points=\"{upper}{}\" fill=\"#dce9f7\"/>", lower.concat());
         self.alarms(svg, top);
+        self.shifts(svg, top, feature);
         let _ = writeln!(svg, "<polyline points=\"{line}\" fill=\"none\" stroke=\"#1f5a99\"/>");
         frame(svg, top, name, &tick(least), &tick(most));
     }
@@ -181,6 +185,17 @@ impl Plot {
             let _ = writeln!(
                 svg,
                 "<line x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{top}\" y2=\"{bottom}\" stroke=\"#c0392b\" stroke-opacity=\"0.45\"/>"
+            );
+        }
+    }
+
+    fn shifts(&self, svg: &mut String, top: usize, feature: usize) {
+        let columns = self.columns.iter().enumerate();
+        for (column, _) in columns.filter(|(_, column)| column.spans[feature].has_shifted) {
+            let (x, bottom) = (self.x(column), top + PANEL);
+            let _ = writeln!(
+                svg,
+                "<line x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{top}\" y2=\"{bottom}\" stroke=\"#27863f\" stroke-dasharray=\"6 3\"/>"
             );
         }
     }
@@ -246,6 +261,8 @@ fn frame(svg: &mut String, top: usize, name: &str, low: &str, high: &str) {
 
 #[cfg(test)]
 mod tests {
+    use detector::LevelShift;
+
     use super::*;
 
     fn drawn(rows: usize, value: impl Fn(usize) -> f64) -> Plot {
@@ -255,6 +272,15 @@ mod tests {
                 score: if row == rows / 2 { 2.0 } else { 0.1 },
                 lower: vec![value(row) - 1.0],
                 upper: vec![value(row) + 1.0],
+                level_shifts: (row == rows / 3)
+                    .then_some(LevelShift {
+                        feature: 0,
+                        old_level: 1.0,
+                        new_level: 2.0,
+                        since_ms: 0,
+                    })
+                    .into_iter()
+                    .collect(),
                 ..Score::default()
             };
             plot.push(row as i64 * 1000, &[value(row)], &score);
@@ -271,6 +297,7 @@ mod tests {
         assert!(plot.columns.iter().any(|column| column.spans[0].most == 50.0));
         let svg = plot.svg();
         assert_eq!(svg.matches("stroke-opacity").count(), 1, "one alarm is drawn");
+        assert_eq!(svg.matches("#27863f").count(), 1, "one level shift is drawn");
         assert!(svg.contains("a&lt;b") && svg.contains("1970-01-02"));
     }
 

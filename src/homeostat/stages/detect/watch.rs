@@ -13,7 +13,10 @@ use engine::{
     json,
     spec::{DetectorInput, DetectorSpec, Pipeline, PolicySpec, SinkInput, SinkSpec},
 };
-use protocol::{CloudEvent, Target, Topics, cloudevent, id, message::Anomaly};
+use protocol::{
+    CloudEvent, Target, Topics, cloudevent, id,
+    message::{Anomaly, LevelShift},
+};
 use serde_json::Value;
 
 use super::{
@@ -337,8 +340,7 @@ impl Watch {
         target: &BTreeMap<String, Value>,
         anomaly: &Anomaly,
     ) -> protocol::Output {
-        let (_, key) = target_of(self, target);
-        let key = key.replacen('|', &format!("{}|", topics.tenant()), 1);
+        let key = self.subject(topics, target);
         let name = if anomaly.is_anomaly { id::anomaly } else { id::clearing };
         let mint = name(
             &self.pipeline_name,
@@ -357,6 +359,53 @@ impl Watch {
             anomaly.window_end,
         );
         event.output(topics.anomalies(), anomaly)
+    }
+
+    /// A new level that the detector has accepted at this row.
+    pub(super) fn level_shift(
+        &self,
+        topics: &Topics,
+        target: &BTreeMap<String, Value>,
+        window: &ClosedWindow,
+        shift: &detector::LevelShift,
+    ) -> protocol::Output {
+        let (feature, _) = &self.spec.features[shift.feature];
+        let data = LevelShift {
+            target: target.clone(),
+            pipeline: self.pipeline_name.clone(),
+            detector: self.spec.name.clone(),
+            window_start: window.start_ms,
+            window_end: window.end_ms,
+            feature: feature.clone(),
+            old_level: shift.old_level,
+            new_level: shift.new_level,
+            since: shift.since_ms,
+        };
+        let key = self.subject(topics, target);
+        let mint = id::level_shift(
+            &self.pipeline_name,
+            &self.spec.name,
+            &key,
+            feature,
+            window.start_ms,
+            window.end_ms,
+        );
+        let source = format!("/homeostat/{}/{}", topics.tenant(), self.pipeline_name);
+        CloudEvent::new(
+            mint,
+            topics.tenant(),
+            &source,
+            cloudevent::LEVEL_SHIFT,
+            &key,
+            window.end_ms,
+        )
+        .output(topics.anomalies(), &data)
+    }
+
+    /// The key of the target that an entity's events are about.
+    fn subject(&self, topics: &Topics, target: &BTreeMap<String, Value>) -> String {
+        let (_, key) = target_of(self, target);
+        key.replacen('|', &format!("{}|", topics.tenant()), 1)
     }
 }
 

@@ -145,6 +145,8 @@ pub struct Service {
     pub muted: bool,
     /// How far its clock is ahead.
     pub skew_ms: i64,
+    /// By how much it takes longer than it used to.
+    pub slower_ms: f64,
     /// How often everything it says reaches the broker.
     pub copies: u32,
     crashed: u32,
@@ -249,6 +251,7 @@ impl World {
             down_until_ms: None,
             muted: false,
             skew_ms: 0,
+            slower_ms: 0.0,
             copies: 1,
             crashed: 0,
             next_heartbeat_ms: began_ms + at as i64 * 37,
@@ -572,7 +575,7 @@ impl World {
                 service.next_row_ms += pace.row_interval_ms;
                 for _ in 0..if heard { service.copies } else { 0 } {
                     let ts = now_ms + service.skew_ms - (draw >> 4) as i64 % 400;
-                    let ms = (draw >> 8) as f64 % 500.0;
+                    let ms = (draw >> 8) as f64 % 500.0 + service.slower_ms;
                     let row = format!("{{\"service\":\"{}\",\"ms\":{ms},\"ts\":{ts}}}", service.name);
                     let partition = TopicPartition::new("app", (draw >> 2) as i32 & 3);
                     self.memory

@@ -113,6 +113,23 @@ impl World {
             .collect()
     }
 
+    /// Level shifts that were told: service, feature, old and new level.
+    pub fn level_shifts(&self) -> Vec<(String, String, f64, f64)> {
+        let told = self.events(&self.processor.topics().anomalies(), cloudevent::LEVEL_SHIFT);
+        told.iter()
+            .map(|data| {
+                let text = |value: &Value| value.as_str().unwrap().to_owned();
+                let level = |name: &str| data[name].as_f64().unwrap();
+                (
+                    text(&data["target"]["service"]),
+                    text(&data["feature"]),
+                    level("old_level"),
+                    level("new_level"),
+                )
+            })
+            .collect()
+    }
+
     pub fn verdicts(&self) -> Vec<String> {
         let verdicts = self.events(&self.processor.topics().outcomes(), cloudevent::VERDICT);
         verdicts
