@@ -41,7 +41,7 @@ fn rows() -> Vec<(i32, Vec<u8>)> {
 fn config() -> String {
     // Small commits and small fetches, so that there are many transactions to die in, and many polls in each.
     format!(
-        "[kafka.settings]\n\"fetch.message.max.bytes\" = \"20000\"\n\"queued.min.messages\" = \"1\"\n\
+        "[kafka]\nfetch_partition_bytes = 20000\n\
          [detect]\nstate_interval = \"5s\"\n{CONFIG}concurrency_min = 1000\n"
     )
 }

@@ -14,6 +14,9 @@ pub struct KafkaConfig {
     pub bootstrap: String,
     pub tls: Option<Tls>,
     pub sasl: Option<Sasl>,
+    /// How much of a partition is asked for at once, bytes; a larger batch comes all the same. `None` is 512 KiB: less where memory
+    /// is scarce, more where a broker is far away.
+    pub fetch_partition_bytes: Option<u32>,
     /// Settings of librdkafka by name, over all others: for what this crate does not know. Those that would not reach the
     /// fetching of records, which is not the library's, are refused.
     pub settings: BTreeMap<String, String>,
@@ -94,7 +97,7 @@ impl fmt::Debug for Secret {
 }
 
 /// How the names of settings begin that librdkafka would take without effect on the fetching of records, and what to do instead.
-const NOT_OVERRIDDEN: [(&str, &str); 12] = [
+const NOT_OVERRIDDEN: [(&str, &str); 13] = [
     ("ssl.", "say it in tls"),
     ("sasl.", "say it in sasl"),
     ("security.protocol", "it follows from tls and sasl"),
@@ -102,8 +105,9 @@ const NOT_OVERRIDDEN: [(&str, &str); 12] = [
         "enable.ssl.certificate.verification",
         "brokers' certificates are always verified; name who signs them in tls.ca_file",
     ),
+    ("fetch.message.max.bytes", PARTITION),
+    ("max.partition.fetch.bytes", PARTITION),
     ("fetch.", FETCHING),
-    ("max.partition.fetch.bytes", FETCHING),
     ("queued.", FETCHING),
     ("check.crcs", "checksums are always verified; leave it out"),
     ("receive.message.max.bytes", FETCHING),
@@ -112,6 +116,7 @@ const NOT_OVERRIDDEN: [(&str, &str); 12] = [
     ("auto.offset.reset", READING),
 ];
 const FETCHING: &str = "librdkafka does not fetch here, and what does has sizes and waits of its own; leave it out";
+const PARTITION: &str = "it is fetch_partition_bytes of the configuration";
 const READING: &str = "what a consumer is for decides it; leave it out";
 
 impl KafkaConfig {
@@ -205,7 +210,8 @@ mod tests {
             ("security.protocol", "tls and sasl"),
             ("enable.ssl.certificate.verification", "tls.ca_file"),
             ("fetch.min.bytes", "leave it out"),
-            ("max.partition.fetch.bytes", "leave it out"),
+            ("fetch.message.max.bytes", "fetch_partition_bytes"),
+            ("max.partition.fetch.bytes", "fetch_partition_bytes"),
             ("queued.min.messages", "leave it out"),
             ("check.crcs", "leave it out"),
             ("receive.message.max.bytes", "leave it out"),

@@ -117,7 +117,8 @@ enum News {
 struct Answer {
     /// May be longer than the answer, so that no buffer is ever cleared.
     bytes: Vec<u8>,
-    length: usize,
+    /// Bytes that it keeps in memory, packed and unpacked.
+    held: usize,
     parts: Vec<Part>,
 }
 
@@ -280,7 +281,7 @@ impl Fetcher {
             let Some(news) = state.news.pop_front() else { break };
             if let News::Answer(answer) = &news {
                 let full = state.held_bytes >= reader::HELD_BYTES_MAX;
-                state.held_bytes -= answer.length;
+                state.held_bytes -= answer.held;
                 if full && state.held_bytes < reader::HELD_BYTES_MAX {
                     self.shared.asking.notify_all();
                 }

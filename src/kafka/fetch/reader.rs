@@ -15,19 +15,18 @@ use protocol::TopicPartition;
 use super::{
     Answer, News, Part, Shared, State,
     connection::Connection,
-    records::{self, Unpacked},
+    records::{self, RecordBatch, Unpacked},
     request::{self, FETCH, Limits, METADATA, Metadata, Wanted, meaning},
 };
 use crate::Error;
 
 /// Answers held for the loop: beyond it nothing more is asked for.
 pub(super) const HELD_BYTES_MAX: usize = 4 << 20;
-/// Small answers are unpacked and folded while they are in the cache. Ends of partitions are learnt from empty ones.
-const LIMITS: Limits = Limits {
-    wait: Duration::from_millis(100),
-    answer_bytes: 2 << 20,
-    partition_bytes: 512 << 10,
-};
+/// How long a broker keeps a request for which it has nothing.
+const WAIT: Duration = Duration::from_millis(100);
+/// Small answers are unpacked and folded while they are in the cache.
+const ANSWER_BYTES: i32 = 2 << 20;
+const PARTITION_BYTES: u32 = 512 << 10;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Whose connection it is that finds the leaders: no broker's id.
 const LOCATOR: i32 = -1;
@@ -278,7 +277,13 @@ impl<'s> Reader<'s> {
     }
 
     fn send(&mut self, request: UnderWay) -> Result<(), Error> {
-        let body = request::fetch(&request.wanted, self.shared.read_committed, LIMITS);
+        let partition_bytes = self.shared.config.fetch_partition_bytes.unwrap_or(PARTITION_BYTES);
+        let limits = Limits {
+            wait: WAIT,
+            answer_bytes: ANSWER_BYTES,
+            partition_bytes: partition_bytes.clamp(1, ANSWER_BYTES as u32) as i32,
+        };
+        let body = request::fetch(&request.wanted, self.shared.read_committed, limits);
         self.under_way.push_back(request);
         let connection = match &mut self.connection {
             Some(connection) => connection,
@@ -489,8 +494,13 @@ impl State {
         match parts.is_empty() {
             true => self.keep_spare(bytes),
             false => {
-                self.held_bytes += length;
-                self.news.push_back(News::Answer(Answer { bytes, length, parts }));
+                let unpacked = parts
+                    .iter()
+                    .flat_map(|part| &part.batches)
+                    .map(RecordBatch::unpacked_bytes);
+                let held = length + unpacked.sum::<usize>();
+                self.held_bytes += held;
+                self.news.push_back(News::Answer(Answer { bytes, held, parts }));
             }
         }
         let any_failed = !failed.is_empty();

@@ -53,6 +53,16 @@ enum Records {
     Unpacked(Vec<u8>),
 }
 
+impl RecordBatch {
+    /// What it has in memory beside the answer.
+    pub fn unpacked_bytes(&self) -> usize {
+        match &self.records {
+            Records::At(_) => 0,
+            Records::Unpacked(bytes) => bytes.len(),
+        }
+    }
+}
+
 /// What [`unpack`] found.
 #[derive(Default)]
 pub(super) struct Unpacked {
