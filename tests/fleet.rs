@@ -13,12 +13,15 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use kafka::{Broker, ConsumerConfig, Polled, ProducerConfig, TopicConfig};
+use kafka::{Broker, Class, ConsumerConfig, Polled, ProducerConfig, TopicConfig};
 use protocol::{Batch, Output, TopicPartition, schema};
 use serde_json::Value;
 use tests::rig;
 
 use crate::programs::program;
+
+/// How long records may take to be delivered.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Says that a test is over, however it ends: its other threads look at the flag.
 pub struct Over<'a>(pub &'a AtomicBool);
@@ -148,7 +151,14 @@ impl Fleet {
                 headers: Vec::new(),
             })?;
         }
-        Ok(producer.flush()?)
+        // A broker that shares its machine with a build may take longer than one call waits.
+        let begun = Instant::now();
+        loop {
+            match producer.flush() {
+                Err(error) if error.class() == Class::Retriable && begun.elapsed() < PATIENCE => {}
+                flushed => return Ok(flushed?),
+            }
+        }
     }
 
     /// Starts one more process of the fleet: identical configuration, environment and working directory.
