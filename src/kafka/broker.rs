@@ -114,7 +114,7 @@ pub struct ConsumerConfig {
     pub read_committed: bool,
     /// A member not heard of for so long is dead.
     pub session_timeout_ms: u32,
-    /// Read the headers of records. Without them a record costs a tenth less: the library parses them only when asked.
+    /// Read the headers of records. Without them they are passed over unread.
     pub headers: bool,
 }
 
