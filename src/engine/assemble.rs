@@ -566,6 +566,7 @@ impl Ring {
         let at = blocks.partition_point(|other| order(other) <= order(&block));
         blocks.insert(at, block);
         self.intervals.touch(pane_start, self.spec.width_ms);
+        self.views.iter_mut().for_each(|view| view.sessions.touch(pane_start));
     }
 
     /// Columns of a pane record before its states.

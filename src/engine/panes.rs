@@ -346,7 +346,7 @@ impl PaneStore {
         }
         let mut taken = false;
         for (index, window) in self.spec.windows.iter().enumerate() {
-            match window.last_close_ms(start_ms) {
+            match window.last_close_ms(start_ms, self.spec.width_ms) {
                 Some(close_ms) if close_ms <= floor_ms => late.push(index as u32),
                 Some(_) => taken = true,
                 // Between the windows of a view that leaves gaps.
@@ -584,7 +584,10 @@ impl Pane {
 
 impl WindowSpec {
     /// When the last window over a pane closes; `None` when no window covers it.
-    pub fn last_close_ms(&self, pane_start_ms: i64) -> Option<i64> {
+    pub fn last_close_ms(&self, pane_start_ms: i64, width_ms: i64) -> Option<i64> {
+        if let Some(gap_ms) = self.session_gap_ms {
+            return Some(pane_start_ms + width_ms + gap_ms + self.lateness_ms);
+        }
         let into = (pane_start_ms - self.offset_ms).rem_euclid(self.slide_ms);
         let end_ms = pane_start_ms - into + self.size_ms;
         (pane_start_ms < end_ms).then_some(end_ms + self.lateness_ms)

@@ -205,7 +205,8 @@ pub struct WindowSpec {
     /// Early rows: at every multiple of this, plus the offset, what an open window holds so far.
     pub early_every_ms: Option<i64>,
     /// Sessions, each of one group: rows with gaps of at most this. The last two of the view's aggregates are then the least and
-    /// the greatest event time, and the other lengths say only which rows are late: size is twice the gap, slide the gap.
+    /// the greatest event time, and the other lengths say only how wide a pane is at most: slide a part of the gap, size longer than the gap
+    /// by one slide.
     pub session_gap_ms: Option<i64>,
 }
 

@@ -1,8 +1,9 @@
 //! Sessions: rows of one group with gaps of at most the view's gap.
 //!
 //! A pane is no wider than the gap, so that all rows of a group in one pane are of one session, and the least and greatest
-//! event time of every pane tell where sessions begin and end, to the millisecond. A session closes when the watermark
-//! passes its last row by gap and lateness. One that goes on for [`SESSION_PANES_MAX`] panes is cut there: nothing is unbounded.
+//! event time of every pane tell where sessions begin and end, to the millisecond. A session closes when the watermark, floored to
+//! the width of a pane, passes its last row by gap and lateness: until then a partition may bring rows of it that are not late. One that
+//! goes on for [`SESSION_PANES_MAX`] panes is cut there: nothing is unbounded.
 
 use std::collections::BTreeMap;
 
@@ -45,6 +46,11 @@ impl Sessions {
         self.open_from_ms < time_ms
     }
 
+    /// Rows have come to this pane since sessions were last closed.
+    pub fn touch(&mut self, pane_start_ms: i64) {
+        self.open_from_ms = self.open_from_ms.min(pane_start_ms);
+    }
+
     /// Whether an open session may have rows in this pane.
     pub fn holds(&self, pane_start_ms: i64) -> bool {
         pane_start_ms >= self.open_from_ms
@@ -85,6 +91,11 @@ impl Ring {
     ) -> Result<(), Error> {
         let lateness_ms = self.views[view].spec.window.lateness_ms;
         let width_ms = self.spec.width_ms;
+        let floor = |time_ms: i64| time_ms - time_ms.rem_euclid(width_ms);
+        let (before, now) = (before.map(floor), floor(now));
+        if before == Some(now) {
+            return Ok(());
+        }
         let mut spans: BTreeMap<u32, Vec<Span>> = BTreeMap::new();
         for block in self.panes.values().flatten() {
             for (group, span) in block.groups.iter().zip(self.spans(view, block)?) {
@@ -108,7 +119,7 @@ impl Ring {
                     continue;
                 }
                 if passed_ms > now {
-                    open_from_ms = open_from_ms.min(session.first_ms - session.first_ms.rem_euclid(width_ms));
+                    open_from_ms = open_from_ms.min(floor(session.first_ms));
                     continue;
                 }
                 self.views[view].sessions.told.insert(key.clone(), session.last_ms);

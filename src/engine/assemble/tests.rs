@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use arrow::{
-    array::{ArrayRef, AsArray, Float64Array, Int64Array, RecordBatch, StringArray},
+    array::{ArrayRef, AsArray, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMillisecondArray},
     datatypes::{DataType, Field, Float64Type, Int64Type, Schema, TimeUnit, TimestampMillisecondType},
 };
 use datafusion::physical_expr::{PhysicalExpr, expressions::Column};
@@ -222,6 +222,85 @@ fn lateness_postpones_the_close_and_what_comes_after_it_is_late() {
             .closed
             .is_empty()
     );
+}
+
+/// Sessions with a gap of 4 s in panes of 1 s: per service the first and the last row, and how many there are.
+fn sessions() -> Pipeline {
+    let mut session = window(5_000, 1_000, 0);
+    session.session_gap_ms = Some(4_000);
+    let mut pipeline = pipeline(session, 0);
+    let time = DataType::Timestamp(TimeUnit::Millisecond, None);
+    let (set, view) = (&mut pipeline.pane_sets[0], &mut pipeline.views[0]);
+    let times = [AggregateKind::Min, AggregateKind::Max].map(|kind| AggregateSpec {
+        kind,
+        args: vec![column("ts", 0)],
+        filter: None,
+        output: time.clone(),
+    });
+    set.aggregates.truncate(1);
+    set.aggregates.extend(times);
+    view.aggregates = vec![0, 1, 2];
+    let mut fields: Vec<Field> = view
+        .input
+        .fields()
+        .iter()
+        .take(4)
+        .map(|field| field.as_ref().clone())
+        .collect();
+    fields.extend(["agg_1", "agg_2"].map(|name| Field::new(name, time.clone(), true)));
+    view.input = Arc::new(Schema::new(fields));
+    view.projection = (0..4).map(|at| column(view.input.field(at).name(), at)).collect();
+    view.output = Arc::new(view.input.project(&[0, 1, 2, 3]).unwrap());
+    pipeline
+}
+
+#[test]
+fn a_row_that_is_not_late_joins_its_session_however_often_progress_is_told() {
+    let pipeline = sessions();
+    let row = |time_ms: i64, log: i64| {
+        let states: Vec<ArrayRef> = vec![
+            Arc::new(Int64Array::from(vec![1])),
+            Arc::new(TimestampMillisecondArray::from(vec![time_ms])),
+            Arc::new(TimestampMillisecondArray::from(vec![time_ms])),
+        ];
+        let mut columns: Vec<(&str, ArrayRef)> = vec![
+            ("pane_start", Arc::new(Int64Array::from(vec![time_ms / 1_000 * 1_000]))),
+            ("first_offset", Arc::new(Int64Array::from(vec![log]))),
+            ("service", Arc::new(StringArray::from(vec!["a"]))),
+        ];
+        columns.extend(["count", "min", "max"].into_iter().zip(states));
+        RecordBatch::try_from_iter(columns).unwrap()
+    };
+    // The last row is published when the watermark passes 10 s, until which it is of a session that the partition holds open.
+    for told in [vec![], vec![9_500], vec![9_200, 9_500, 9_999]] {
+        let mut assembler = Assembler::new(std::slice::from_ref(&pipeline)).unwrap();
+        let mut closed = Vec::new();
+        assembler.panes(0, &header(0, i64::MIN, 0), &row(5_200, 0)).unwrap();
+        for watermark_ms in [9_000].into_iter().chain(told) {
+            closed.extend(
+                assembler
+                    .progress(&progress(1, 0, watermark_ms, false, 1))
+                    .unwrap()
+                    .closed,
+            );
+        }
+        assembler.panes(1, &header(0, 9_000, 1), &row(5_900, 1)).unwrap();
+        for watermark_ms in [10_000, 30_000] {
+            closed.extend(
+                assembler
+                    .progress(&progress(1, 0, watermark_ms, false, 2))
+                    .unwrap()
+                    .closed,
+            );
+        }
+        let found: Vec<_> = closed
+            .iter()
+            .map(|session| (session.start_ms, session.end_ms, session.rows.num_rows()))
+            .collect();
+        assert_eq!(found, [(5_200, 9_900, 1)]);
+        assert_eq!(closed[0].rows.column(3).as_primitive::<Int64Type>().values(), &[2]);
+        assert_eq!(assembler.pane_count(), 0);
+    }
 }
 
 #[test]

@@ -308,7 +308,8 @@ fn shape(kind: Kind, lengths: &[At<i64>], whole: Span) -> Parsed<Window> {
     })
 }
 
-/// A row belongs to no window of fixed bounds; twice the gap says how long it may matter.
+/// A row belongs to no window of fixed bounds. It is folded into panes of a quarter of the gap, at which sessions close; the narrower
+/// they are the sooner, and the more there are of them.
 fn session(lengths: &[At<i64>], whole: Span) -> Parsed<Window> {
     let [gap] = lengths else {
         return Err(Diagnostic::new("SESSION takes a gap", whole)
@@ -317,9 +318,11 @@ fn session(lengths: &[At<i64>], whole: Span) -> Parsed<Window> {
     if gap.value <= 0 {
         return Err(Diagnostic::new("a gap is longer than zero", gap.span));
     }
+    let parts = [4, 2].into_iter().find(|parts| gap.value % parts == 0);
+    let slide_ms = gap.value / parts.unwrap_or(1);
     Ok(Window {
-        size_ms: 2 * gap.value,
-        slide_ms: gap.value,
+        size_ms: gap.value + slide_ms,
+        slide_ms,
         offset_ms: 0,
         gap_ms: Some(gap.value),
     })
