@@ -27,9 +27,9 @@ use engine::spec::WindowSpec;
 
 use crate::{
     anomalies, ast,
-    catalog::simplify,
     diagnostic::{Diagnostic, Span, did_you_mean},
     select::{self, Context, Names, Place, conjuncts, sides},
+    simplify::simplify,
     source::{Source, Unknown, WINDOW_COLUMNS},
     text::{Name, Parsed, find},
     view::{View, ViewAggregate, aggregate_name, bare, canonical, condition, planner_error, renamed},
@@ -623,7 +623,9 @@ impl<'a> Joined<'a> {
                     continue;
                 }
             };
-            fields.push(Field::new(name, field.data_type().clone(), field.is_nullable()));
+            // What cannot be computed over a row is NULL there, whatever its operands are.
+            let nullable = field.is_nullable() || !matches!(bare(&planned), Expr::Column(_));
+            fields.push(Field::new(name, field.data_type().clone(), nullable));
             self.view.projection.push(planned);
         }
         self.view.output = Arc::new(Schema::new(fields));

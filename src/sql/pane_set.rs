@@ -269,7 +269,7 @@ impl Planner {
         create_physical_expr(expr, &self.schema, &self.props, &self.context)
     }
 
-    fn aggregate(&self, aggregate: &ViewAggregate) -> PlanResult<AggregateSpec> {
+    pub fn aggregate(&self, aggregate: &ViewAggregate) -> PlanResult<AggregateSpec> {
         let Expr::AggregateFunction(function) = bare(&aggregate.expr) else {
             return Err(plan_datafusion_err!("`{}` is not an aggregate", aggregate.expr));
         };

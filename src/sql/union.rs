@@ -20,13 +20,13 @@ use datafusion::{
 
 use crate::{
     ast::Rows,
-    catalog::simplify,
     compile::Statements,
     detector::type_name,
     diagnostic::{Diagnostic, Span, one_of},
     join, lookup,
     pane_set::PaneSet,
     select::{self, Context, Place},
+    simplify::simplify,
     source::{Source, SourceColumn, WINDOW_COLUMNS},
     text::{Cursor, Name, Parsed, Token},
     view::{Key, ViewAggregate, bare, canonical, planner_error, renamed},

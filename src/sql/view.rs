@@ -25,12 +25,13 @@ use engine::spec::{DetectorSpec, StateLimit, WindowSpec};
 
 use crate::{
     ast,
-    catalog::{Functions, simplify},
+    catalog::Functions,
     detector::type_name,
     diagnostic::{Diagnostic, Span},
     functions::histogram,
-    pane_set::{WIDTH_MAX_PANES, pane_width_ms},
+    pane_set::{Planner, WIDTH_MAX_PANES, pane_width_ms},
     select::{self, Flat, Window},
+    simplify::{plain_text, simplify},
     source::{Source, WINDOW_COLUMNS},
     text::{LineMap, lower_first},
 };
@@ -447,11 +448,17 @@ impl Builder<'_> {
             }
             let expr = Expr::AggregateFunction(function);
             match expr.to_field(rows) {
-                Ok((_, output)) => aggregates.push(ViewAggregate {
-                    canonical: canonical(&expr),
-                    output,
-                    expr,
-                }),
+                Ok((_, output)) => {
+                    let aggregate = ViewAggregate {
+                        canonical: canonical(&expr),
+                        output,
+                        expr,
+                    };
+                    match runs(&aggregate, rows) {
+                        Ok(()) => aggregates.push(aggregate),
+                        Err(error) => self.errors.push(planner_error(&error, span, self.context.lines)),
+                    }
+                }
                 Err(error) => self.errors.push(planner_error(&error, span, self.context.lines)),
             }
         }
@@ -494,7 +501,11 @@ impl Builder<'_> {
         let params = &function.params;
         let mut args = Vec::with_capacity(params.args.len());
         for arg in &params.args {
-            args.push(self.simplified(unqualified(arg.clone()), rows, span)?);
+            let arg = self.simplified(unqualified(arg.clone()), rows, span)?;
+            args.push(match KNOWS_DICTIONARIES.contains(&function.func.name()) {
+                true => arg,
+                false => plain_text(arg, rows).ok()?.data,
+            });
         }
         let filter = match &params.filter {
             None => None,
@@ -563,7 +574,9 @@ impl Builder<'_> {
             let renamed = self.simplified(renamed, &input, span)?;
             let (_, field) = renamed.to_field(&input).ok()?;
             let name = self.flat.outputs.get(index).map_or("", |(name, _)| name.as_str());
-            fields.push(Field::new(name, field.data_type().clone(), field.is_nullable()));
+            // What cannot be computed over a row is NULL there, whatever its operands are.
+            let nullable = field.is_nullable() || !matches!(bare(&renamed), Expr::Column(_));
+            fields.push(Field::new(name, field.data_type().clone(), nullable));
             view.projection.push(renamed);
         }
         if view.window.early_every_ms.is_some() {
@@ -580,6 +593,19 @@ impl Builder<'_> {
             view.having = Some(self.simplified(having, &input, span)?);
         }
         Some(())
+    }
+}
+
+/// Aggregates that take texts as dictionaries, and give them back as such.
+const KNOWS_DICTIONARIES: [&str; 5] = ["count", "min", "max", "first", "last"];
+
+/// Whether the engine has an accumulator for it: a function may refuse a type only when it is asked for one.
+fn runs(aggregate: &ViewAggregate, rows: &DFSchema) -> PlanResult<()> {
+    let spec = Planner::new(rows.inner())?.aggregate(aggregate)?;
+    match engine::accumulator(&spec) {
+        Ok(_) => Ok(()),
+        Err(engine::Error::Expression(error)) => Err(*error),
+        Err(error) => plan_err!("{error}"),
     }
 }
 

@@ -131,6 +131,80 @@ fn what_is_no_row_is_refused_by_its_place_and_the_rest_counts() {
     assert!(shown(&replayed.views[0]).contains("\"n\":1,\"a\":1.0"));
 }
 
+/// Rows of `app`, of which some do not fit an expression: (condition, aggregate) → what the view says, and how many rows are refused.
+#[test]
+fn an_expression_that_some_rows_do_not_fit_costs_these_rows_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let texts = ["500", "404", "abc", "200", "503"];
+    let row = |at: usize| match at {
+        5 => "{\"ts\":1767225600005,\"code\":9}\n".to_owned(),
+        _ => format!(
+            "{{\"ts\":{},\"service\":\"{}\",\"code\":{at}}}\n",
+            1_767_225_600_000_i64 + at as i64,
+            texts[at]
+        ),
+    };
+    let path = write(folder.path(), "app.jsonl", &(0..6).map(row).collect::<String>());
+    for (filter, aggregate, says, refused) in [
+        ("true", "sum(CAST(service AS INT))", "1607", 1),
+        ("CAST(service AS INT) >= 500", "count(*)", "2", 1),
+        ("service > 400", "count(*)", "3", 1),
+        ("service <> 'abc' AND CAST(service AS INT) >= 500", "count(*)", "2", 0),
+        ("service = 'abc' OR CAST(service AS INT) >= 500", "count(*)", "3", 0),
+        (
+            "true",
+            "sum(CASE WHEN service ~ '^[0-9]+$' THEN CAST(service AS INT) END)",
+            "1607",
+            0,
+        ),
+        (
+            "true",
+            "sum(CAST(service AS INT)) FILTER (WHERE service <> 'abc')",
+            "1607",
+            0,
+        ),
+        ("code <> 3 AND 10 / (code - 3) > 0", "count(*)", "2", 0),
+        ("code = 3 OR 10 / (code - 3) > 0", "count(*)", "3", 0),
+        ("true", "sum(10 / (code - 3))", "-7", 1),
+        ("true", "count(*) FILTER (WHERE 10 / (code - 3) > 0)", "2", 1),
+        // Beyond the rows, what cannot be computed is NULL.
+        ("true", "10 / (count(*) - 6)", "null", 0),
+        ("true", "CAST(max(service) AS INT)", "null", 0),
+        ("true", "CAST(min(service) AS INT)", "200", 0),
+        // Functions that know no dictionaries.
+        ("service <> 'abc'", "approx_distinct(service)", "4", 0),
+        (
+            "service <> 'abc'",
+            "max(to_timestamp(CAST(CAST(service AS INT) AS BIGINT)))",
+            "\"1970-01-01T00:08:23.000000000Z\"",
+            0,
+        ),
+    ] {
+        let pipeline = compile(&format!(
+            "{APP} CREATE FEATURE VIEW v AS SELECT {aggregate} AS a FROM TUMBLE(TABLE app, DESCRIPTOR(ts), INTERVAL '10' SECOND)
+             WHERE {filter} GROUP BY window_start;"
+        ));
+        for partitions in [1, 3] {
+            let (replayed, refusals) = run(&pipeline, std::slice::from_ref(&path), partitions);
+            assert_eq!(
+                shown(&replayed.views[0]),
+                format!("{{\"a\":{says}}}\n"),
+                "{filter}: {aggregate}"
+            );
+            assert_eq!(refusals.count, refused, "{filter}: {aggregate}: {:?}", refusals.reasons);
+        }
+    }
+    let pipeline = compile(&format!(
+        "{APP} CREATE FEATURE VIEW v AS SELECT service FROM TUMBLE(TABLE app, DESCRIPTOR(ts), INTERVAL '10' SECOND)
+         GROUP BY service, window_start HAVING 10 / (max(code) - 2) > 4;"
+    ));
+    let (replayed, _) = run(&pipeline, std::slice::from_ref(&path), 1);
+    assert_eq!(
+        shown(&replayed.views[0]),
+        "{\"service\":\"200\"}\n{\"service\":\"503\"}\n"
+    );
+}
+
 #[test]
 fn files_that_do_not_fit_are_refused_whole() {
     let folder = tempfile::tempdir().unwrap();
