@@ -287,7 +287,10 @@ fn parts<'a>(
         let (optional, constraint) = match &join.join_operator {
             JoinOperator::Join(on) | JoinOperator::Inner(on) => (false, on),
             JoinOperator::Left(on) | JoinOperator::LeftOuter(on) => (true, on),
-            _ => return Err(Diagnostic::new("views are joined by JOIN or LEFT JOIN", span)),
+            _ => {
+                return Err(Diagnostic::new("views are joined by JOIN or LEFT JOIN", span)
+                    .help("RIGHT JOIN is a LEFT JOIN the other way round; a FULL JOIN would need two views"));
+            }
         };
         let JoinConstraint::On(on) = constraint else {
             return Err(Diagnostic::new("a join of views says ON what", span)

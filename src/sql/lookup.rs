@@ -28,7 +28,7 @@ use crate::{
     source,
     text::{At, Parsed},
 };
-use engine::table::{Column, Lookup, TopicColumn, each, keys};
+use engine::table::{Column, Lookup, each, keys};
 
 pub(crate) use join::{look_up, take_as_of};
 
@@ -330,12 +330,6 @@ impl Index {
     fn find(&self, columns: &[ArrayRef]) -> Result<Vec<Option<u32>>, ArrowError> {
         each(columns, &self.types, &|key| self.rows.get(key).copied())
     }
-}
-
-/// Whether a function is a column of a table.
-pub(crate) fn is_lookup(function: &ScalarUDF) -> bool {
-    let function = function.inner();
-    function.is::<Lookup<FileColumn>>() || function.is::<Lookup<TopicColumn>>()
 }
 
 /// One column of a table in a file.

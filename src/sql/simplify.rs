@@ -11,20 +11,15 @@ use datafusion::{
     },
     execution::context::ExecutionProps,
     logical_expr::{
-        Expr, ExprSchemable,
-        expr::{Cast, ScalarFunction},
-        physical_planning_context::PhysicalPlanningContext,
-        simplify::SimplifyContext,
+        Expr, ExprSchemable, expr::Cast, physical_planning_context::PhysicalPlanningContext, simplify::SimplifyContext,
     },
     optimizer::simplify_expressions::ExprSimplifier,
     physical_expr::create_physical_expr,
 };
 
-use crate::lookup::is_lookup;
-
 /// Folds constants, and casts literals to the column's type rather than columns to the literal's: a string column is
-/// compared by its dictionary, never row by row. Casts and functions get the text of each row instead: not all functions know dictionaries, and
-/// a cast of a dictionary fails for every row where one of its entries is no number.
+/// compared by its dictionary, never row by row. Casts get the text of each row instead, for a cast of a dictionary fails for every row where
+/// one of its entries is no number; so do functions that know no dictionaries.
 pub(crate) fn simplify(expr: Expr, schema: &Arc<DFSchema>) -> Result<Expr> {
     let simplifier = simplifier(schema);
     let plain = simplifier
@@ -34,10 +29,16 @@ pub(crate) fn simplify(expr: Expr, schema: &Arc<DFSchema>) -> Result<Expr> {
         true => simplifier.simplify(simplifier.coerce(plain.data, schema)?)?,
         false => plain.data,
     };
-    let (props, context) = (ExecutionProps::new(), PhysicalPlanningContext::default());
-    let physical = create_physical_expr(&expr, schema, &props, &context)?;
-    physical.evaluate(&RecordBatch::new_empty(Arc::new(schema.as_arrow().clone())))?;
+    runs(&expr, schema)?;
     Ok(expr)
+}
+
+/// Tries an expression on no rows.
+fn runs(expr: &Expr, schema: &DFSchema) -> Result<()> {
+    let (props, context) = (ExecutionProps::new(), PhysicalPlanningContext::default());
+    let physical = create_physical_expr(expr, schema, &props, &context)?;
+    physical.evaluate(&RecordBatch::new_empty(Arc::clone(schema.inner())))?;
+    Ok(())
 }
 
 pub(crate) fn simplifier(schema: &Arc<DFSchema>) -> ExprSimplifier {
@@ -55,16 +56,8 @@ fn out_of_dictionaries(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr
                 })
             }))
         }
-        Expr::ScalarFunction(ScalarFunction { func, args }) if !is_lookup(&func) => {
-            let mut is_new = false;
-            let mut plain = Vec::with_capacity(args.len());
-            for arg in args {
-                let arg = plain_text(arg, schema)?;
-                is_new |= arg.transformed;
-                plain.push(arg.data);
-            }
-            let function = Expr::ScalarFunction(ScalarFunction { func, args: plain });
-            Ok(Transformed::new_transformed(function, is_new))
+        function @ Expr::ScalarFunction(_) if runs(&function, schema).is_err() => {
+            function.map_children(|arg| plain_text(arg, schema))
         }
         other => Ok(Transformed::no(other)),
     }

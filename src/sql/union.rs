@@ -130,7 +130,7 @@ pub(crate) fn resolve(
         names = names.or_else(|| Some(first.names.iter().map(|(name, _)| name.clone()).collect()));
     }
     let mut unknown = Source::unknown(&ast.name.text);
-    if let Some(names) = names {
+    if let Some(names) = names.filter(|names| names.iter().all(|name| name != "*")) {
         unknown.unknown.columns = names;
         unknown.unknown.others = false;
     }

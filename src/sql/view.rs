@@ -672,6 +672,10 @@ fn mergeable(function: &AggregateFunction, span: Span) -> Result<(), Diagnostic>
             "`grouping` needs grouping sets, which are not supported".into(),
             "remove it",
         ),
+        "percentile_cont" => refuse(
+            format!("`{name}` would hold every value of a window"),
+            "use quantile(x, 0.99), or median(x) where it has to be exact",
+        ),
         _ if !function.params.order_by.is_empty() => refuse(
             format!("`{name}` with an order depends on every row, so its partials do not add up"),
             "remove ORDER BY",
@@ -757,8 +761,17 @@ pub(crate) fn planner_error(error: &DataFusionError, fallback: Span, lines: &Lin
             ));
         }
         let help = found.helps.first().map(|help| lower_first(&help.message));
-        let note = found.notes.first().map(|note| lower_first(&note.message));
-        return Diagnostic::new(lower_first(&found.message), span).help_opt(help.or(note));
+        let notes: Vec<String> = found.notes.iter().map(|note| lower_first(&note.message)).collect();
+        let types: Vec<&str> = notes.iter().filter_map(|note| note.strip_prefix("has type ")).collect();
+        if let [left, right] = types[..] {
+            let [left, right] = [left, right].map(named_type);
+            let error = Diagnostic::new(format!("a {left} and a {right} do not go together"), span);
+            return error.help(match [left, right].contains(&"boolean") {
+                true => "what is true or false is a condition by itself: x, or NOT x",
+                false => "CAST(x AS DOUBLE) and CAST(x AS VARCHAR) change a type",
+            });
+        }
+        return Diagnostic::new(lower_first(&found.message), span).help_opt(help.or(notes.into_iter().next()));
     }
     let message = error.find_root().message().into_owned();
     let first = message.lines().next().unwrap_or_default();
@@ -768,18 +781,56 @@ pub(crate) fn planner_error(error: &DataFusionError, fallback: Span, lines: &Lin
     {
         return Diagnostic::new(reason, fallback).help("CAST(x AS DOUBLE) and CAST(x AS VARCHAR) change a type");
     }
+    if let Some((function, wanted, given)) = wrong_count(first) {
+        return Diagnostic::new(format!("`{function}` takes {wanted}, not {given}"), fallback);
+    }
     if let Some((function, given)) = wrong_argument(first) {
-        return Diagnostic::new(format!("`{function}` does not take a {given}"), fallback)
-            .help("CAST(x AS DOUBLE) makes a number of text");
+        let help = match given.as_str() {
+            "boolean" => "count(*) FILTER (WHERE x) counts the rows where it is true",
+            _ => "CAST(x AS DOUBLE) makes a number of text",
+        };
+        return Diagnostic::new(format!("`{function}` does not take a {given}"), fallback).help(help);
     }
     if let Some((_, data_type)) = first
         .split_once("non-boolean predicate")
         .and_then(|(_, rest)| rest.split_once(" returning "))
     {
+        let data_type = named_type(data_type);
         return Diagnostic::new(format!("a condition is true or false, not a {data_type}"), fallback)
             .help("compare it with something: value > 0");
     }
     Diagnostic::new(lower_first(first.trim_end_matches('.')), fallback)
+}
+
+/// What people call a type that is known by its name in a message only.
+fn named_type(name: &str) -> &str {
+    const NAMES: [(&str, &str); 9] = [
+        ("Dictionary", "string"),
+        ("Utf8", "string"),
+        ("Boolean", "boolean"),
+        ("Timestamp", "timestamp"),
+        ("Map", "map"),
+        ("Interval", "interval"),
+        ("Int", "number"),
+        ("UInt", "number"),
+        ("Float", "number"),
+    ];
+    let known = NAMES.iter().find(|(prefix, _)| name.starts_with(prefix));
+    known.map_or(name, |(_, known)| known)
+}
+
+/// How many arguments a function takes, and how many it was given.
+fn wrong_count(message: &str) -> Option<(&str, String, &str)> {
+    let arguments = |count: &str| format!("{count} argument{}", if count == "1" { "" } else { "s" });
+    if let Some((function, _)) = message.split_once(" does not support zero arguments") {
+        return Some((function.trim_matches('\''), "an argument".into(), "none"));
+    }
+    let (_, rest) = message.split_once("Function '")?;
+    let (function, rest) = rest.split_once('\'')?;
+    let (_, rest) = rest.split_once(" expects ")?;
+    let (wanted, rest) = rest.split_once(" arguments but received ")?;
+    let given = rest.split(|letter: char| !letter.is_ascii_digit()).next()?;
+    Some((function, arguments(wanted), given))
 }
 
 /// `Function 'avg' failed to match any signature, … but received String (…`: the function and what it was given.
@@ -805,10 +856,11 @@ pub(crate) fn condition(
     let expr = planned.map_err(|error| planner_error(&error, span, lines))?;
     match expr.get_type(schema) {
         Ok(DataType::Boolean) => Ok(expr),
-        Ok(other) => Err(
-            Diagnostic::new(format!("a condition is true or false, not a {other}"), span)
-                .help("compare it with something: score > 1"),
-        ),
+        Ok(other) => Err(Diagnostic::new(
+            format!("a condition is true or false, not a {}", type_name(&other)),
+            span,
+        )
+        .help("compare it with something: score > 1")),
         Err(error) => Err(planner_error(&error, span, lines)),
     }
 }

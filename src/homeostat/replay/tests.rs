@@ -206,6 +206,29 @@ fn an_expression_that_some_rows_do_not_fit_costs_these_rows_only() {
 }
 
 #[test]
+fn times_are_taken_as_far_as_their_windows_can_be_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipeline = compile(&format!(
+        "{APP} CREATE FEATURE VIEW v AS SELECT window_start, window_end, max(ts) AS latest
+         FROM TUMBLE(TABLE app, DESCRIPTOR(ts), INTERVAL '366' DAY) GROUP BY window_start, window_end;"
+    ));
+    for (time, refused) in [
+        ("0001-01-01T00:00:00.000Z", 0),
+        ("1969-12-31T23:59:59.999Z", 0),
+        ("2100-01-01T00:00:00.000Z", 0),
+        ("9997-12-31T23:59:59.999Z", 0),
+        ("0000-12-31T23:59:59.999Z", 1),
+        ("9998-01-01T00:00:00.000Z", 1),
+    ] {
+        let path = write(folder.path(), "app.jsonl", &format!("{{\"ts\":\"{time}\"}}\n"));
+        let (replayed, refusals) = run(&pipeline, &[path], 1);
+        assert_eq!(refusals.count, refused, "{time}");
+        let row = shown(&replayed.views[0]);
+        assert!(!row.contains("null") && row.contains(time) == (refused == 0), "{row}");
+    }
+}
+
+#[test]
 fn files_that_do_not_fit_are_refused_whole() {
     let folder = tempfile::tempdir().unwrap();
     let pipeline = compile(&format!("{APP} {VIEW}"));
