@@ -131,6 +131,43 @@ fn what_is_no_row_is_refused_by_its_place_and_the_rest_counts() {
     assert!(shown(&replayed.views[0]).contains("\"n\":1,\"a\":1.0"));
 }
 
+#[test]
+fn columns_of_the_record_are_told_by_the_file_as_far_as_it_can() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipeline = compile(
+        "CREATE SOURCE app (ts TIMESTAMP(3), pod STRING METADATA FROM 'key', headers MAP<STRING, STRING> METADATA FROM 'headers',
+           at BIGINT METADATA FROM 'offset', of STRING METADATA FROM 'topic', WATERMARK FOR ts AS ts - INTERVAL '1' SECOND)
+         WITH (topic = 'rows', format = 'json');
+         CREATE FEATURE VIEW v AS SELECT pod, headers['tenant'] AS tenant, max(at) AS at, max(of) AS of
+         FROM TUMBLE(TABLE app, DESCRIPTOR(ts), INTERVAL '10' SECOND) GROUP BY pod, headers['tenant'], window_end;",
+    );
+    let row = |pod: &str, at: i64| format!("{{\"pod\":{pod},\"tenant\":null,\"at\":{at},\"of\":\"rows\"}}\n");
+    for (name, text, pods) in [
+        (
+            "app.jsonl",
+            "{\"ts\":0,\"pod\":\"a\"}\n{\"ts\":1,\"pod\":7}\n{\"ts\":2,\"pod\":null}\n",
+            ["\"a\"", "\"7\"", "null"],
+        ),
+        ("app.csv", "ts,pod\n0,a\n1,7\n2,\n", ["\"a\"", "\"7\"", "null"]),
+        ("none.jsonl", "{\"ts\":0}\n", ["null", "", ""]),
+        ("none.csv", "ts\n0\n", ["null", "", ""]),
+    ] {
+        let path = write(folder.path(), name, text);
+        let (replayed, refusals) = run(&pipeline, &[path], 1);
+        let found = shown(&replayed.views[0]);
+        let mut expected: Vec<String> = pods
+            .iter()
+            .zip(0..)
+            .filter(|(pod, _)| !pod.is_empty())
+            .map(|(pod, at)| row(pod, at))
+            .collect();
+        expected.sort();
+        let mut lines: Vec<String> = found.lines().map(|line| format!("{line}\n")).collect();
+        lines.sort();
+        assert_eq!((lines, refusals.count), (expected, 0), "{name}");
+    }
+}
+
 /// Rows of `app`, of which some do not fit an expression: (condition, aggregate) → what the view says, and how many rows are refused.
 #[test]
 fn an_expression_that_some_rows_do_not_fit_costs_these_rows_only() {

@@ -138,6 +138,25 @@ const CASES: &[Case] = &[
             ("expected `BY` behind `GROUP`", ""),
         ],
     },
+    // Parentheses, where it is clear where they belong.
+    Case {
+        text: "CREATE FEATURE VIEW v AS SELECT service, window_end, count«(»* AS n, «cuont»(*) AS m
+               FROM TUMBLE«(»TABLE s, DESCRIPTOR(ts), INTERVAL '1' «MINUT» WHERE «mz» > 1 GROUP BY service, window_end;
+               CREATE FEATURE VIEW u AS SELECT service, window_end, sum(ms)«)» AS a, max(«mz») AS b
+               FROM TUMBLE(TABLE s, DESCRIPTOR(ts), INTERVAL '1' MINUTE) GROUP BY service, window_end;
+               CREATE FEATURE VIEW w AS SELECT service, window_end, quantile«(»ms, 0.9 AS q
+               FROM TUMBLE(TABLE s, DESCRIPTOR(ts), INTERVAL '1' MINUT) GROUP BY service, window_end;",
+        said: &[
+            ("this `(` is never closed", ""),
+            ("unknown function `cuont`", "`count`"),
+            ("this `(` is never closed", ""),
+            ("found `MINUT`", "`MINUTE`"),
+            ("unknown column `mz`", "`ms`"),
+            ("this `)` closes nothing", ""),
+            ("unknown column `mz`", "`ms`"),
+            ("this `(` is never closed", ""),
+        ],
+    },
     // Sources: every column, option and clause.
     Case {
         text: "CREATE SOURCE a (x «STRNG», y DOUBLE, z BIGINT «NOT» NULL, k DOUBLE METADATA FROM «'kye'», ts TIMESTAMP(«4»),
