@@ -151,6 +151,11 @@ pub fn csv(source: &SourceSpec, paths: &[PathBuf]) -> Result<Table, Refused> {
             .from_path(path)
             .map_err(|error| refuse(&error))?;
         let header = reader.headers().map_err(|error| refuse(&error))?.clone();
+        if header.is_empty() {
+            // A file without a byte has no rows, either.
+            files.push((path.clone(), lines.len(), ""));
+            continue;
+        }
         let cells = places(source, path, &header)?;
         let mut texts: Vec<Vec<Option<String>>> = vec![Vec::new(); cells.len()];
         files.push((path.clone(), lines.len(), ""));

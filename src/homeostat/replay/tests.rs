@@ -294,8 +294,10 @@ fn an_empty_file_gives_empty_views_and_files_take_their_names_together() {
         "{APP} {VIEW} CREATE DETECTOR v ON v KEY (service) FEATURES (a) USING static_threshold WITH (upper = 2);"
     );
     let pipeline = compile(&text);
+    let csv = write(folder.path(), "app.csv", "");
     let path = write(folder.path(), "app.jsonl", "");
     let (replayed, _) = run(&pipeline, &[path], 2);
+    assert_eq!(run(&pipeline, &[csv], 2).0, replayed);
     let out = folder.path().join("deep/out");
     replayed.write(&out).unwrap();
     let mut names: Vec<_> = std::fs::read_dir(&out)
@@ -382,6 +384,19 @@ fn numbers_that_json_does_not_have_are_text() {
     let expected =
         "{\"window_end\":\"1970-01-01T00:00:10.000Z\",\"high\":\"Infinity\",\"low\":\"-Infinity\",\"s\":\"NaN\"}\n";
     assert_eq!(shown(&replayed.views[0]), expected);
+}
+
+#[test]
+fn lists_maps_and_structs_are_json() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipeline = compile(&format!(
+        "{APP} CREATE FEATURE VIEW v AS SELECT make_array(max(code), NULL, 2) AS list, map {{'a': make_array(avg(ms))}} AS map,
+           named_struct('n', count(*), 'empty', make_array()) AS struct
+         FROM TUMBLE(TABLE app, DESCRIPTOR(ts), INTERVAL '10' SECOND) GROUP BY window_start;"
+    ));
+    let path = write(folder.path(), "app.jsonl", "{\"ts\":0,\"code\":1,\"ms\":0.5}\n");
+    let expected = "{\"list\":[1,null,2],\"map\":{\"a\":[0.5]},\"struct\":{\"n\":1,\"empty\":[]}}\n";
+    assert_eq!(shown(&run(&pipeline, &[path], 1).0.views[0]), expected);
 }
 
 #[test]
