@@ -14,14 +14,14 @@ use datafusion::{
     functions_aggregate::expr_fn,
     logical_expr::{
         Aggregate, Expr, ExprSchemable, LogicalPlan,
-        expr::{AggregateFunction, AggregateFunctionParams, NullTreatment},
+        expr::{AggregateFunction, AggregateFunctionParams, Cast, NullTreatment},
     },
     sql::sqlparser::{
         ast::{Expr as SqlExpr, Query, Spanned, visit_expressions},
         tokenizer,
     },
 };
-use engine::spec::{DetectorSpec, StateLimit, WindowSpec};
+use engine::spec::{AggregateKind, DetectorSpec, StateLimit, WindowSpec};
 
 use crate::{
     ast,
@@ -502,9 +502,13 @@ impl Builder<'_> {
         let mut args = Vec::with_capacity(params.args.len());
         for arg in &params.args {
             let arg = self.simplified(unqualified(arg.clone()), rows, span)?;
-            args.push(match KNOWS_DICTIONARIES.contains(&function.func.name()) {
-                true => arg,
-                false => plain_text(arg, rows).ok()?.data,
+            args.push(match function.func.name() {
+                // It has no hash for floats; equal ones are equal texts.
+                "approx_distinct" if arg.get_type(rows).is_ok_and(|data_type| data_type.is_floating()) => {
+                    Expr::Cast(Cast::new(Box::new(arg), DataType::Utf8))
+                }
+                name if KNOWS_DICTIONARIES.contains(&name) => arg,
+                _ => plain_text(arg, rows).ok()?.data,
             });
         }
         let filter = match &params.filter {
@@ -602,6 +606,11 @@ const KNOWS_DICTIONARIES: [&str; 5] = ["count", "min", "max", "first", "last"];
 /// Whether the engine has an accumulator for it: a function may refuse a type only when it is asked for one.
 fn runs(aggregate: &ViewAggregate, rows: &DFSchema) -> PlanResult<()> {
     let spec = Planner::new(rows.inner())?.aggregate(aggregate)?;
+    if let AggregateKind::Other(function) = &spec.kind
+        && !function.groups_accumulator_supported()
+    {
+        function.create_accumulator()?;
+    }
     match engine::accumulator(&spec) {
         Ok(_) => Ok(()),
         Err(engine::Error::Expression(error)) => Err(*error),
@@ -667,6 +676,10 @@ fn mergeable(function: &AggregateFunction, span: Span) -> Result<(), Diagnostic>
         "first_value" | "last_value" | "nth_value" | "any_value" => refuse(
             format!("`{name}` depends on the order in which partitions are read, so its partials do not add up"),
             "use first(x) or last(x), which go by event time",
+        ),
+        "bit_xor" if function.params.distinct => refuse(
+            "`bit_xor(DISTINCT …)` is not supported".into(),
+            "bit_or and bit_and are the same with DISTINCT and without",
         ),
         "grouping" => refuse(
             "`grouping` needs grouping sets, which are not supported".into(),
@@ -784,7 +797,7 @@ pub(crate) fn planner_error(error: &DataFusionError, fallback: Span, lines: &Lin
     if let Some((function, wanted, given)) = wrong_count(first) {
         return Diagnostic::new(format!("`{function}` takes {wanted}, not {given}"), fallback);
     }
-    if let Some((function, given)) = wrong_argument(first) {
+    if let Some((function, given)) = wrong_argument(first).or_else(|| wrong_types(first)) {
         let help = match given.as_str() {
             "boolean" => "count(*) FILTER (WHERE x) counts the rows where it is true",
             _ => "CAST(x AS DOUBLE) makes a number of text",
@@ -839,7 +852,22 @@ fn wrong_argument(message: &str) -> Option<(&str, String)> {
     let (function, rest) = rest.split_once('\'')?;
     let (_, given) = rest.split_once("but received ")?;
     let (given, _) = given.split_once(" (")?;
+    let (given, _) = given.split_once('(').unwrap_or((given, ""));
     Some((function, given.to_lowercase()))
+}
+
+/// `… a call to 'corr' function: coercion from Boolean, Float64 to the signature …`: the function and what it was given.
+fn wrong_types(message: &str) -> Option<(&str, String)> {
+    let (_, rest) = message.split_once("a call to '")?;
+    let (function, rest) = rest.split_once("' function: coercion from ")?;
+    let (given, _) = rest.split_once(" to the signature")?;
+    let mut depth = 0;
+    let types = given.split(|letter: char| {
+        depth += i32::from(letter == '(') - i32::from(letter == ')');
+        letter == ',' && depth == 0
+    });
+    let types: Vec<&str> = types.map(|name| named_type(name.trim())).collect();
+    Some((function, types.join(" and a ")))
 }
 
 /// A condition over `schema`, typed and simplified; it must be a truth value.

@@ -210,6 +210,7 @@ fn an_expression_that_some_rows_do_not_fit_costs_these_rows_only() {
         ("true", "CAST(min(service) AS INT)", "200", 0),
         // Functions that know no dictionaries.
         ("service <> 'abc'", "approx_distinct(service)", "4", 0),
+        ("true", "approx_distinct(code / 2.0)", "6", 0),
         (
             "service <> 'abc'",
             "max(to_timestamp(CAST(CAST(service AS INT) AS BIGINT)))",

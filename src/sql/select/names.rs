@@ -28,6 +28,21 @@ const KEYWORDS: [&str; 11] = [
     "AS", "AND", "OR", "IN", "IS", "LIKE", "BETWEEN", "THEN", "ELSE", "END", "WHEN",
 ];
 
+/// Functions of other systems, and what is written instead.
+const OTHER_NAMES: [(&str, &str); 11] = [
+    ("any", "bool_or(x)"),
+    ("average", "avg(x)"),
+    ("count_if", "count(*) FILTER (WHERE …)"),
+    ("countif", "count(*) FILTER (WHERE …)"),
+    ("date_format", "to_char(x, format)"),
+    ("every", "bool_and(x)"),
+    ("mod", "x % y"),
+    ("sign", "signum(x)"),
+    ("some", "bool_or(x)"),
+    ("total", "sum(x)"),
+    ("sum_if", "sum(x) FILTER (WHERE …)"),
+];
+
 /// Where an expression stands, which decides what it may name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
@@ -230,6 +245,10 @@ impl Names<'_> {
                     let (window, end) = lower.rsplit_once('_')?;
                     let known = ["hop", "tumble", "session"].contains(&window) && ["start", "end"].contains(&end);
                     known.then(|| format!("select window_{end}"))
+                });
+                let own = own.or_else(|| {
+                    let other = OTHER_NAMES.iter().find(|(name, _)| *name == lower);
+                    other.map(|(_, ours)| format!("write {ours}"))
                 });
                 let near = own.or_else(|| did_you_mean(&lower, self.functions.names()));
                 let help = near.unwrap_or_else(|| {

@@ -138,6 +138,19 @@ const CASES: &[Case] = &[
             ("expected `BY` behind `GROUP`", ""),
         ],
     },
+    // What a function says only when it runs.
+    Case {
+        text: "CREATE FEATURE VIEW v AS SELECT service, window_end, «stddev»(DISTINCT ms) AS a, «bit_xor»(DISTINCT status) AS b, «stddev(service) AS c»,
+                 «corr(ok, service) AS d», «every»(ok) AS e
+               FROM TUMBLE(TABLE s, DESCRIPTOR(ts), INTERVAL '1' MINUTE) GROUP BY service, window_end;",
+        said: &[
+            ("DISTINCT", ""),
+            ("`bit_xor(DISTINCT …)` is not supported", ""),
+            ("`stddev` does not take a string", "CAST"),
+            ("`corr` does not take a boolean and a string", ""),
+            ("unknown function `every`", "bool_and(x)"),
+        ],
+    },
     // Parentheses, where it is clear where they belong.
     Case {
         text: "CREATE FEATURE VIEW v AS SELECT service, window_end, count«(»* AS n, «cuont»(*) AS m
