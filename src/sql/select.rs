@@ -160,8 +160,9 @@ fn read(
     one_source(select, context.lines)?;
     rename_table(select, &source.name);
     let outputs = name_outputs(select, context.lines, errors);
+    check_window_names(select, context.lines, errors);
     let mut loose = group_by_outputs(select, source, context.lines, errors);
-    let unknown = resolve_names(select, source, context, errors);
+    let unknown = resolve_names(select, source, Place::Select, context, errors);
     let spans = spans(select, context.lines, whole);
     let sets = group_by_window(
         select,
@@ -555,6 +556,23 @@ pub(crate) fn name_outputs(
     outputs
 }
 
+/// No other column is called as the window's: a comma that is missing makes an alias of it.
+fn check_window_names(select: &Select, lines: &LineMap<'_>, errors: &mut Vec<Diagnostic>) {
+    for item in &select.projection {
+        if let SelectItem::ExprWithAlias {
+            expr: Expr::Identifier(column),
+            alias,
+        } = item
+            && find(&alias.value, true, WINDOW_COLUMNS).is_some()
+            && find(&column.value, false, WINDOW_COLUMNS).is_none()
+        {
+            let message = format!("`{}` is the window's, not `{}`", alias.value, column.value);
+            let error = Diagnostic::new(message, lines.span(alias.span));
+            errors.push(error.help("is a comma missing before it?"));
+        }
+    }
+}
+
 /// GROUP BY may say a column of the SELECT by its position, and the window's columns by the names that the SELECT gives them.
 ///
 /// Whether a position was left out, because there is no such column.
@@ -650,17 +668,20 @@ pub(crate) fn names<'a>(
     }
 }
 
-/// Where names stand of which nothing is known is returned.
-fn resolve_names(
+/// Finds what the names mean, with `place` for those of the SELECT list: rows have no window. Where names stand of which nothing is known is
+/// returned.
+pub(crate) fn resolve_names(
     select: &mut Select,
     source: &Source,
+    place: Place,
     context: &Context<'_>,
     errors: &mut Vec<Diagnostic>,
 ) -> Vec<Span> {
-    let columns = source.column_names().chain(WINDOW_COLUMNS).map(str::to_owned).collect();
+    let window = WINDOW_COLUMNS.into_iter().filter(|_| place == Place::Select);
+    let columns = source.column_names().chain(window).map(str::to_owned).collect();
     let mut names = names(select, source, columns, context, errors);
     for expr in items(&mut select.projection) {
-        names.resolve(expr, Place::Select);
+        names.resolve(expr, place);
     }
     if let Some(filter) = &mut select.selection {
         names.resolve(filter, Place::Where);

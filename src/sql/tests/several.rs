@@ -131,11 +131,14 @@ const CASES: &[Case] = &[
                CREATE FEATURE VIEW w AS SELECT service, window_end, count(*) AS n
                FROM TUMBLE(TABLE s, DESCRIPTOR(ts), INTERVAL '1' MINUTE) WHERE ms > 1 AND «GROUP» BY service, window_end;
                CREATE FEATURE VIEW x AS SELECT service, window_end, count(*) AS n
-               FROM TUMBLE(TABLE s, DESCRIPTOR(ts), INTERVAL '1' MINUTE) «GROUP» service, window_end;",
+               FROM TUMBLE(TABLE s, DESCRIPTOR(ts), INTERVAL '1' MINUTE) «GROUP» service, window_end;
+               CREATE FEATURE VIEW y AS SELECT service «window_end», count(*) AS n
+               FROM TUMBLE(TABLE s, DESCRIPTOR(ts), INTERVAL '1' MINUTE) GROUP BY service, window_end;",
         said: &[
             ("expected the end of the SELECT, found `sum`", "a comma missing"),
             ("expected an expression, found `GROUP`", ""),
             ("expected `BY` behind `GROUP`", ""),
+            ("`window_end` is the window's, not `service`", "a comma missing"),
         ],
     },
     // What a function says only when it runs.
