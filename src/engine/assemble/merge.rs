@@ -86,7 +86,7 @@ fn floor(time_ms: i64, length_ms: i64) -> i64 {
 /// The groups of a merge, numbered as they come.
 #[derive(Default)]
 pub(super) struct Numbering {
-    /// By number of the ring; all are [`ABSENT`] between merges.
+    /// By number of the ring; [`ABSENT`] but for the groups of this merge.
     places: Vec<u32>,
     /// Numbers of the ring, by place.
     groups: Vec<u32>,

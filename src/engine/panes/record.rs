@@ -28,8 +28,8 @@ pub fn read_panes(bytes: &[u8]) -> Result<RecordBatch, Error> {
     rows.ok_or_else(|| unreadable("no rows".into()))
 }
 
-/// The records that carry these rows, none above `bytes_max`: halves, by entity, until they fit. A single row that does
-/// not fit is handed to `oversized` with its size.
+/// The records that carry these rows, none above `bytes_max`: as many equal parts as their size asks for, and parts of those that are
+/// too large still. A single row that does not fit is handed to `oversized` with its size.
 pub fn write_panes(
     rows: &RecordBatch,
     bytes_max: usize,
@@ -48,9 +48,15 @@ pub fn write_panes(
         oversized(rows, bytes.len());
         return Ok(());
     }
-    let half = rows.num_rows() / 2;
-    write_panes(&rows.slice(0, half), bytes_max, records, oversized)?;
-    write_panes(&rows.slice(half, rows.num_rows() - half), bytes_max, records, oversized)
+    // An eighth more than on the average, so that few parts are too large.
+    let parts = (bytes.len() + bytes.len() / 8).div_ceil(bytes_max.max(1));
+    let parts = parts.clamp(2, rows.num_rows());
+    let length = rows.num_rows().div_ceil(parts);
+    for from in (0..rows.num_rows()).step_by(length) {
+        let part = rows.slice(from, length.min(rows.num_rows() - from));
+        write_panes(&part, bytes_max, records, oversized)?;
+    }
+    Ok(())
 }
 
 fn encode(rows: &RecordBatch) -> Result<Vec<u8>, Error> {
