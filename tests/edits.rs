@@ -313,3 +313,135 @@ fn a_watched_folder_is_applied_when_it_changes_and_never_when_it_is_wrong() -> a
     assert_eq!(process.terminate()?, 0);
     Ok(())
 }
+
+/// Heartbeats and alerts, which have the broker's time; every window is written out.
+const BROKER_TIMED: &str = "
+CREATE SOURCE beats WATERMARK FOR event_time AS event_time - INTERVAL '200' MILLISECOND IDLE TIMEOUT INTERVAL '2' SECOND
+WITH (topic = '{prefix}beats', format = 'heartbeat', 'scan.startup.mode' = 'earliest');
+CREATE SOURCE alerts WATERMARK FOR event_time AS event_time - INTERVAL '200' MILLISECOND IDLE TIMEOUT INTERVAL '2' SECOND
+WITH (topic = '{prefix}alerts', format = 'alertmanager', 'scan.startup.mode' = 'earliest');
+
+CREATE FEATURE VIEW beating AS
+SELECT service, window_start, window_end, count(*) AS n
+FROM TUMBLE(TABLE beats, DESCRIPTOR(event_time), INTERVAL '2' SECOND)
+GROUP BY service, window_start, window_end;
+CREATE FEATURE VIEW firing AS
+SELECT labels['service'] AS service, window_start, window_end, count(*) AS n
+FROM TUMBLE(TABLE alerts, DESCRIPTOR(event_time), INTERVAL '2' SECOND)
+GROUP BY labels['service'], window_start, window_end;
+
+CREATE SINK all_beating FROM beating WITH (topic = '{prefix}beating');
+CREATE SINK all_firing FROM firing WITH (topic = '{prefix}firing');
+";
+
+/// For each row of a view: how long its window is, and when it ends. Every row counts what the broker took in within its window.
+fn counts_by_broker_time(rows: &[Published], records: &[(String, i64)]) -> anyhow::Result<Vec<(i64, i64)>> {
+    let mut windows = Vec::new();
+    for row in rows.iter().map(Published::json) {
+        let time =
+            |name: &str| protocol::time::from_rfc3339(row[name].as_str().unwrap_or_default()).unwrap_or_default();
+        let (start, end) = (time("window_start"), time("window_end"));
+        let within = records
+            .iter()
+            .filter(|(service, taken)| row["service"] == **service && (start..end).contains(taken));
+        let (counted, n) = (within.count() as i64, row["n"].as_i64().unwrap_or_default());
+        ensure!(counted == n, "{row} counts {n}, not {counted}");
+        windows.push((end - start, end));
+    }
+    Ok(windows)
+}
+
+#[test]
+fn heartbeats_and_alerts_are_read_again_by_the_time_at_which_the_broker_took_them() -> anyhow::Result<()> {
+    let fleet = Fleet::new("timed", BROKER_TIMED, CONFIG)?;
+    fleet.create("beats", 2, true)?;
+    fleet.create("alerts", 2, true)?;
+    let beat = |service: &str| format!("{{\"service\":\"{service}\"}}");
+    let alert = |service: &str| {
+        let labels = format!("{{\"alertname\":\"Slow\",\"service\":\"{service}\"}}");
+        // The producer's clock is wrong by years.
+        let one = format!("{{\"status\":\"firing\",\"labels\":{labels},\"startsAt\":\"2020-01-01T00:00:00Z\"}}");
+        format!("{{\"status\":\"firing\",\"alerts\":[{one}]}}")
+    };
+    let rounds = |count: usize, text: &dyn Fn(&str) -> String| -> Vec<[(i32, Vec<u8>); 2]> {
+        let round = |round| [0, 1].map(|at| (at as i32, text(&format!("s{}", (round + at) % 3)).into_bytes()));
+        (0..count).map(round).collect()
+    };
+    let speak = |count: usize| -> anyhow::Result<()> {
+        let slowly = |topic, rounds: Vec<[(i32, Vec<u8>); 2]>| {
+            let records = rounds.into_iter().flat_map(|round| {
+                std::thread::sleep(Duration::from_millis(150));
+                round
+            });
+            fleet.feed(topic, records)
+        };
+        let (beats, alerts) = (rounds(count, &beat), rounds(count, &alert));
+        std::thread::scope(|scope| {
+            let beating = scope.spawn(|| slowly("beats", beats));
+            slowly("alerts", alerts)?;
+            beating.join().expect("the thread does not panic")
+        })
+    };
+    let process = fleet.start(&[])?;
+    speak(40)?;
+    for (sink, windows) in [("beating", 3), ("firing", 3)] {
+        fleet.wait(sink, Duration::from_secs(60), |found| found.len() >= windows)?;
+    }
+    let folder = fleet.folder.path().join("wide/timed");
+    fs::create_dir_all(&folder)?;
+    let wide = BROKER_TIMED
+        .replace("TUMBLE(", "HOP(")
+        .replace("INTERVAL '2' SECOND)", "INTERVAL '2' SECOND, INTERVAL '40' SECOND)");
+    fs::write(folder.join("pipeline.sql"), wide.replace("{prefix}", &fleet.prefix))?;
+    let (code, said) = homeostat(&fleet, &["apply", "wide"])?;
+    for view in ["beating", "firing"] {
+        ensure!(
+            code == 0 && said.contains(&format!("view timed.{view} is backfilled")),
+            "{said}"
+        );
+    }
+    let edited_ms = fleet
+        .read("beats")?
+        .iter()
+        .map(|record| record.timestamp_ms)
+        .max()
+        .context("beats")?;
+    for (records, sink) in [("beats", "beating"), ("alerts", "firing")] {
+        // Windows close while somebody speaks.
+        let deadline = Instant::now() + Duration::from_secs(120);
+        loop {
+            speak(10)?;
+            let taken: Vec<(String, i64)> = fleet
+                .read(records)?
+                .iter()
+                .map(|record| {
+                    let data = record.json();
+                    let service = data["service"]
+                        .as_str()
+                        .or(data["alerts"][0]["labels"]["service"].as_str());
+                    (service.unwrap_or_default().to_owned(), record.timestamp_ms)
+                })
+                .collect();
+            let windows = counts_by_broker_time(&fleet.read(sink)?, &taken)?;
+            if windows
+                .iter()
+                .any(|(length, end)| *length == 40_000 && *end > edited_ms)
+            {
+                let first_ms = taken.iter().map(|(_, taken)| *taken).min().context("records")?;
+                let reaches_back = |(length, end): &&(i64, i64)| *length == 40_000 && end - length <= first_ms;
+                ensure!(
+                    windows.iter().any(|window| reaches_back(&window)),
+                    "no window holds the past: {windows:?}"
+                );
+                break;
+            }
+            ensure!(Instant::now() < deadline, "{sink}: no wide window yet: {windows:?}");
+        }
+    }
+    ensure!(
+        fleet.read("late")?.is_empty() && fleet.read("dead_letters")?.is_empty(),
+        "no record was bad or late"
+    );
+    assert_eq!(process.terminate()?, 0);
+    Ok(())
+}

@@ -38,6 +38,8 @@ pub struct Published {
     pub key: Option<String>,
     pub headers: BTreeMap<String, String>,
     pub value: Option<Vec<u8>>,
+    /// The record's Kafka timestamp.
+    pub timestamp_ms: i64,
 }
 
 impl Published {
@@ -234,6 +236,7 @@ impl Fleet {
                         .map(|(name, value)| (name.to_owned(), text(value)))
                         .collect(),
                     value: record.value.map(<[u8]>::to_vec),
+                    timestamp_ms: record.timestamp_ms,
                 };
                 published.fits_its_schema()?;
                 found.push(published);

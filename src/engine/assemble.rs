@@ -34,6 +34,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Error,
     accumulate::accumulator,
+    expression,
     spec::{PaneSetSpec, Pipeline, ViewSpec, WindowSpec},
 };
 
@@ -844,16 +845,14 @@ fn project(
     let mut bounds = bounds.to_vec();
     let mut input = RecordBatch::try_new_with_options(Arc::clone(&spec.input), columns, &options)?;
     if let Some(having) = &spec.having {
-        let kept = having.evaluate(&input)?.into_array(input.num_rows())?;
-        let kept: &BooleanArray = kept.as_boolean();
-        input = filter_record_batch(&input, kept)?;
+        let kept = expression::met(having, &input)?;
+        input = filter_record_batch(&input, &kept)?;
         let mut keep = kept.iter();
         bounds.retain(|_| keep.next() == Some(Some(true)));
     }
     let mut output = Vec::with_capacity(spec.projection.len());
-    for (expression, field) in spec.projection.iter().zip(spec.output.fields()) {
-        let value = expression.evaluate(&input)?.into_array(input.num_rows())?;
-        output.push(as_type(&value, field.data_type())?);
+    for (column, field) in spec.projection.iter().zip(spec.output.fields()) {
+        output.push(as_type(&expression::values(column, &input)?, field.data_type())?);
     }
     if spec.window.early_every_ms.is_some() {
         output.push(Arc::new(BooleanArray::from(vec![is_final; input.num_rows()])));

@@ -9,6 +9,7 @@ pub mod accumulate;
 pub mod aggregate;
 pub mod assemble;
 pub mod error;
+pub mod expression;
 pub mod json;
 pub mod panes;
 pub mod spec;

@@ -15,9 +15,9 @@ mod tests;
 use std::{collections::BTreeMap, mem, ops::Range, sync::Arc};
 
 use arrow::{
-    array::{Array, ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, UInt32Array},
+    array::{Array, ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, UInt32Array, new_null_array},
     buffer::BooleanBuffer,
-    compute::{cast, concat_batches, filter_record_batch, take},
+    compute::{cast, concat, concat_batches, filter_record_batch, take},
     datatypes::{DataType, Field, Schema, SchemaRef},
 };
 use datafusion::physical_expr::PhysicalExpr;
@@ -199,36 +199,45 @@ impl PaneStore {
         self.sweep()?;
         match self.evaluate(batch, times_ms, usable) {
             Ok(()) => Ok(Vec::new()),
-            Err(Error::Expression(_) | Error::Arrow(_)) => self.prepare_by_row(batch, times_ms, usable),
+            Err(Error::Expression(_) | Error::Arrow(_)) => self.prepare_in_parts(batch, times_ms, usable),
             Err(error) => Err(error),
         }
     }
 
-    /// One row at a time, to find those at fault; whether a row fails does not depend on its neighbours.
-    fn prepare_by_row(
+    /// Halves of the batch, and halves of what fails of them, down to the rows at fault. What the others give is kept as it was computed: over a
+    /// batch an operand may be computed for rows that alone would not need it, as behind AND.
+    fn prepare_in_parts(
         &mut self,
         batch: &RecordBatch,
         times_ms: &[i64],
         usable: &BooleanBuffer,
     ) -> Result<Vec<(u32, String)>, Error> {
         let mut failures = Vec::new();
-        let mut good = Vec::with_capacity(batch.num_rows());
-        for row in 0..batch.num_rows() {
-            let one = BooleanBuffer::new_set(1);
-            let result = match usable.value(row) {
-                true => self.evaluate(&batch.slice(row, 1), &times_ms[row..=row], &one),
-                false => Ok(()),
-            };
-            match result {
-                Ok(()) => good.push(usable.value(row)),
-                Err(error @ (Error::Expression(_) | Error::Arrow(_))) => {
-                    good.push(false);
-                    failures.push((row as u32, reason(&error)));
+        let mut parts: Vec<Prepared> = Vec::new();
+        // The leftmost part is the last.
+        let mut open = vec![(0, batch.num_rows())];
+        while let Some((from, length)) = open.pop() {
+            let usable = usable.slice(from, length);
+            match self.evaluate(&batch.slice(from, length), &times_ms[from..from + length], &usable) {
+                Ok(()) => {
+                    let mut part = std::mem::take(&mut self.prepared);
+                    part.rows.iter_mut().for_each(|row| *row += from as u32);
+                    parts.push(part);
+                }
+                Err(error @ (Error::Expression(_) | Error::Arrow(_))) if length == 1 => {
+                    failures.push((from as u32, reason(&error)));
+                }
+                Err(Error::Expression(_) | Error::Arrow(_)) => {
+                    let half = length / 2;
+                    open.extend([(from + half, length - half), (from, half)]);
                 }
                 Err(error) => return Err(error),
             }
         }
-        self.evaluate(batch, times_ms, &BooleanBuffer::from(good))?;
+        match parts.is_empty() {
+            true => self.evaluate(batch, times_ms, &BooleanBuffer::new_unset(batch.num_rows()))?,
+            false => self.prepared = Prepared::joined(&parts)?,
+        }
         Ok(failures)
     }
 
@@ -263,9 +272,14 @@ impl PaneStore {
             .times_ms
             .extend(prepared.rows.iter().map(|row| times_ms[*row as usize]));
         for aggregate in &spec.aggregates {
-            prepared.args.push(arrays(&aggregate.args, selected)?);
             let filter = aggregate.filter.as_ref().map(|filter| boolean(filter, selected));
-            prepared.filters.push(filter.transpose()?);
+            let filter = filter.transpose()?;
+            // FILTER guards its aggregate's arguments where no row passes it, as for a single row.
+            prepared.args.push(match &filter {
+                Some(filter) if filter.true_count() == 0 => nulls(&aggregate.args, selected)?,
+                _ => arrays(&aggregate.args, selected)?,
+            });
+            prepared.filters.push(filter);
         }
         let keys = arrays(&spec.keys, selected)?;
         self.keys.intern(&keys, selected.num_rows(), &mut prepared.ids)
@@ -541,6 +555,33 @@ impl Prepared {
         self.args.clear();
         self.filters.clear();
     }
+
+    /// Parts of one batch, in order.
+    fn joined(parts: &[Self]) -> Result<Self, Error> {
+        let mut whole = Self::default();
+        let Some(first) = parts.first() else {
+            return Ok(whole);
+        };
+        for part in parts {
+            whole.rows.extend(&part.rows);
+            whole.times_ms.extend(&part.times_ms);
+            whole.ids.extend(&part.ids);
+        }
+        for (aggregate, args) in first.args.iter().enumerate() {
+            let arg = |index: usize| -> Result<ArrayRef, Error> {
+                let parts: Vec<&dyn Array> = parts.iter().map(|part| part.args[aggregate][index].as_ref()).collect();
+                Ok(concat(&parts)?)
+            };
+            whole.args.push((0..args.len()).map(arg).collect::<Result<_, _>>()?);
+            let filters: Option<Vec<&dyn Array>> = parts
+                .iter()
+                .map(|part| part.filters[aggregate].as_ref().map(|filter| filter as &dyn Array))
+                .collect();
+            let filter = filters.map(|filters| concat(&filters)).transpose()?;
+            whole.filters.push(filter.map(|filter| filter.as_boolean().clone()));
+        }
+        Ok(whole)
+    }
 }
 
 impl Pane {
@@ -614,6 +655,13 @@ pub fn pane_schema(spec: &PaneSetSpec) -> Result<SchemaRef, Error> {
 
 fn arrays(expressions: &[Arc<dyn PhysicalExpr>], batch: &RecordBatch) -> Result<Vec<ArrayRef>, Error> {
     let array = |expression: &Arc<dyn PhysicalExpr>| Ok(expression.evaluate(batch)?.into_array(batch.num_rows())?);
+    expressions.iter().map(array).collect()
+}
+
+fn nulls(expressions: &[Arc<dyn PhysicalExpr>], batch: &RecordBatch) -> Result<Vec<ArrayRef>, Error> {
+    let schema = batch.schema();
+    let array =
+        |expression: &Arc<dyn PhysicalExpr>| Ok(new_null_array(&expression.data_type(&schema)?, batch.num_rows()));
     expressions.iter().map(array).collect()
 }
 

@@ -2,10 +2,13 @@
 //!
 //! Expressions are DataFusion's physical expressions, planned once. Indices point into the pipeline's own lists.
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 
 use arrow::datatypes::{DataType, FieldRef, SchemaRef};
 use datafusion::physical_expr::{PhysicalExpr, aggregate::AggregateFunctionExpr};
+
+/// Event times that are taken, year 1 to year 9997: what can be written as a time, with the longest window around it.
+pub const EVENT_TIMES_MS: RangeInclusive<i64> = -62_135_596_800_000..=253_339_228_799_999;
 
 /// One validated pipeline: everything in one file, applied as a set.
 #[derive(Clone, Debug)]

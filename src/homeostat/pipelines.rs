@@ -179,7 +179,7 @@ impl DetectorCatalog for Beside<'_> {
 pub fn find(folder: &Path) -> Result<Vec<File>, Refused> {
     let refuse = |error: std::io::Error| {
         Refused::new(format!("pipelines folder {}: {error}", folder.display()))
-            .help("--pipelines names a folder that holds NAME/pipeline.sql")
+            .help("name a folder that holds NAME/pipeline.sql")
     };
     let mut folders: Vec<_> = fs::read_dir(folder)
         .map_err(refuse)?

@@ -28,7 +28,7 @@ use anyhow::Context;
 use engine::{
     Error,
     aggregate::{Aggregate, Decode, Decoders, Options, Rows},
-    spec::{DetectorInput, Pipeline, SinkFormat, SinkInput, SinkSpec, SourceSpec},
+    spec::{DetectorInput, Metadata, Pipeline, SinkFormat, SinkInput, SinkSpec, SourceSpec},
     table::TableSpec,
 };
 use protocol::{
@@ -559,8 +559,26 @@ impl Decoders for Files<'_> {
         Ok(Box::new(FileDecode {
             input: Arc::clone(input),
             decoder,
+            key: key_column(source).map(str::to_owned),
             offsets: Vec::new(),
         }))
+    }
+}
+
+/// Name of the first METADATA column that is the record's key.
+fn key_column(source: &SourceSpec) -> Option<&str> {
+    let mut metadata = source.metadata.iter();
+    let (column, _) = metadata.find(|(_, metadata)| *metadata == Metadata::Key)?;
+    Some(source.schema.field(*column).name())
+}
+
+/// A field of a JSON object as text, if it has one.
+fn text_of(document: &[u8], field: &str) -> Option<String> {
+    let mut fields: BTreeMap<String, serde_json::Value> = serde_json::from_slice(document).ok()?;
+    match fields.remove(field)? {
+        serde_json::Value::String(text) => Some(text),
+        serde_json::Value::Null => None,
+        other => Some(other.to_string()),
     }
 }
 
@@ -573,6 +591,8 @@ fn number(key: Option<&[u8]>) -> Result<u32, String> {
 struct FileDecode {
     input: Arc<Input>,
     decoder: telemetry::Decoder,
+    /// The column that is the record's key, live.
+    key: Option<String>,
     /// Of the record that each row came from, as the stage counts them.
     offsets: Vec<i64>,
 }
@@ -582,7 +602,10 @@ impl Decode for FileDecode {
         let at = number(record.key)?;
         let mut meta = RecordMeta::new(i64::from(at), record.timestamp_ms);
         meta.topic = &self.input.topic;
-        let decoded = self.decoder.push(self.input.value(at), &meta);
+        let value = self.input.value(at);
+        let key = self.key.as_ref().and_then(|column| text_of(value, column));
+        meta.key = key.as_deref().map(str::as_bytes);
+        let decoded = self.decoder.push(value, &meta);
         let rows = decoded.map_err(|reject| reject.to_string())?;
         self.offsets.resize(self.offsets.len() + rows, record.offset);
         Ok(rows)

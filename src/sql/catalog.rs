@@ -10,16 +10,15 @@ use datafusion::{
         AggregateUDF, Expr, HigherOrderUDF, LogicalPlan, ScalarUDF, TableSource, Volatility, WindowUDF,
         logical_plan::builder::LogicalTableSource,
         planner::{ContextProvider, ExprPlanner},
-        simplify::SimplifyContext,
     },
-    optimizer::{analyzer::Analyzer, simplify_expressions::ExprSimplifier},
+    optimizer::analyzer::Analyzer,
     sql::{
         planner::{ParserOptions, PlannerContext, SqlToRel},
         sqlparser::ast,
     },
 };
 
-use crate::functions;
+use crate::{functions, simplify::simplifier};
 
 /// Functions by name, made once per text.
 pub(crate) struct Functions {
@@ -111,16 +110,6 @@ impl Functions {
         let schema = Arc::new(schema.clone());
         simplifier(&schema).coerce(expr, &schema)
     }
-}
-
-/// Folds constants, and casts literals to the column's type rather than columns to the literal's: a string column is
-/// compared by its dictionary, never row by row.
-pub(crate) fn simplify(expr: Expr, schema: &Arc<DFSchema>) -> Result<Expr> {
-    simplifier(schema).simplify(expr)
-}
-
-fn simplifier(schema: &Arc<DFSchema>) -> ExprSimplifier {
-    ExprSimplifier::new(SimplifyContext::builder().with_schema(Arc::clone(schema)).build())
 }
 
 fn parser_options() -> ParserOptions {

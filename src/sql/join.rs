@@ -27,9 +27,9 @@ use engine::spec::WindowSpec;
 
 use crate::{
     anomalies, ast,
-    catalog::simplify,
     diagnostic::{Diagnostic, Span, did_you_mean},
     select::{self, Context, Names, Place, conjuncts, sides},
+    simplify::simplify,
     source::{Source, Unknown, WINDOW_COLUMNS},
     text::{Name, Parsed, find},
     view::{View, ViewAggregate, aggregate_name, bare, canonical, condition, planner_error, renamed},
@@ -287,7 +287,10 @@ fn parts<'a>(
         let (optional, constraint) = match &join.join_operator {
             JoinOperator::Join(on) | JoinOperator::Inner(on) => (false, on),
             JoinOperator::Left(on) | JoinOperator::LeftOuter(on) => (true, on),
-            _ => return Err(Diagnostic::new("views are joined by JOIN or LEFT JOIN", span)),
+            _ => {
+                return Err(Diagnostic::new("views are joined by JOIN or LEFT JOIN", span)
+                    .help("RIGHT JOIN is a LEFT JOIN the other way round; a FULL JOIN would need two views"));
+            }
         };
         let JoinConstraint::On(on) = constraint else {
             return Err(Diagnostic::new("a join of views says ON what", span)
@@ -623,7 +626,9 @@ impl<'a> Joined<'a> {
                     continue;
                 }
             };
-            fields.push(Field::new(name, field.data_type().clone(), field.is_nullable()));
+            // What cannot be computed over a row is NULL there, whatever its operands are.
+            let nullable = field.is_nullable() || !matches!(bare(&planned), Expr::Column(_));
+            fields.push(Field::new(name, field.data_type().clone(), nullable));
             self.view.projection.push(planned);
         }
         self.view.output = Arc::new(Schema::new(fields));

@@ -29,6 +29,7 @@ mod pane_set;
 mod parse;
 mod policy;
 mod select;
+mod simplify;
 mod sink;
 mod source;
 #[cfg(test)]

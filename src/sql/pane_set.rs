@@ -28,7 +28,7 @@ use crate::{
     view::{Judged, Key, View, ViewAggregate, bare, canonical, quantile_share},
 };
 
-/// Recovery re-reads what the open panes need; wider ones would make it longer.
+/// Recovery re-reads what the open panes need; wider ones would make it longer. Only windows of more panes than there may be have wider ones.
 const WIDTH_MAX_MS: i64 = 10_000;
 /// Panes per window.
 pub(crate) const WIDTH_MAX_PANES: i64 = 4_096;
@@ -49,30 +49,32 @@ pub(crate) struct PaneSet {
     pub state_limit: Option<StateLimit>,
 }
 
-/// Largest divisor, not above the cap, of the gcd of everything that windows are cut by.
+/// Largest divisor, not above the cap, of the gcd of everything that windows are cut by. Where that would be too many panes in the longest of
+/// the windows, the least divisor that is few enough, or the gcd.
 pub(crate) fn pane_width_ms<'a>(windows: impl IntoIterator<Item = &'a WindowSpec>) -> i64 {
-    let lengths = windows.into_iter().flat_map(|window| {
-        let early_ms = window.early_every_ms.unwrap_or(0);
-        [
+    let (mut common, mut longest) = (0, 0);
+    for window in windows {
+        longest = longest.max(window.size_ms);
+        let cuts = [
             window.size_ms,
             window.slide_ms,
             window.offset_ms,
             window.lateness_ms,
-            early_ms,
-        ]
-    });
-    let common = lengths.fold(0, gcd);
+            window.early_every_ms.unwrap_or(0),
+        ];
+        common = cuts.into_iter().fold(common, gcd);
+    }
     if common <= WIDTH_MAX_MS {
         return common.max(1);
     }
-    // The least divisor that cuts the gcd into pieces of at most the cap.
-    let pieces_min = (common + WIDTH_MAX_MS - 1) / WIDTH_MAX_MS;
     let small = (1..)
         .take_while(|divisor| divisor * divisor <= common)
         .filter(|divisor| common % divisor == 0);
-    let divisors = small.flat_map(|divisor| [divisor, common / divisor]);
-    let pieces = divisors.filter(|divisor| *divisor >= pieces_min).min();
-    common / pieces.unwrap_or(common)
+    let mut widths: Vec<i64> = small.flat_map(|divisor| [divisor, common / divisor]).collect();
+    widths.sort_unstable();
+    let few_enough = |width: &&i64| longest / **width <= WIDTH_MAX_PANES;
+    let narrow = widths.iter().rfind(|width| **width <= WIDTH_MAX_MS).filter(few_enough);
+    narrow.or(widths.iter().find(few_enough)).copied().unwrap_or(common)
 }
 
 fn gcd(a: i64, b: i64) -> i64 {
@@ -269,7 +271,7 @@ impl Planner {
         create_physical_expr(expr, &self.schema, &self.props, &self.context)
     }
 
-    fn aggregate(&self, aggregate: &ViewAggregate) -> PlanResult<AggregateSpec> {
+    pub fn aggregate(&self, aggregate: &ViewAggregate) -> PlanResult<AggregateSpec> {
         let Expr::AggregateFunction(function) = bare(&aggregate.expr) else {
             return Err(plan_datafusion_err!("`{}` is not an aggregate", aggregate.expr));
         };
@@ -443,9 +445,15 @@ mod tests {
             (60_000, 7_000, 0, 0, 1_000),
             (10_000, 10_000, 2_500, 0, 2_500),
             (14_000, 14_000, 0, 0, 7_000),
-            (11_003, 11_003, 0, 0, 1),
+            (11_003, 11_003, 0, 0, 11_003),
             (3_600_000, 1_000, 0, 0, 1_000),
             (1, 1, 0, 0, 1),
+            // A day, and a week that slides by the hour.
+            (40_960_000, 40_960_000, 0, 0, 10_000),
+            (86_400_000, 86_400_000, 0, 0, 21_600),
+            (604_800_000, 3_600_000, 0, 0, 150_000),
+            (86_400_000, 10_000, 0, 0, 10_000),
+            (86_400_000, 86_400_000, 0, 30_000, 30_000),
         ] {
             assert_eq!(
                 pane_width_ms([&window(size, slide, offset, lateness)]),

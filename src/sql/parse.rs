@@ -23,9 +23,17 @@ pub(crate) fn begins_statement(tokens: &[Token]) -> bool {
 /// One statement, all of its tokens. What is wrong goes to `errors`; a statement that has mistakes still is one, without them, where
 /// it is clear what was meant.
 pub(crate) fn statement(tokens: &[Token], errors: &mut Vec<Diagnostic>) -> Option<Statement> {
-    let mut cursor = Cursor::mending(tokens);
-    let parsed = balanced(tokens).and_then(|()| any(&mut cursor));
-    let mended = !cursor.errors.is_empty();
+    let before = errors.len();
+    let tokens = match balanced(tokens, errors) {
+        Ok(tokens) => tokens,
+        Err(error) => {
+            errors.push(error);
+            return None;
+        }
+    };
+    let mut cursor = Cursor::mending(&tokens);
+    let parsed = any(&mut cursor);
+    let mended = !cursor.errors.is_empty() || errors.len() > before;
     errors.append(&mut cursor.errors);
     match parsed {
         Ok(mut statement) => {
@@ -125,22 +133,68 @@ fn any(cursor: &mut Cursor<'_>) -> Parsed<Statement> {
     Ok(statement)
 }
 
-/// A parenthesis too many or too few is best said at its own place.
-fn balanced(tokens: &[Token]) -> Parsed<()> {
+/// A parenthesis too many or too few is best said at its own place. The tokens without the one, or with the other where it is clear
+/// where it belongs, so that what else is wrong is said, too.
+fn balanced(tokens: &[Token], errors: &mut Vec<Diagnostic>) -> Parsed<Vec<Token>> {
     let mut open = Vec::new();
+    let mut kept: Vec<Token> = Vec::with_capacity(tokens.len());
     for token in tokens {
         match token.kind {
-            Tok::LParen => open.push(token.span),
+            Tok::LParen => open.push(kept.len()),
             Tok::RParen if open.pop().is_none() => {
-                return Err(Diagnostic::new("this `)` closes nothing", token.span));
+                errors.push(Diagnostic::new("this `)` closes nothing", token.span));
+                continue;
             }
             _ => {}
         }
+        kept.push(token.clone());
     }
-    match open.pop() {
-        Some(span) => Err(Diagnostic::new("this `(` is never closed", span)),
-        None => Ok(()),
+    // From the last one on, so that the others stay where they are.
+    while let Some(at) = open.pop() {
+        let error = Diagnostic::new("this `(` is never closed", kept[at].span);
+        let Some(end) = end_of_arguments(&kept, at) else {
+            return Err(error);
+        };
+        errors.push(error);
+        kept.insert(end, kept[end - 1].replaced(Tok::RParen));
     }
+    Ok(kept)
+}
+
+/// Where the arguments end, at the latest, that begin behind a parenthesis which is never closed. Where there are commas it may be before any
+/// of them, unless it is a window.
+fn end_of_arguments(tokens: &[Token], open: usize) -> Option<usize> {
+    let before = open.checked_sub(1).and_then(|at| tokens[at].word())?;
+    let is_any = |words: &[&str]| words.iter().any(|word| before.value.eq_ignore_ascii_case(word));
+    let window = is_any(&["TUMBLE", "HOP", "SESSION"]);
+    if is_any(&[
+        "CAST",
+        "TRY_CAST",
+        "EXTRACT",
+        "TRIM",
+        "SUBSTRING",
+        "FILTER",
+        "GROUP",
+        "WITH",
+    ]) {
+        return None;
+    }
+    let mut depth = 0;
+    for (at, token) in tokens.iter().enumerate().skip(open + 1) {
+        match token.kind {
+            Tok::LParen => depth += 1,
+            Tok::RParen => depth -= 1,
+            Tok::Comma if depth == 0 && !window => return None,
+            _ if depth > 0 => {}
+            _ => {
+                let ends = ["AS", "FROM", "WHERE", "GROUP", "HAVING", "EMIT"];
+                if ends.iter().any(|word| token.is_word(word)) {
+                    return Some(at).filter(|at| *at > open + 1);
+                }
+            }
+        }
+    }
+    None
 }
 
 /// `name AS SELECT …`: rows, without a window.

@@ -9,11 +9,11 @@ mod window;
 use datafusion::sql::sqlparser::{
     ast::{
         BinaryOperator, Expr, GroupByExpr, Ident, ObjectNamePart, Query, Select, SelectItem, SetExpr, Spanned,
-        TableFactor,
+        TableFactor, Value,
     },
     dialect::GenericDialect,
     parser::{Parser, ParserError},
-    tokenizer::{Location, Token as Tok, Word},
+    tokenizer::{Location, Token as Tok, TokenWithSpan, Word},
 };
 
 pub(crate) use mend::{ends_operand, is_operator, keywords, parse_mending};
@@ -27,7 +27,7 @@ use crate::{
     diagnostic::{Diagnostic, Span, did_you_mean, nearest},
     lookup::Table,
     source::{self, Source, WINDOW_COLUMNS},
-    text::{Cursor, LineMap, Name, Parsed, Token, lower_first},
+    text::{Cursor, LineMap, Name, Parsed, Token, find, lower_first},
 };
 use names::TEMPORAL_COLUMNS;
 pub(crate) use names::{Names, Place};
@@ -160,9 +160,10 @@ fn read(
     one_source(select, context.lines)?;
     rename_table(select, &source.name);
     let outputs = name_outputs(select, context.lines, errors);
-    let unknown = resolve_names(select, source, context, errors);
+    check_window_names(select, context.lines, errors);
+    let mut loose = group_by_outputs(select, source, context.lines, errors);
+    let unknown = resolve_names(select, source, Place::Select, context, errors);
     let spans = spans(select, context.lines, whole);
-    let mut loose = false;
     let sets = group_by_window(
         select,
         &from.source,
@@ -315,16 +316,32 @@ pub(crate) fn parse(tokens: &[Token], lines: &LineMap<'_>) -> Parsed<Query> {
         .map_err(|error| parser_error(error, lines, whole))?;
     let rest = parser.peek_token();
     if rest.token != Tok::EOF {
-        let mut error = Diagnostic::new(
-            format!("expected the end of the SELECT, found `{}`", rest.token),
-            lines.span(rest.span),
-        );
-        if let Tok::Word(word) = &rest.token {
-            error = error.help_opt(did_you_mean(&word.value, ["WHERE", "GROUP", "HAVING", "EMIT"]));
-        }
-        return Err(error);
+        return Err(not_the_end(tokens, &rest, lines));
     }
     Ok(*query)
+}
+
+/// Something stands where the SELECT might end, or go on with another clause.
+fn not_the_end(tokens: &[Token], rest: &TokenWithSpan, lines: &LineMap<'_>) -> Diagnostic {
+    let span = lines.span(rest.span);
+    let at = tokens
+        .iter()
+        .position(|token| token.span.start >= span.start)
+        .unwrap_or(0);
+    let before = at.checked_sub(1).map(|before| &tokens[before]);
+    if let Some(group) = before.filter(|before| tokens[at].is_word("BY") && before.is_word("GROUP")) {
+        let error = Diagnostic::new("expected an expression, found `GROUP`", group.span);
+        return error.help("something is missing before it");
+    }
+    if tokens[at].is_word("GROUP") {
+        return Diagnostic::new("expected `BY` behind `GROUP`", span).help("write GROUP BY");
+    }
+    let error = Diagnostic::new(format!("expected the end of the SELECT, found `{}`", rest.token), span);
+    let Tok::Word(word) = &rest.token else { return error };
+    if tokens[at..].iter().any(|token| token.is_word("FROM")) {
+        return error.help("is a comma missing before it?");
+    }
+    error.help_opt(did_you_mean(&word.value, ["WHERE", "GROUP", "HAVING", "EMIT"]))
 }
 
 /// What may follow a condition, or a part of one.
@@ -539,6 +556,81 @@ pub(crate) fn name_outputs(
     outputs
 }
 
+/// No other column is called as the window's: a comma that is missing makes an alias of it.
+fn check_window_names(select: &Select, lines: &LineMap<'_>, errors: &mut Vec<Diagnostic>) {
+    for item in &select.projection {
+        if let SelectItem::ExprWithAlias {
+            expr: Expr::Identifier(column),
+            alias,
+        } = item
+            && find(&alias.value, true, WINDOW_COLUMNS).is_some()
+            && find(&column.value, false, WINDOW_COLUMNS).is_none()
+        {
+            let message = format!("`{}` is the window's, not `{}`", alias.value, column.value);
+            let error = Diagnostic::new(message, lines.span(alias.span));
+            errors.push(error.help("is a comma missing before it?"));
+        }
+    }
+}
+
+/// GROUP BY may say a column of the SELECT by its position, and the window's columns by the names that the SELECT gives them.
+///
+/// Whether a position was left out, because there is no such column.
+fn group_by_outputs(select: &mut Select, source: &Source, lines: &LineMap<'_>, errors: &mut Vec<Diagnostic>) -> bool {
+    let Select {
+        projection,
+        group_by: GroupByExpr::Expressions(exprs, _),
+        ..
+    } = select
+    else {
+        return false;
+    };
+    let names = |ident: &Ident, known: &mut dyn Iterator<Item = &str>| {
+        find(&ident.value, ident.quote_style.is_some(), known).is_some()
+    };
+    let is_window = |expr: &Expr| match expr {
+        Expr::Identifier(name) => names(name, &mut WINDOW_COLUMNS.into_iter()),
+        Expr::CompoundIdentifier(parts) => parts
+            .last()
+            .is_some_and(|name| names(name, &mut WINDOW_COLUMNS.into_iter())),
+        _ => false,
+    };
+    let before = exprs.len();
+    exprs.retain_mut(|group| match group {
+        Expr::Value(value) => {
+            let Value::Number(position, _) = &value.value else {
+                return true;
+            };
+            let at = position
+                .parse::<usize>()
+                .ok()
+                .and_then(|position| position.checked_sub(1));
+            let item = at.and_then(|at| projection.get(at));
+            let Some(SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. }) = item else {
+                let count = projection.len();
+                let message = format!("GROUP BY {position} is no column of the SELECT, which has {count}");
+                let error = Diagnostic::new(message, lines.span(value.span));
+                errors.push(error.help("positions count from 1; a name says more"));
+                return false;
+            };
+            *group = expr.clone();
+            true
+        }
+        Expr::Identifier(name) if !names(name, &mut source.column_names().chain(WINDOW_COLUMNS)) => {
+            let meant = projection.iter().find_map(|item| match item {
+                SelectItem::ExprWithAlias { expr, alias } if is_window(expr) => {
+                    names(name, &mut [alias.value.as_str()].into_iter()).then(|| expr.clone())
+                }
+                _ => None,
+            });
+            *group = meant.unwrap_or_else(|| group.clone());
+            true
+        }
+        _ => true,
+    });
+    exprs.len() < before
+}
+
 /// Resolves names of a SELECT over one source, among these columns.
 pub(crate) fn names<'a>(
     select: &Select,
@@ -576,17 +668,20 @@ pub(crate) fn names<'a>(
     }
 }
 
-/// Where names stand of which nothing is known is returned.
-fn resolve_names(
+/// Finds what the names mean, with `place` for those of the SELECT list: rows have no window. Where names stand of which nothing is known is
+/// returned.
+pub(crate) fn resolve_names(
     select: &mut Select,
     source: &Source,
+    place: Place,
     context: &Context<'_>,
     errors: &mut Vec<Diagnostic>,
 ) -> Vec<Span> {
-    let columns = source.column_names().chain(WINDOW_COLUMNS).map(str::to_owned).collect();
+    let window = WINDOW_COLUMNS.into_iter().filter(|_| place == Place::Select);
+    let columns = source.column_names().chain(window).map(str::to_owned).collect();
     let mut names = names(select, source, columns, context, errors);
     for expr in items(&mut select.projection) {
-        names.resolve(expr, Place::Select);
+        names.resolve(expr, place);
     }
     if let Some(filter) = &mut select.selection {
         names.resolve(filter, Place::Where);

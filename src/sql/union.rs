@@ -20,13 +20,13 @@ use datafusion::{
 
 use crate::{
     ast::Rows,
-    catalog::simplify,
     compile::Statements,
     detector::type_name,
     diagnostic::{Diagnostic, Span, one_of},
     join, lookup,
     pane_set::PaneSet,
     select::{self, Context, Place},
+    simplify::simplify,
     source::{Source, SourceColumn, WINDOW_COLUMNS},
     text::{Cursor, Name, Parsed, Token},
     view::{Key, ViewAggregate, bare, canonical, planner_error, renamed},
@@ -130,7 +130,7 @@ pub(crate) fn resolve(
         names = names.or_else(|| Some(first.names.iter().map(|(name, _)| name.clone()).collect()));
     }
     let mut unknown = Source::unknown(&ast.name.text);
-    if let Some(names) = names {
+    if let Some(names) = names.filter(|names| names.iter().all(|name| name != "*")) {
         unknown.unknown.columns = names;
         unknown.unknown.others = false;
     }
@@ -224,7 +224,7 @@ fn part(tokens: &[Token], sources: &mut [Source], context: &Context<'_>, errors:
     select::rename_table(select, &source.name);
     let names = select::name_outputs(select, context.lines, errors);
     let spans = select::spans(select, context.lines, whole);
-    let open = resolve_names(select, source, context, errors);
+    let open = select::resolve_names(select, source, Place::Row, context, errors);
     if errors.len() > before || !open.is_empty() || index.is_none() {
         check_apart(&query, source, &spans, &open, before, context, errors);
         return Ok(Read::Wrong(Some(names.into_iter().map(|(name, _)| name).collect())));
@@ -346,29 +346,6 @@ fn check_rows(select: &Select, context: &Context<'_>, whole: Span) -> Parsed<()>
     };
     Err(Diagnostic::new("a view of rows does not group", span.unwrap_or(whole))
         .help("group in a feature view over it: CREATE FEATURE VIEW … FROM TUMBLE(TABLE rows, …) GROUP BY …"))
-}
-
-/// Where names stand of which nothing is known is returned.
-fn resolve_names(
-    select: &mut Select,
-    source: &Source,
-    context: &Context<'_>,
-    errors: &mut Vec<Diagnostic>,
-) -> Vec<Span> {
-    let mut names = select::names(
-        select,
-        source,
-        source.column_names().map(str::to_owned).collect(),
-        context,
-        errors,
-    );
-    for expr in select::items(&mut select.projection) {
-        names.resolve(expr, Place::Row);
-    }
-    if let Some(filter) = &mut select.selection {
-        names.resolve(filter, Place::Where);
-    }
-    names.open
 }
 
 /// WHERE and the SELECT list, typed.

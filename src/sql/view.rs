@@ -14,23 +14,24 @@ use datafusion::{
     functions_aggregate::expr_fn,
     logical_expr::{
         Aggregate, Expr, ExprSchemable, LogicalPlan,
-        expr::{AggregateFunction, AggregateFunctionParams, NullTreatment},
+        expr::{AggregateFunction, AggregateFunctionParams, Cast, NullTreatment},
     },
     sql::sqlparser::{
         ast::{Expr as SqlExpr, Query, Spanned, visit_expressions},
         tokenizer,
     },
 };
-use engine::spec::{DetectorSpec, StateLimit, WindowSpec};
+use engine::spec::{AggregateKind, DetectorSpec, StateLimit, WindowSpec};
 
 use crate::{
     ast,
-    catalog::{Functions, simplify},
+    catalog::Functions,
     detector::type_name,
     diagnostic::{Diagnostic, Span},
     functions::histogram,
-    pane_set::{WIDTH_MAX_PANES, pane_width_ms},
+    pane_set::{Planner, WIDTH_MAX_PANES, pane_width_ms},
     select::{self, Flat, Window},
+    simplify::{plain_text, simplify},
     source::{Source, WINDOW_COLUMNS},
     text::{LineMap, lower_first},
 };
@@ -447,11 +448,17 @@ impl Builder<'_> {
             }
             let expr = Expr::AggregateFunction(function);
             match expr.to_field(rows) {
-                Ok((_, output)) => aggregates.push(ViewAggregate {
-                    canonical: canonical(&expr),
-                    output,
-                    expr,
-                }),
+                Ok((_, output)) => {
+                    let aggregate = ViewAggregate {
+                        canonical: canonical(&expr),
+                        output,
+                        expr,
+                    };
+                    match runs(&aggregate, rows) {
+                        Ok(()) => aggregates.push(aggregate),
+                        Err(error) => self.errors.push(planner_error(&error, span, self.context.lines)),
+                    }
+                }
                 Err(error) => self.errors.push(planner_error(&error, span, self.context.lines)),
             }
         }
@@ -494,7 +501,15 @@ impl Builder<'_> {
         let params = &function.params;
         let mut args = Vec::with_capacity(params.args.len());
         for arg in &params.args {
-            args.push(self.simplified(unqualified(arg.clone()), rows, span)?);
+            let arg = self.simplified(unqualified(arg.clone()), rows, span)?;
+            args.push(match function.func.name() {
+                // It has no hash for floats; equal ones are equal texts.
+                "approx_distinct" if arg.get_type(rows).is_ok_and(|data_type| data_type.is_floating()) => {
+                    Expr::Cast(Cast::new(Box::new(arg), DataType::Utf8))
+                }
+                name if KNOWS_DICTIONARIES.contains(&name) => arg,
+                _ => plain_text(arg, rows).ok()?.data,
+            });
         }
         let filter = match &params.filter {
             None => None,
@@ -563,7 +578,9 @@ impl Builder<'_> {
             let renamed = self.simplified(renamed, &input, span)?;
             let (_, field) = renamed.to_field(&input).ok()?;
             let name = self.flat.outputs.get(index).map_or("", |(name, _)| name.as_str());
-            fields.push(Field::new(name, field.data_type().clone(), field.is_nullable()));
+            // What cannot be computed over a row is NULL there, whatever its operands are.
+            let nullable = field.is_nullable() || !matches!(bare(&renamed), Expr::Column(_));
+            fields.push(Field::new(name, field.data_type().clone(), nullable));
             view.projection.push(renamed);
         }
         if view.window.early_every_ms.is_some() {
@@ -580,6 +597,24 @@ impl Builder<'_> {
             view.having = Some(self.simplified(having, &input, span)?);
         }
         Some(())
+    }
+}
+
+/// Aggregates that take texts as dictionaries, and give them back as such.
+const KNOWS_DICTIONARIES: [&str; 5] = ["count", "min", "max", "first", "last"];
+
+/// Whether the engine has an accumulator for it: a function may refuse a type only when it is asked for one.
+fn runs(aggregate: &ViewAggregate, rows: &DFSchema) -> PlanResult<()> {
+    let spec = Planner::new(rows.inner())?.aggregate(aggregate)?;
+    if let AggregateKind::Other(function) = &spec.kind
+        && !function.groups_accumulator_supported()
+    {
+        function.create_accumulator()?;
+    }
+    match engine::accumulator(&spec) {
+        Ok(_) => Ok(()),
+        Err(engine::Error::Expression(error)) => Err(*error),
+        Err(error) => plan_err!("{error}"),
     }
 }
 
@@ -642,9 +677,17 @@ fn mergeable(function: &AggregateFunction, span: Span) -> Result<(), Diagnostic>
             format!("`{name}` depends on the order in which partitions are read, so its partials do not add up"),
             "use first(x) or last(x), which go by event time",
         ),
+        "bit_xor" if function.params.distinct => refuse(
+            "`bit_xor(DISTINCT …)` is not supported".into(),
+            "bit_or and bit_and are the same with DISTINCT and without",
+        ),
         "grouping" => refuse(
             "`grouping` needs grouping sets, which are not supported".into(),
             "remove it",
+        ),
+        "percentile_cont" => refuse(
+            format!("`{name}` would hold every value of a window"),
+            "use quantile(x, 0.99), or median(x) where it has to be exact",
         ),
         _ if !function.params.order_by.is_empty() => refuse(
             format!("`{name}` with an order depends on every row, so its partials do not add up"),
@@ -731,8 +774,17 @@ pub(crate) fn planner_error(error: &DataFusionError, fallback: Span, lines: &Lin
             ));
         }
         let help = found.helps.first().map(|help| lower_first(&help.message));
-        let note = found.notes.first().map(|note| lower_first(&note.message));
-        return Diagnostic::new(lower_first(&found.message), span).help_opt(help.or(note));
+        let notes: Vec<String> = found.notes.iter().map(|note| lower_first(&note.message)).collect();
+        let types: Vec<&str> = notes.iter().filter_map(|note| note.strip_prefix("has type ")).collect();
+        if let [left, right] = types[..] {
+            let [left, right] = [left, right].map(named_type);
+            let error = Diagnostic::new(format!("a {left} and a {right} do not go together"), span);
+            return error.help(match [left, right].contains(&"boolean") {
+                true => "what is true or false is a condition by itself: x, or NOT x",
+                false => "CAST(x AS DOUBLE) and CAST(x AS VARCHAR) change a type",
+            });
+        }
+        return Diagnostic::new(lower_first(&found.message), span).help_opt(help.or(notes.into_iter().next()));
     }
     let message = error.find_root().message().into_owned();
     let first = message.lines().next().unwrap_or_default();
@@ -742,18 +794,56 @@ pub(crate) fn planner_error(error: &DataFusionError, fallback: Span, lines: &Lin
     {
         return Diagnostic::new(reason, fallback).help("CAST(x AS DOUBLE) and CAST(x AS VARCHAR) change a type");
     }
-    if let Some((function, given)) = wrong_argument(first) {
-        return Diagnostic::new(format!("`{function}` does not take a {given}"), fallback)
-            .help("CAST(x AS DOUBLE) makes a number of text");
+    if let Some((function, wanted, given)) = wrong_count(first) {
+        return Diagnostic::new(format!("`{function}` takes {wanted}, not {given}"), fallback);
+    }
+    if let Some((function, given)) = wrong_argument(first).or_else(|| wrong_types(first)) {
+        let help = match given.as_str() {
+            "boolean" => "count(*) FILTER (WHERE x) counts the rows where it is true",
+            _ => "CAST(x AS DOUBLE) makes a number of text",
+        };
+        return Diagnostic::new(format!("`{function}` does not take a {given}"), fallback).help(help);
     }
     if let Some((_, data_type)) = first
         .split_once("non-boolean predicate")
         .and_then(|(_, rest)| rest.split_once(" returning "))
     {
+        let data_type = named_type(data_type);
         return Diagnostic::new(format!("a condition is true or false, not a {data_type}"), fallback)
             .help("compare it with something: value > 0");
     }
     Diagnostic::new(lower_first(first.trim_end_matches('.')), fallback)
+}
+
+/// What people call a type that is known by its name in a message only.
+fn named_type(name: &str) -> &str {
+    const NAMES: [(&str, &str); 9] = [
+        ("Dictionary", "string"),
+        ("Utf8", "string"),
+        ("Boolean", "boolean"),
+        ("Timestamp", "timestamp"),
+        ("Map", "map"),
+        ("Interval", "interval"),
+        ("Int", "number"),
+        ("UInt", "number"),
+        ("Float", "number"),
+    ];
+    let known = NAMES.iter().find(|(prefix, _)| name.starts_with(prefix));
+    known.map_or(name, |(_, known)| known)
+}
+
+/// How many arguments a function takes, and how many it was given.
+fn wrong_count(message: &str) -> Option<(&str, String, &str)> {
+    let arguments = |count: &str| format!("{count} argument{}", if count == "1" { "" } else { "s" });
+    if let Some((function, _)) = message.split_once(" does not support zero arguments") {
+        return Some((function.trim_matches('\''), "an argument".into(), "none"));
+    }
+    let (_, rest) = message.split_once("Function '")?;
+    let (function, rest) = rest.split_once('\'')?;
+    let (_, rest) = rest.split_once(" expects ")?;
+    let (wanted, rest) = rest.split_once(" arguments but received ")?;
+    let given = rest.split(|letter: char| !letter.is_ascii_digit()).next()?;
+    Some((function, arguments(wanted), given))
 }
 
 /// `Function 'avg' failed to match any signature, … but received String (…`: the function and what it was given.
@@ -762,7 +852,22 @@ fn wrong_argument(message: &str) -> Option<(&str, String)> {
     let (function, rest) = rest.split_once('\'')?;
     let (_, given) = rest.split_once("but received ")?;
     let (given, _) = given.split_once(" (")?;
+    let (given, _) = given.split_once('(').unwrap_or((given, ""));
     Some((function, given.to_lowercase()))
+}
+
+/// `… a call to 'corr' function: coercion from Boolean, Float64 to the signature …`: the function and what it was given.
+fn wrong_types(message: &str) -> Option<(&str, String)> {
+    let (_, rest) = message.split_once("a call to '")?;
+    let (function, rest) = rest.split_once("' function: coercion from ")?;
+    let (given, _) = rest.split_once(" to the signature")?;
+    let mut depth = 0;
+    let types = given.split(|letter: char| {
+        depth += i32::from(letter == '(') - i32::from(letter == ')');
+        letter == ',' && depth == 0
+    });
+    let types: Vec<&str> = types.map(|name| named_type(name.trim())).collect();
+    Some((function, types.join(" and a ")))
 }
 
 /// A condition over `schema`, typed and simplified; it must be a truth value.
@@ -779,10 +884,11 @@ pub(crate) fn condition(
     let expr = planned.map_err(|error| planner_error(&error, span, lines))?;
     match expr.get_type(schema) {
         Ok(DataType::Boolean) => Ok(expr),
-        Ok(other) => Err(
-            Diagnostic::new(format!("a condition is true or false, not a {other}"), span)
-                .help("compare it with something: score > 1"),
-        ),
+        Ok(other) => Err(Diagnostic::new(
+            format!("a condition is true or false, not a {}", type_name(&other)),
+            span,
+        )
+        .help("compare it with something: score > 1")),
         Err(error) => Err(planner_error(&error, span, lines)),
     }
 }

@@ -494,7 +494,7 @@ impl JsonColumn {
             AnyColumn::Dictionary(column) => column.set(row, string.bytes(scratch)?),
             AnyColumn::Text(column) => column.set(row, string.bytes(scratch)?),
             AnyColumn::Timestamp(column, unit) => {
-                let time = time::parse_rfc3339(string.bytes(scratch)?, *unit).ok_or_else(not_a_time(from))?;
+                let time = time::parse(string.bytes(scratch)?, *unit).ok_or_else(not_a_time(from))?;
                 column.set(row, time);
                 Ok(())
             }

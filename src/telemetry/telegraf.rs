@@ -154,7 +154,7 @@ fn time_ms(scanner: &mut Scanner<'_>) -> Result<i64, Fault> {
         Some(b'"') => {
             let mut scratch = Vec::new();
             let text = scanner.string()?.bytes(&mut scratch)?;
-            let time = time::parse_rfc3339(text, arrow::datatypes::TimeUnit::Millisecond);
+            let time = time::parse(text, arrow::datatypes::TimeUnit::Millisecond);
             return time.ok_or_else(|| from.fault("expected a time like 2026-07-01T12:00:00.000Z"));
         }
         _ => return Err(scanner.expected("a time")),

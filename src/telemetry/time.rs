@@ -1,4 +1,4 @@
-//! RFC 3339 to numbers, without allocating. Stricter than many: the offset must be there.
+//! Times as texts to numbers, without allocating: RFC 3339, and what Java and Python write in its place.
 
 use arrow::datatypes::TimeUnit;
 
@@ -12,9 +12,24 @@ pub(crate) fn per_second(unit: TimeUnit) -> i64 {
     }
 }
 
+/// A time of any kind that a text may be: as [`parse_iso`] has it, or a number since the Unix epoch in the unit, rounded down.
+pub(crate) fn parse(text: &[u8], unit: TimeUnit) -> Option<i64> {
+    parse_iso(text, unit).or_else(|| {
+        let numeric = text
+            .first()
+            .is_some_and(|first| first.is_ascii_digit() || *first == b'-');
+        let text = std::str::from_utf8(text).ok().filter(|_| numeric)?;
+        let float = || text.parse::<f64>().ok().map(f64::floor);
+        let range = -9.2e18..9.2e18;
+        let whole = text.parse::<i64>().ok();
+        whole.or_else(|| float().filter(|float| range.contains(float)).map(|float| float as i64))
+    })
+}
+
 /// `2026-07-01T12:00:00.123456789+02:00` as time since the Unix epoch, rounded down to the unit. `None` when it is no such
-/// time, or too far away for 64 bits of the unit. A leap second counts as the second before it.
-pub(crate) fn parse_rfc3339(text: &[u8], unit: TimeUnit) -> Option<i64> {
+/// time, or too far away for 64 bits of the unit. A leap second counts as the second before it. The offset may be written `+0200` or `+02`;
+/// without one it is UTC.
+fn parse_iso(text: &[u8], unit: TimeUnit) -> Option<i64> {
     let (head, rest) = text.split_first_chunk::<19>()?;
     let marks = [(4, b"-"), (7, b"-"), (13, b":"), (16, b":")];
     let well_marked = marks.iter().all(|(at, mark)| head[*at] == mark[0]) && matches!(head[10], b'T' | b't' | b' ');
@@ -60,9 +75,14 @@ fn fraction(text: &[u8]) -> Option<(u32, &[u8])> {
 
 fn zone_offset_s(zone: &[u8]) -> Option<i64> {
     match zone {
-        b"Z" | b"z" => Some(0),
-        [sign @ (b'+' | b'-'), hour @ .., b':', m1, m2] if hour.len() == 2 => {
-            let (hours, minutes) = (digits(hour)?, digits(&[*m1, *m2])?);
+        b"" | b"Z" | b"z" => Some(0),
+        [sign @ (b'+' | b'-'), h1, h2, rest @ ..] => {
+            let minutes = match rest {
+                [] => 0,
+                [b':', minutes @ ..] | minutes if minutes.len() == 2 => digits(minutes)?,
+                _ => return None,
+            };
+            let hours = digits(&[*h1, *h2])?;
             let offset_s = i64::from(hours * 3600 + minutes * 60);
             let valid = hours <= 23 && minutes <= 59;
             valid.then_some(if *sign == b'-' { -offset_s } else { offset_s })
@@ -104,38 +124,60 @@ mod tests {
             let timestamp = jiff::Timestamp::new(second, 0).unwrap()
                 + jiff::SignedDuration::from_nanos(i64::from(nanosecond));
             let text = timestamp.to_string();
-            prop_assert_eq!(parse_rfc3339(text.as_bytes(), TimeUnit::Second), Some(second));
+            prop_assert_eq!(parse(text.as_bytes(), TimeUnit::Second), Some(second));
             prop_assert_eq!(
-                parse_rfc3339(text.as_bytes(), TimeUnit::Millisecond),
+                parse(text.as_bytes(), TimeUnit::Millisecond),
                 Some(second * 1000 + i64::from(nanosecond) / 1_000_000)
             );
             prop_assert_eq!(
-                parse_rfc3339(text.as_bytes(), TimeUnit::Nanosecond).map(i128::from),
+                parse(text.as_bytes(), TimeUnit::Nanosecond).map(i128::from),
                 Some(timestamp.as_nanosecond()).filter(|ns| i64::try_from(*ns).is_ok())
             );
         }
 
         #[test]
         fn never_panics(text: Vec<u8>) {
-            parse_rfc3339(&text, TimeUnit::Nanosecond);
+            parse(&text, TimeUnit::Nanosecond);
         }
     }
 
     #[test]
     fn forms() {
-        let ms = |text: &str| parse_rfc3339(text.as_bytes(), TimeUnit::Millisecond);
+        let ms = |text: &str| parse(text.as_bytes(), TimeUnit::Millisecond);
         assert_eq!(ms("1970-01-01T00:00:00Z"), Some(0));
         assert_eq!(ms("2000-02-29T23:59:60.5z"), ms("2000-02-29T23:59:59.5Z"));
         assert_eq!(ms("2026-07-01 12:00:00.1239+02:00"), ms("2026-07-01T10:00:00.123Z"));
         assert_eq!(ms("2026-07-01T12:00:00-00:30"), ms("2026-07-01T12:30:00Z"));
-        let wrong = [
+        for same in [
+            "2026-07-01T14:00:00+0200",
+            "2026-07-01 14:00:00.0+02",
             "2026-07-01T12:00:00",
+            "2026-07-01 12:00:00.000",
+        ] {
+            assert_eq!(ms(same), ms("2026-07-01T12:00:00Z"), "{same}");
+        }
+        for (number, read) in [
+            ("1700000000123", 1_700_000_000_123),
+            ("-1", -1),
+            ("-0.5", -1),
+            ("1.7e3", 1_700),
+        ] {
+            assert_eq!(ms(number), Some(read), "{number}");
+        }
+        let wrong = [
             "2026-07-01",
+            "2026-07-01T12:00",
+            "1e30",
+            "-",
+            "12 s",
+            "nan",
             "2026-02-29T00:00:00Z",
             "2026-13-01T00:00:00Z",
             "2026-07-01T24:00:00Z",
             "2026-07-01T12:00:00.Z",
-            "2026-07-01T12:00:00+0200",
+            "2026-07-01T12:00:00+020",
+            "2026-07-01T12:00:00+02:",
+            "2026-07-01T12:00:00+02:000",
             "2026-07-01T12:00:00+24:00",
             "2026-07-01T12:00:00Z ",
             "+026-07-01T12:00:00Z",

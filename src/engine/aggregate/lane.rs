@@ -25,11 +25,8 @@ use super::{
 use crate::{
     error::Error,
     panes::{PaneStore, Sealed, Span, Unusual},
-    spec::{Beyond, Budget, SourceSpec},
+    spec::{Beyond, Budget, EVENT_TIMES_MS, SourceSpec},
 };
-
-/// Year 1 to year 9999: what can be written as a time, and far from where arithmetic overflows.
-const EVENT_TIMES_MS: std::ops::RangeInclusive<i64> = -62_135_596_800_000..=253_402_300_799_999;
 
 /// The rows of a few records of one partition, as a decoder hands them out.
 #[derive(Debug)]
@@ -275,7 +272,7 @@ impl Lane {
             if !EVENT_TIMES_MS.contains(&time_ms) {
                 return Some((
                     Fault::EventTimeRange,
-                    format!("event time {time_ms} ms is beyond the years 1 to 9999"),
+                    format!("event time {time_ms} ms is beyond the years 1 to 9997"),
                 ));
             }
             let limit_ms = record_ms.saturating_add(skew_ms?);

@@ -8,7 +8,7 @@ use arrow::{
     datatypes::{DataType, Field, Int64Type, Schema, TimeUnit},
 };
 use engine::{
-    spec::{Format, SourceSpec},
+    spec::{EVENT_TIMES_MS, Format, SourceSpec},
     table::TableSpec,
 };
 use serde_json::value::RawValue;
@@ -16,9 +16,6 @@ use telemetry::{Decoder, RecordMeta};
 
 use super::table::{self, Table};
 use crate::{error::Refused, stages};
-
-/// Year 1 to year 9999, as the stages take them.
-const TIMES_MS: std::ops::RangeInclusive<i64> = -62_135_596_800_000..=253_402_300_799_999;
 
 /// How the records of a file are told apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -250,7 +247,7 @@ impl Input {
 }
 
 fn widen(span: &mut Option<(i64, i64)>, ms: Option<i64>) {
-    let Some(ms) = ms.filter(|ms| TIMES_MS.contains(ms)) else {
+    let Some(ms) = ms.filter(|ms| EVENT_TIMES_MS.contains(ms)) else {
         return;
     };
     let (from, to) = span.unwrap_or((ms, ms));

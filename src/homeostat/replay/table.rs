@@ -75,7 +75,8 @@ fn project(source: &SourceSpec, path: &Path, batch: &RecordBatch, first: usize) 
     let mut columns = Vec::with_capacity(source.schema.fields().len());
     for (index, field) in source.schema.fields().iter().enumerate() {
         let wanted = field.data_type();
-        if let Some(column) = of_the_record(source, index, first, batch.num_rows()) {
+        let told = batch.column_by_name(field.name()).is_some();
+        if let Some(column) = of_the_record(source, index, first, batch.num_rows(), told) {
             columns.push(column);
             continue;
         }
@@ -107,14 +108,16 @@ fn missing<'a>(source: &SourceSpec, index: usize, path: &Path, has: impl Iterato
     .help(format!("the file has {}", names.join(", ")))
 }
 
-/// METADATA columns: the row's number is its offset; a file has neither keys nor headers nor timestamps of records.
-fn of_the_record(source: &SourceSpec, index: usize, first: usize, rows: usize) -> Option<ArrayRef> {
+/// METADATA columns: the row's number is its offset; a file has neither headers nor timestamps of records, and a key only where a column is
+/// called as the one that is declared, which is found as any other.
+fn of_the_record(source: &SourceSpec, index: usize, first: usize, rows: usize, told: bool) -> Option<ArrayRef> {
     let (_, metadata) = source.metadata.iter().find(|(column, _)| *column == index)?;
     let wanted = source.schema.field(index).data_type();
     let plain: ArrayRef = match metadata {
         Metadata::Offset => Arc::new(Int64Array::from_iter_values(first as i64..(first + rows) as i64)),
         Metadata::Partition => Arc::new(Int64Array::from(vec![0; rows])),
         Metadata::Topic => Arc::new(StringArray::from(vec![source.topic.as_str(); rows])),
+        Metadata::Key if told => return None,
         _ => return Some(new_null_array(wanted, rows)),
     };
     cast(&plain, wanted).ok()
@@ -148,6 +151,11 @@ pub fn csv(source: &SourceSpec, paths: &[PathBuf]) -> Result<Table, Refused> {
             .from_path(path)
             .map_err(|error| refuse(&error))?;
         let header = reader.headers().map_err(|error| refuse(&error))?.clone();
+        if header.is_empty() {
+            // A file without a byte has no rows, either.
+            files.push((path.clone(), lines.len(), ""));
+            continue;
+        }
         let cells = places(source, path, &header)?;
         let mut texts: Vec<Vec<Option<String>>> = vec![Vec::new(); cells.len()];
         files.push((path.clone(), lines.len(), ""));
@@ -162,7 +170,7 @@ pub fn csv(source: &SourceSpec, paths: &[PathBuf]) -> Result<Table, Refused> {
         }
         let mut columns = Vec::with_capacity(cells.len());
         for (index, text) in texts.into_iter().enumerate() {
-            if let Some(column) = of_the_record(source, index, 0, text.len()) {
+            if let Some(column) = of_the_record(source, index, 0, text.len(), cells[index].is_some()) {
                 columns.push(column);
                 continue;
             }
@@ -185,7 +193,7 @@ pub fn csv(source: &SourceSpec, paths: &[PathBuf]) -> Result<Table, Refused> {
     Ok(Table { batch, files, lines })
 }
 
-/// By column of the source, where it stands in a line; `None` for columns of the record.
+/// By column of the source, where it stands in a line; `None` for columns of the record that no line has.
 fn places(source: &SourceSpec, path: &Path, header: &csv::StringRecord) -> Result<Vec<Option<usize>>, Refused> {
     let at = |name: &str| {
         header
@@ -195,8 +203,11 @@ fn places(source: &SourceSpec, path: &Path, header: &csv::StringRecord) -> Resul
     let fields = source.schema.fields().iter().enumerate();
     fields
         .map(|(index, field)| {
-            if source.metadata.iter().any(|(column, _)| *column == index) {
-                return Ok(None);
+            let metadata = source.metadata.iter().find(|(column, _)| *column == index);
+            match metadata.map(|(_, metadata)| metadata) {
+                Some(Metadata::Key) => return Ok(at(field.name())),
+                Some(_) => return Ok(None),
+                None => {}
             }
             let dotted = source.paths.get(index).cloned().flatten().map(|path| path.join("."));
             let found = at(field.name()).or_else(|| at(dotted.as_deref()?));

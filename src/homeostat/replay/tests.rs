@@ -132,6 +132,141 @@ fn what_is_no_row_is_refused_by_its_place_and_the_rest_counts() {
 }
 
 #[test]
+fn columns_of_the_record_are_told_by_the_file_as_far_as_it_can() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipeline = compile(
+        "CREATE SOURCE app (ts TIMESTAMP(3), pod STRING METADATA FROM 'key', headers MAP<STRING, STRING> METADATA FROM 'headers',
+           at BIGINT METADATA FROM 'offset', of STRING METADATA FROM 'topic', WATERMARK FOR ts AS ts - INTERVAL '1' SECOND)
+         WITH (topic = 'rows', format = 'json');
+         CREATE FEATURE VIEW v AS SELECT pod, headers['tenant'] AS tenant, max(at) AS at, max(of) AS of
+         FROM TUMBLE(TABLE app, DESCRIPTOR(ts), INTERVAL '10' SECOND) GROUP BY pod, headers['tenant'], window_end;",
+    );
+    let row = |pod: &str, at: i64| format!("{{\"pod\":{pod},\"tenant\":null,\"at\":{at},\"of\":\"rows\"}}\n");
+    for (name, text, pods) in [
+        (
+            "app.jsonl",
+            "{\"ts\":0,\"pod\":\"a\"}\n{\"ts\":1,\"pod\":7}\n{\"ts\":2,\"pod\":null}\n",
+            ["\"a\"", "\"7\"", "null"],
+        ),
+        ("app.csv", "ts,pod\n0,a\n1,7\n2,\n", ["\"a\"", "\"7\"", "null"]),
+        ("none.jsonl", "{\"ts\":0}\n", ["null", "", ""]),
+        ("none.csv", "ts\n0\n", ["null", "", ""]),
+    ] {
+        let path = write(folder.path(), name, text);
+        let (replayed, refusals) = run(&pipeline, &[path], 1);
+        let found = shown(&replayed.views[0]);
+        let mut expected: Vec<String> = pods
+            .iter()
+            .zip(0..)
+            .filter(|(pod, _)| !pod.is_empty())
+            .map(|(pod, at)| row(pod, at))
+            .collect();
+        expected.sort();
+        let mut lines: Vec<String> = found.lines().map(|line| format!("{line}\n")).collect();
+        lines.sort();
+        assert_eq!((lines, refusals.count), (expected, 0), "{name}");
+    }
+}
+
+/// Rows of `app`, of which some do not fit an expression: (condition, aggregate) → what the view says, and how many rows are refused.
+#[test]
+fn an_expression_that_some_rows_do_not_fit_costs_these_rows_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let texts = ["500", "404", "abc", "200", "503"];
+    let row = |at: usize| match at {
+        5 => "{\"ts\":1767225600005,\"code\":9}\n".to_owned(),
+        _ => format!(
+            "{{\"ts\":{},\"service\":\"{}\",\"code\":{at}}}\n",
+            1_767_225_600_000_i64 + at as i64,
+            texts[at]
+        ),
+    };
+    let path = write(folder.path(), "app.jsonl", &(0..6).map(row).collect::<String>());
+    for (filter, aggregate, says, refused) in [
+        ("true", "sum(CAST(service AS INT))", "1607", 1),
+        ("CAST(service AS INT) >= 500", "count(*)", "2", 1),
+        ("service > 400", "count(*)", "3", 1),
+        ("service <> 'abc' AND CAST(service AS INT) >= 500", "count(*)", "2", 0),
+        ("service = 'abc' OR CAST(service AS INT) >= 500", "count(*)", "3", 0),
+        (
+            "true",
+            "sum(CASE WHEN service ~ '^[0-9]+$' THEN CAST(service AS INT) END)",
+            "1607",
+            0,
+        ),
+        (
+            "true",
+            "sum(CAST(service AS INT)) FILTER (WHERE service <> 'abc')",
+            "1607",
+            0,
+        ),
+        ("code <> 3 AND 10 / (code - 3) > 0", "count(*)", "2", 0),
+        ("code = 3 OR 10 / (code - 3) > 0", "count(*)", "3", 0),
+        ("true", "sum(10 / (code - 3))", "-7", 1),
+        ("true", "count(*) FILTER (WHERE 10 / (code - 3) > 0)", "2", 1),
+        // Beyond the rows, what cannot be computed is NULL.
+        ("true", "10 / (count(*) - 6)", "null", 0),
+        ("true", "CAST(max(service) AS INT)", "null", 0),
+        ("true", "CAST(min(service) AS INT)", "200", 0),
+        // Functions that know no dictionaries.
+        ("service <> 'abc'", "approx_distinct(service)", "4", 0),
+        ("true", "approx_distinct(code / 2.0)", "6", 0),
+        (
+            "service <> 'abc'",
+            "max(to_timestamp(CAST(CAST(service AS INT) AS BIGINT)))",
+            "\"1970-01-01T00:08:23.000000000Z\"",
+            0,
+        ),
+    ] {
+        let pipeline = compile(&format!(
+            "{APP} CREATE FEATURE VIEW v AS SELECT {aggregate} AS a FROM TUMBLE(TABLE app, DESCRIPTOR(ts), INTERVAL '10' SECOND)
+             WHERE {filter} GROUP BY window_start;"
+        ));
+        for partitions in [1, 3] {
+            let (replayed, refusals) = run(&pipeline, std::slice::from_ref(&path), partitions);
+            assert_eq!(
+                shown(&replayed.views[0]),
+                format!("{{\"a\":{says}}}\n"),
+                "{filter}: {aggregate}"
+            );
+            assert_eq!(refusals.count, refused, "{filter}: {aggregate}: {:?}", refusals.reasons);
+        }
+    }
+    let pipeline = compile(&format!(
+        "{APP} CREATE FEATURE VIEW v AS SELECT service FROM TUMBLE(TABLE app, DESCRIPTOR(ts), INTERVAL '10' SECOND)
+         GROUP BY service, window_start HAVING 10 / (max(code) - 2) > 4;"
+    ));
+    let (replayed, _) = run(&pipeline, std::slice::from_ref(&path), 1);
+    assert_eq!(
+        shown(&replayed.views[0]),
+        "{\"service\":\"200\"}\n{\"service\":\"503\"}\n"
+    );
+}
+
+#[test]
+fn times_are_taken_as_far_as_their_windows_can_be_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipeline = compile(&format!(
+        "{APP} CREATE FEATURE VIEW v AS SELECT window_start, window_end, max(ts) AS latest
+         FROM TUMBLE(TABLE app, DESCRIPTOR(ts), INTERVAL '366' DAY) GROUP BY window_start, window_end;"
+    ));
+    for (time, refused) in [
+        ("0001-01-01T00:00:00.000Z", 0),
+        ("1969-12-31T23:59:59.999Z", 0),
+        ("2100-01-01T00:00:00.000Z", 0),
+        ("9997-12-31T23:59:59.999Z", 0),
+        ("0000-12-31T23:59:59.999Z", 1),
+        ("9998-01-01T00:00:00.000Z", 1),
+    ] {
+        let path = write(folder.path(), "app.jsonl", &format!("{{\"ts\":\"{time}\"}}\n"));
+        let (replayed, refusals) = run(&pipeline, &[path], 1);
+        assert_eq!(refusals.count, refused, "{time}");
+        let row = shown(&replayed.views[0]);
+        assert!(!row.contains("null") && row.contains(time) == (refused == 0), "{row}");
+    }
+}
+
+#[test]
 fn files_that_do_not_fit_are_refused_whole() {
     let folder = tempfile::tempdir().unwrap();
     let pipeline = compile(&format!("{APP} {VIEW}"));
@@ -160,8 +295,10 @@ fn an_empty_file_gives_empty_views_and_files_take_their_names_together() {
         "{APP} {VIEW} CREATE DETECTOR v ON v KEY (service) FEATURES (a) USING static_threshold WITH (upper = 2);"
     );
     let pipeline = compile(&text);
+    let csv = write(folder.path(), "app.csv", "");
     let path = write(folder.path(), "app.jsonl", "");
     let (replayed, _) = run(&pipeline, &[path], 2);
+    assert_eq!(run(&pipeline, &[csv], 2).0, replayed);
     let out = folder.path().join("deep/out");
     replayed.write(&out).unwrap();
     let mut names: Vec<_> = std::fs::read_dir(&out)
@@ -248,6 +385,19 @@ fn numbers_that_json_does_not_have_are_text() {
     let expected =
         "{\"window_end\":\"1970-01-01T00:00:10.000Z\",\"high\":\"Infinity\",\"low\":\"-Infinity\",\"s\":\"NaN\"}\n";
     assert_eq!(shown(&replayed.views[0]), expected);
+}
+
+#[test]
+fn lists_maps_and_structs_are_json() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipeline = compile(&format!(
+        "{APP} CREATE FEATURE VIEW v AS SELECT make_array(max(code), NULL, 2) AS list, map {{'a': make_array(avg(ms))}} AS map,
+           named_struct('n', count(*), 'empty', make_array()) AS struct
+         FROM TUMBLE(TABLE app, DESCRIPTOR(ts), INTERVAL '10' SECOND) GROUP BY window_start;"
+    ));
+    let path = write(folder.path(), "app.jsonl", "{\"ts\":0,\"code\":1,\"ms\":0.5}\n");
+    let expected = "{\"list\":[1,null,2],\"map\":{\"a\":[0.5]},\"struct\":{\"n\":1,\"empty\":[]}}\n";
+    assert_eq!(shown(&run(&pipeline, &[path], 1).0.views[0]), expected);
 }
 
 #[test]

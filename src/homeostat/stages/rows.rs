@@ -7,8 +7,8 @@ use std::{io::Write, sync::Arc};
 
 use arrow::{
     array::{
-        Array, ArrayRef, AsArray, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray, StructArray,
-        UInt64Array,
+        Array, ArrayRef, AsArray, BooleanArray, Float64Array, Int64Array, ListArray, MapArray, RecordBatch,
+        StringArray, StructArray, UInt64Array,
     },
     compute::cast,
     datatypes::{DataType, Fields, Int64Type, TimeUnit},
@@ -24,6 +24,8 @@ enum Column<'a> {
     Text(StringArray),
     Time(Int64Array, TimeUnit, Written),
     Object(&'a StructArray, Vec<(Vec<u8>, Column<'a>)>),
+    List(&'a ListArray, Box<Column<'a>>),
+    Map(&'a MapArray, Box<Column<'a>>, Box<Column<'a>>),
     Shown(ArrayRef, ArrayFormatter<'a>),
 }
 
@@ -66,6 +68,14 @@ impl<'a> Column<'a> {
             DataType::Struct(fields) => array
                 .as_struct_opt()
                 .map(|object| Self::Object(object, members(named(fields, object.columns())))),
+            DataType::List(_) => array
+                .as_list_opt()
+                .map(|list| Self::List(list, Box::new(Self::new(list.values())))),
+            // An object's names are texts.
+            DataType::Map(..) => array
+                .as_map_opt()
+                .filter(|map| map.key_type().is_string())
+                .map(|map| Self::Map(map, Box::new(Self::new(map.keys())), Box::new(Self::new(map.values())))),
             DataType::Null => Some(Self::Text(StringArray::new_null(array.len()))),
             _ => None,
         };
@@ -85,6 +95,8 @@ impl<'a> Column<'a> {
             Self::Float(array) => array.is_null(row),
             Self::Text(array) => array.is_null(row),
             Self::Object(array, _) => array.is_null(row),
+            Self::List(array, _) => array.is_null(row),
+            Self::Map(array, ..) => array.is_null(row),
             Self::Shown(array, _) => array.is_null(row),
         };
         if null {
@@ -107,6 +119,30 @@ impl<'a> Column<'a> {
                 out.extend_from_slice(&written.text);
             }
             Self::Object(_, members) => object(members, row, out),
+            Self::List(array, items) => {
+                let offsets = array.value_offsets();
+                out.push(b'[');
+                for item in offsets[row]..offsets[row + 1] {
+                    if item > offsets[row] {
+                        out.push(b',');
+                    }
+                    items.write(item as usize, out);
+                }
+                out.push(b']');
+            }
+            Self::Map(array, keys, values) => {
+                let offsets = array.value_offsets();
+                out.push(b'{');
+                for entry in offsets[row]..offsets[row + 1] {
+                    if entry > offsets[row] {
+                        out.push(b',');
+                    }
+                    keys.write(entry as usize, out);
+                    out.push(b':');
+                    values.write(entry as usize, out);
+                }
+                out.push(b'}');
+            }
             Self::Shown(_, shown) => put(out, &shown.value(row).to_string()),
         }
     }

@@ -13,9 +13,9 @@ use engine::spec::{DetectorInput, DetectorSpec};
 use super::{Joined, List};
 use crate::{
     anomalies::{self, Call},
-    catalog::simplify,
     diagnostic::{Diagnostic, Span},
     select::{self, Context},
+    simplify::simplify,
     source::WINDOW_COLUMNS,
     text::Parsed,
     view::{Judged, bare, condition, planner_error},

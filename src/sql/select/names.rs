@@ -28,6 +28,21 @@ const KEYWORDS: [&str; 11] = [
     "AS", "AND", "OR", "IN", "IS", "LIKE", "BETWEEN", "THEN", "ELSE", "END", "WHEN",
 ];
 
+/// Functions of other systems, and what is written instead.
+const OTHER_NAMES: [(&str, &str); 11] = [
+    ("any", "bool_or(x)"),
+    ("average", "avg(x)"),
+    ("count_if", "count(*) FILTER (WHERE …)"),
+    ("countif", "count(*) FILTER (WHERE …)"),
+    ("date_format", "to_char(x, format)"),
+    ("every", "bool_and(x)"),
+    ("mod", "x % y"),
+    ("sign", "signum(x)"),
+    ("some", "bool_or(x)"),
+    ("total", "sum(x)"),
+    ("sum_if", "sum(x) FILTER (WHERE …)"),
+];
+
 /// Where an expression stands, which decides what it may name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
@@ -150,7 +165,11 @@ impl Names<'_> {
             let names: Vec<&str> = self.columns.iter().map(String::as_str).take(20).collect();
             format!("there are {}", names.join(", "))
         };
-        self.errors.push(error.help(near.or(quoted).unwrap_or_else(list)));
+        let help = match (near, quoted) {
+            (Some(near), Some(quoted)) => format!("{near} {quoted}"),
+            (near, quoted) => near.or(quoted).unwrap_or_else(list),
+        };
+        self.errors.push(error.help(help));
         match nearest {
             Some(name) => *ident = self::quoted(ident, name),
             None => self.open.push(span),
@@ -222,6 +241,15 @@ impl Names<'_> {
                 let percentile = lower.strip_prefix('p').filter(|digits| digits.parse::<u16>().is_ok());
                 let own = percentile.map(|digits| format!("write quantile(x, 0.{digits})"));
                 let own = own.or_else(|| (lower == "percentile").then(|| "write quantile(x, 0.99)".to_owned()));
+                let own = own.or_else(|| {
+                    let (window, end) = lower.rsplit_once('_')?;
+                    let known = ["hop", "tumble", "session"].contains(&window) && ["start", "end"].contains(&end);
+                    known.then(|| format!("select window_{end}"))
+                });
+                let own = own.or_else(|| {
+                    let other = OTHER_NAMES.iter().find(|(name, _)| *name == lower);
+                    other.map(|(_, ours)| format!("write {ours}"))
+                });
                 let near = own.or_else(|| did_you_mean(&lower, self.functions.names()));
                 let help = near.unwrap_or_else(|| {
                     "functions are those of DataFusion, and quantile, rate, increase, delta, slope and histogram_quantile".into()

@@ -332,7 +332,7 @@ proptest! {
 }
 
 #[test]
-fn group_by_spelling_and_times_before_1970() {
+fn group_by_spellings_and_times_before_1970() {
     let rows: Vec<Row> = (-40..40)
         .map(|i| (i * 777, Some(1), Some(1), Some(1.0), Some(1), Some(true)))
         .collect();
@@ -340,9 +340,17 @@ fn group_by_spelling_and_times_before_1970() {
     let text = format!(
         "{SOURCE} CREATE FEATURE VIEW v AS SELECT svc, window_start, count(*) AS n FROM m AS x GROUP BY x.svc, hop(ts, INTERVAL '5 s', INTERVAL '10 s');"
     );
-    let pipeline = compile("p", &text, &Algorithms).unwrap();
-    assert_eq!(
-        comparable(&engine_rows(&pipeline, &rows)),
-        comparable(&oracle_rows(&text, &rows))
-    );
+    let expected = comparable(&oracle_rows(&text, &rows));
+    let hop = "HOP(TABLE m, DESCRIPTOR(ts), INTERVAL '5 s', INTERVAL '10 s')";
+    let same = [
+        format!("SELECT svc, window_start, count(*) AS n FROM {hop} GROUP BY 1, 2"),
+        format!("SELECT svc, window_start AS ws, count(*) AS n FROM {hop} GROUP BY svc, ws"),
+        format!("SELECT svc, x.WINDOW_START \"the start\", count(*) FROM {hop} x GROUP BY 1, \"the start\""),
+    ];
+    let same = same.map(|select| format!("{SOURCE} CREATE FEATURE VIEW v AS {select};"));
+    for text in same.iter().chain([&text]) {
+        let pipeline = compile("p", text, &Algorithms);
+        let pipeline = pipeline.unwrap_or_else(|found| panic!("{}", found.render("p", text, false)));
+        assert_eq!(comparable(&engine_rows(&pipeline, &rows)), expected, "{text}");
+    }
 }

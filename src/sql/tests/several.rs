@@ -95,8 +95,8 @@ const CASES: &[Case] = &[
             ("`avg` does not take a string", "CAST"),
             ("`sum` does not take a boolean", ""),
             ("7 is not a share between 0 and 1", ""),
-            ("a condition is true or false, not a Float64", "compare"),
-            ("a condition is true or false, not a Int64", "compare"),
+            ("a condition is true or false, not a number", "compare"),
+            ("a condition is true or false, not a number", "compare"),
         ],
     },
     // A mistake in one expression hides none in another, and a name that it gives is not unknown.
@@ -108,6 +108,69 @@ const CASES: &[Case] = &[
             ("expected an expression, found `AS`", ""),
             ("unknown column `mz`", "`ms`"),
             ("`sum` does not take a string", ""),
+        ],
+    },
+    // GROUP BY by position, operands and arguments.
+    Case {
+        text: "CREATE FEATURE VIEW v AS SELECT service, window_end, «sum(ms, status) AS a», «avg() AS b», «ms + service» AS c, «TUMBLE_START»(ts) AS d,
+                 «max(ms) FILTER (WHERE ok = 1) AS e»
+               FROM TUMBLE(TABLE s, DESCRIPTOR(ts), INTERVAL '1' MINUTE) WHERE service = «\"web\"» GROUP BY 1, 2, «9»;",
+        said: &[
+            ("`sum` takes 1 argument, not 2", ""),
+            ("`avg` takes an argument, not none", ""),
+            ("a number and a string do not go together", "CAST"),
+            ("unknown function `TUMBLE_START`", "window_start"),
+            ("a boolean and a number do not go together", "NOT x"),
+            ("unknown column `web`", "single quotes: 'web'"),
+            ("GROUP BY 9 is no column of the SELECT, which has 7", ""),
+        ],
+    },
+    Case {
+        text: "CREATE FEATURE VIEW v AS SELECT service, window_end, count(*) AS n «sum»(ms) AS a
+               FROM TUMBLE(TABLE s, DESCRIPTOR(ts), INTERVAL '1' MINUTE) GROUP BY service, window_end;
+               CREATE FEATURE VIEW w AS SELECT service, window_end, count(*) AS n
+               FROM TUMBLE(TABLE s, DESCRIPTOR(ts), INTERVAL '1' MINUTE) WHERE ms > 1 AND «GROUP» BY service, window_end;
+               CREATE FEATURE VIEW x AS SELECT service, window_end, count(*) AS n
+               FROM TUMBLE(TABLE s, DESCRIPTOR(ts), INTERVAL '1' MINUTE) «GROUP» service, window_end;
+               CREATE FEATURE VIEW y AS SELECT service «window_end», count(*) AS n
+               FROM TUMBLE(TABLE s, DESCRIPTOR(ts), INTERVAL '1' MINUTE) GROUP BY service, window_end;",
+        said: &[
+            ("expected the end of the SELECT, found `sum`", "a comma missing"),
+            ("expected an expression, found `GROUP`", ""),
+            ("expected `BY` behind `GROUP`", ""),
+            ("`window_end` is the window's, not `service`", "a comma missing"),
+        ],
+    },
+    // What a function says only when it runs.
+    Case {
+        text: "CREATE FEATURE VIEW v AS SELECT service, window_end, «stddev»(DISTINCT ms) AS a, «bit_xor»(DISTINCT status) AS b, «stddev(service) AS c»,
+                 «corr(ok, service) AS d», «every»(ok) AS e
+               FROM TUMBLE(TABLE s, DESCRIPTOR(ts), INTERVAL '1' MINUTE) GROUP BY service, window_end;",
+        said: &[
+            ("DISTINCT", ""),
+            ("`bit_xor(DISTINCT …)` is not supported", ""),
+            ("`stddev` does not take a string", "CAST"),
+            ("`corr` does not take a boolean and a string", ""),
+            ("unknown function `every`", "bool_and(x)"),
+        ],
+    },
+    // Parentheses, where it is clear where they belong.
+    Case {
+        text: "CREATE FEATURE VIEW v AS SELECT service, window_end, count«(»* AS n, «cuont»(*) AS m
+               FROM TUMBLE«(»TABLE s, DESCRIPTOR(ts), INTERVAL '1' «MINUT» WHERE «mz» > 1 GROUP BY service, window_end;
+               CREATE FEATURE VIEW u AS SELECT service, window_end, sum(ms)«)» AS a, max(«mz») AS b
+               FROM TUMBLE(TABLE s, DESCRIPTOR(ts), INTERVAL '1' MINUTE) GROUP BY service, window_end;
+               CREATE FEATURE VIEW w AS SELECT service, window_end, quantile«(»ms, 0.9 AS q
+               FROM TUMBLE(TABLE s, DESCRIPTOR(ts), INTERVAL '1' MINUT) GROUP BY service, window_end;",
+        said: &[
+            ("this `(` is never closed", ""),
+            ("unknown function `cuont`", "`count`"),
+            ("this `(` is never closed", ""),
+            ("found `MINUT`", "`MINUTE`"),
+            ("unknown column `mz`", "`ms`"),
+            ("this `)` closes nothing", ""),
+            ("unknown column `mz`", "`ms`"),
+            ("this `(` is never closed", ""),
         ],
     },
     // Sources: every column, option and clause.

@@ -62,7 +62,7 @@ pub(crate) fn time_or_null(scanner: &mut Scanner<'_>, unit: TimeUnit) -> Result<
         Some(b'"') => {
             let mut scratch = Vec::new();
             let text = scanner.string()?.bytes(&mut scratch)?;
-            time::parse_rfc3339(text, unit).map(Some).ok_or_else(wrong)
+            time::parse(text, unit).map(Some).ok_or_else(wrong)
         }
         Some(b'-' | b'0'..=b'9') => {
             let number = scanner.number()?;

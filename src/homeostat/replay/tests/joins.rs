@@ -180,10 +180,17 @@ fn rows_are_joined_with_a_table_of_a_file() {
 
 #[test]
 fn rows_are_joined_with_the_version_of_a_table_at_their_time() {
+    // The key of the record is told in a file by the column's name.
+    for key in ["STRING", "STRING METADATA FROM 'key'"] {
+        a_table_keyed_by(key);
+    }
+}
+
+fn a_table_keyed_by(key: &str) {
     let folder = tempfile::tempdir().unwrap();
     let pipeline = compile(&format!(
         "{APP}
-        CREATE TABLE owners (service STRING, team STRING, since TIMESTAMP(3), PRIMARY KEY (service), WATERMARK FOR since AS since)
+        CREATE TABLE owners (service {key}, team STRING, since TIMESTAMP(3), PRIMARY KEY (service), WATERMARK FOR since AS since)
         WITH (topic = 'owners', format = 'json');
         CREATE VIEW owned AS SELECT ts, o.team, ms FROM app LEFT JOIN owners FOR SYSTEM_TIME AS OF ts AS o ON app.service = o.service;
         CREATE FEATURE VIEW v AS SELECT team, window_end, count(*) AS n FROM TUMBLE(TABLE owned, DESCRIPTOR(ts), INTERVAL '10' SECOND)

@@ -9,7 +9,7 @@ use arrow::{
     error::ArrowError,
 };
 use detector::Score;
-use engine::{assemble::ClosedWindow, spec::JudgedSpec};
+use engine::{assemble::ClosedWindow, expression, spec::JudgedSpec};
 use protocol::StageError;
 
 use super::{Detect, part::Part};
@@ -78,20 +78,18 @@ fn project(judged: &JudgedSpec, columns: Vec<ArrayRef>, rows: usize) -> Result<R
     debug_assert_eq!(input.num_rows(), rows);
     let external = |error| ArrowError::ExternalError(Box::new(error));
     if let Some(filter) = &judged.filter {
-        let kept = filter
-            .evaluate(&input)
-            .and_then(|kept| kept.into_array(rows))
-            .map_err(external)?;
-        input = filter_record_batch(&input, kept.as_boolean())?;
+        input = filter_record_batch(&input, &expression::met(filter, &input).map_err(external)?)?;
     }
     let count = input.num_rows();
     let columns = judged
         .projection
         .iter()
         .zip(judged.output.fields())
-        .map(|(expression, field)| {
-            let value = expression.evaluate(&input).and_then(|value| value.into_array(count));
-            cast(&value.map_err(external)?, field.data_type())
+        .map(|(column, field)| {
+            cast(
+                &expression::values(column, &input).map_err(external)?,
+                field.data_type(),
+            )
         });
     let options = RecordBatchOptions::new().with_row_count(Some(count));
     RecordBatch::try_new_with_options(Arc::clone(&judged.output), columns.collect::<Result<_, _>>()?, &options)

@@ -3,12 +3,12 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use arrow::{
-    array::{ArrayRef, AsArray, BooleanArray, Float64Array, RecordBatch, StringArray},
+    array::{ArrayRef, BooleanArray, Float64Array, RecordBatch, StringArray},
     compute::cast,
     datatypes::DataType,
 };
 use detector::{Row, Score};
-use engine::{assemble::Sighting, spec::DetectorInput};
+use engine::{assemble::Sighting, expression, spec::DetectorInput};
 use protocol::{Outputs, StageError, message::Anomaly};
 use serde_json::Value;
 
@@ -168,10 +168,10 @@ impl Watch {
                 columns.push(key_value(meta.target.get(field.name()), field.data_type())?);
             }
             let input = RecordBatch::try_new(Arc::clone(&policy.input), columns)?;
-            let value = when.evaluate(&input).and_then(|value| value.into_array(1));
-            let value = value.map_err(|error| arrow::error::ArrowError::ExternalError(Box::new(error)))?;
+            let value = expression::met(when, &input)
+                .map_err(|error| arrow::error::ArrowError::ExternalError(Box::new(error)))?;
             // NULL is not met.
-            if value.as_boolean().iter().flatten().any(|met| met) {
+            if value.iter().flatten().any(|met| met) {
                 met.push(policy.name.clone());
             }
         }

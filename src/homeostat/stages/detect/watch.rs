@@ -10,7 +10,7 @@ use arrow::{
 use detector::{Detector, Row, Score, State, slab};
 use engine::{
     assemble::ClosedWindow,
-    json,
+    expression, json,
     spec::{DetectorInput, DetectorSpec, Pipeline, PolicySpec, SinkInput, SinkSpec},
 };
 use protocol::{
@@ -249,13 +249,9 @@ impl Watch {
             let input = RecordBatch::try_new(Arc::clone(&policy.input), columns)?;
             let met = |expression: &Option<Arc<dyn datafusion::physical_expr::PhysicalExpr>>| match expression {
                 None => Ok(None),
-                Some(expression) => {
-                    let value = expression
-                        .evaluate(&input)
-                        .and_then(|value| value.into_array(input.num_rows()));
-                    let value = value.map_err(|error| arrow::error::ArrowError::ExternalError(Box::new(error)))?;
-                    Ok::<_, arrow::error::ArrowError>(Some(value.as_boolean().clone()))
-                }
+                Some(condition) => expression::met(condition, &input)
+                    .map(Some)
+                    .map_err(|error| arrow::error::ArrowError::ExternalError(Box::new(error))),
             };
             let when = met(&policy.when)?.unwrap_or_else(|| alarm.clone());
             rulings.push(Ruling {
