@@ -82,7 +82,7 @@ impl Series for Seasonal {
     type Config = Config;
     const NAME: &'static str = NAME;
     const TAG: u8 = 19;
-    const VERSION: u8 = 2;
+    const VERSION: u8 = 3;
     const LEVEL: Option<&'static str> = Some("threshold");
 
     fn fresh(_config: &Config, _seed: u64) -> Self {

@@ -584,3 +584,41 @@ fn defaults_alarm_over_several_features_as_seldom_as_over_one() {
         }
     }
 }
+
+/// A fault of one feature of three: those that hold a value against a level that they know alarm until it is over, and where it never ends until it is the
+/// new normal.
+#[test]
+fn an_alarm_of_one_of_several_features_stands_until_its_departure_ends() {
+    let (from, to, settled) = (2_000, 2_600, 6_000);
+    for name in ["ewma", "seasonal", "holt_winters", "robust_zscore", "spot"] {
+        for fault in [from..to, from..i64::MAX] {
+            let mut noise = Noise(3);
+            let detector = build(name, &[], 3);
+            let mut state = detector.fresh(1);
+            let alarms: Vec<bool> = (0..settled + 1_000)
+                .map(|row| {
+                    if row % 500 == 250 {
+                        let mut bytes = Vec::new();
+                        state.snapshot(&mut bytes);
+                        state = detector.restore(1, &bytes).expect("it was written by this version");
+                    }
+                    let shift = if fault.contains(&row) { 12.0 } else { 0.0 };
+                    let values = [noise.normal(), noise.normal() + shift, noise.normal()];
+                    step(&mut *state, START_MS + row * STEP_MS, &values, true).is_anomaly()
+                })
+                .collect();
+            let alarmed = |rows: std::ops::Range<i64>| {
+                let rows = &alarms[rows.start as usize..rows.end as usize];
+                rows.iter().filter(|alarm| **alarm).count()
+            };
+            assert!(alarms[from as usize], "{name}: no alarm at the first row");
+            assert_eq!(alarmed(from..to), (to - from) as usize, "{name}, {fault:?}");
+            let after = if fault.end == to { to + 20 } else { settled };
+            assert!(
+                alarmed(after..after + 1_000) <= 2,
+                "{name}, {fault:?}: {}",
+                alarmed(after..after + 1_000)
+            );
+        }
+    }
+}
