@@ -585,6 +585,21 @@ fn defaults_alarm_over_several_features_as_seldom_as_over_one() {
     }
 }
 
+#[test]
+fn a_constant_never_alarms() {
+    for name in detector::names().filter(|name| !["silence", "population", "streaming_pca"].contains(name)) {
+        let options: &[(&str, &str)] = match name {
+            "static_threshold" => &[("upper", "8")],
+            "forecast_breach" => &[("ceiling", "8")],
+            _ => &[],
+        };
+        let alarmed = scores(&*build(name, options, 1), START_MS, &[7.0; 1_500])
+            .iter()
+            .position(|score| *score >= 1.0);
+        assert_eq!(alarmed, None, "{name}");
+    }
+}
+
 /// A fault of one feature of three: those that hold a value against a level that they know alarm until it is over, and where it never ends until it is the
 /// new normal.
 #[test]
