@@ -19,6 +19,7 @@ use crate::half_space_trees::CONTAMINATION;
 use crate::parameter::{Kind, Options, Parameter};
 use crate::random::Random;
 use crate::ranking::Ranking;
+use crate::spread::Spread;
 use crate::{Detector, Error, Row, Score, State, Value};
 
 pub(crate) const ALL_PARAMETERS: &[&[Parameter]] = &[PARAMETERS];
@@ -161,8 +162,9 @@ impl State for Entity {
         }
         if let Some(forest) = &self.forest {
             for (index, value) in self.filled.iter_mut().enumerate() {
-                *value = crate::known(row.features.get(index)).unwrap_or(forest.centre[index]);
+                *value = crate::known(row.features.get(index)).unwrap_or_else(|| centre(&forest.spreads[index]));
             }
+            Spread::tell(&forest.spreads, out);
             let raw = forest.predict(&self.filled, Some(&mut out.contributions));
             if self.ranking.rows() >= 50.0 {
                 let median = self.ranking.quantile(0.5);
@@ -252,7 +254,7 @@ struct Node {
 struct Forest {
     nodes: Vec<Node>,
     roots: Vec<u32>,
-    centre: Vec<f64>,
+    spreads: Vec<Option<Spread>>,
 }
 
 /// smartcore's forest as serde shows it; its nodes are private otherwise.
@@ -283,7 +285,7 @@ struct TreeNode {
 impl Forest {
     /// None when smartcore cannot fit the rows.
     fn grow(config: &Config, rows: &[f64], seed: u64) -> Option<Self> {
-        let (matrix, labels, centre) = contrast(config, rows, seed)?;
+        let (matrix, labels, spreads) = contrast(config, rows, seed)?;
         let parameters = ExtraTreesRegressorParameters::default()
             .with_n_trees(config.trees)
             .with_min_samples_leaf(config.leaf)
@@ -291,14 +293,14 @@ impl Forest {
             .with_seed(seed);
         let fitted = ExtraTreesRegressor::fit(&matrix, &labels, parameters).ok()?;
         let shown = serde_json::to_value(&fitted).ok()?;
-        Self::compile(Regressor::deserialize(shown).ok()?, centre)
+        Self::compile(Regressor::deserialize(shown).ok()?, spreads)
     }
 
-    fn compile(regressor: Regressor, centre: Vec<f64>) -> Option<Self> {
+    fn compile(regressor: Regressor, spreads: Vec<Option<Spread>>) -> Option<Self> {
         let mut forest = Self {
             nodes: Vec::new(),
             roots: Vec::new(),
-            centre,
+            spreads,
         };
         for tree in regressor.forest_regressor.trees {
             forest.roots.push(forest.nodes.len() as u32);
@@ -348,35 +350,34 @@ impl Forest {
     }
 }
 
-/// Rows labelled 0 and as much uniform noise labelled 1, and the features' medians.
-type Contrast = (DenseMatrix<f64>, Vec<f64>, Vec<f64>);
+/// What stands in for a value that is not known.
+fn centre(spread: &Option<Spread>) -> f64 {
+    spread.map_or(0.0, |spread| spread.median)
+}
+
+/// Rows labelled 0 and as much uniform noise labelled 1, and where the features lie.
+type Contrast = (DenseMatrix<f64>, Vec<f64>, Vec<Option<Spread>>);
 
 fn contrast(config: &Config, rows: &[f64], seed: u64) -> Option<Contrast> {
     let width = config.features;
     let count = rows.len() / width;
-    let mut centre = Vec::with_capacity(width);
-    let mut bounds = Vec::with_capacity(width);
-    for feature in 0..width {
-        let mut column: Vec<f64> = rows
-            .iter()
-            .skip(feature)
-            .step_by(width)
-            .copied()
-            .filter(|value| value.is_finite())
-            .collect();
-        column.sort_unstable_by(f64::total_cmp);
-        let (low, high) = match (column.first(), column.last()) {
-            (Some(low), Some(high)) => (*low, *high),
-            _ => (0.0, 0.0),
-        };
-        centre.push(column.get(column.len() / 2).copied().unwrap_or(0.0));
-        let margin = MARGIN * (high - low).max(0.1 * high.abs().max(low.abs())).max(1e-9);
-        bounds.push((low - margin, high + margin));
-    }
+    let spreads = Spread::of(rows, width);
+    let bounds: Vec<(f64, f64)> = spreads
+        .iter()
+        .map(|spread| {
+            let (low, high) = spread.map_or((0.0, 0.0), |spread| (spread.low, spread.high));
+            let margin = MARGIN * (high - low).max(0.1 * high.abs().max(low.abs())).max(1e-9);
+            (low - margin, high + margin)
+        })
+        .collect();
     let mut random = Random::new(seed ^ 0x006e_6f69_7365);
     let mut values = Vec::with_capacity(2 * rows.len());
     for (index, value) in rows.iter().enumerate() {
-        values.push(if value.is_nan() { centre[index % width] } else { *value });
+        values.push(if value.is_nan() {
+            centre(&spreads[index % width])
+        } else {
+            *value
+        });
     }
     for _ in 0..count {
         for (low, high) in &bounds {
@@ -385,7 +386,7 @@ fn contrast(config: &Config, rows: &[f64], seed: u64) -> Option<Contrast> {
     }
     let labels = (0..2 * count).map(|row| if row < count { 0.0 } else { 1.0 }).collect();
     let matrix = DenseMatrix::new(2 * count, width, values, false).ok()?;
-    Some((matrix, labels, centre))
+    Some((matrix, labels, spreads))
 }
 
 #[cfg(test)]
@@ -404,12 +405,12 @@ mod tests {
         };
         let mut random = Random::new(9);
         let rows: Vec<f64> = (0..1000).map(|_| random.unit() * random.unit()).collect();
-        let (matrix, labels, centre) = contrast(&config, &rows, 7).expect("rows make a matrix");
+        let (matrix, labels, spreads) = contrast(&config, &rows, 7).expect("rows make a matrix");
         let parameters = ExtraTreesRegressorParameters::default().with_n_trees(20).with_seed(3);
         let fitted = ExtraTreesRegressor::fit(&matrix, &labels, parameters).expect("fits");
         let shown = serde_json::to_value(&fitted).expect("serialises");
         let forest =
-            Forest::compile(Regressor::deserialize(shown).expect("is what serde shows"), centre).expect("compiles");
+            Forest::compile(Regressor::deserialize(shown).expect("is what serde shows"), spreads).expect("compiles");
         let asked: Vec<f64> = (0..500).map(|_| 2.0 * random.unit() - 0.5).collect();
         let asked_matrix = DenseMatrix::new(100, 5, asked.clone(), false).expect("rows make a matrix");
         let expected: Vec<f64> = fitted.predict(&asked_matrix).expect("predicts");

@@ -174,7 +174,9 @@ impl State for Entity {
             let beyond = series.typical >= self.config.limit;
             let probability = if beyond { 1.0 } else { series.forecast.probability };
             out.contributions[index] = probability / self.config.probability;
-            out.expected[index] = self.config.sign * series.forecast.level;
+            if series.forecast.level.is_finite() {
+                out.expected[index] = self.config.sign * series.forecast.level;
+            }
             if self.config.sign > 0.0 {
                 out.upper[index] = self.config.limit;
             } else {

@@ -18,6 +18,7 @@ use crate::codec::{Reader, Writer};
 use crate::parameter::{Kind, Options, Parameter};
 use crate::random::Random;
 use crate::ranking::Ranking;
+use crate::spread::Spread;
 use crate::{Detector, Error, Row, Score, State, Value};
 
 pub(crate) const ALL_PARAMETERS: &[&[Parameter]] = &[PARAMETERS];
@@ -165,6 +166,7 @@ impl State for Entity {
             return;
         }
         if let Some(forest) = &self.forest {
+            Spread::tell(&forest.spreads, out);
             forest.to_unit(row.features, &mut self.unit);
             let raw = forest.score(&self.unit, &mut out.contributions);
             let seen = self.ranking.quantile(self.config.contamination);
@@ -259,6 +261,7 @@ struct Node {
 struct Forest {
     nodes: Vec<Node>,
     roots: Vec<u32>,
+    spreads: Vec<Option<Spread>>,
     centre: Vec<f64>,
     range: Vec<f64>,
     /// Least and greatest value of the sample per feature, in units.
@@ -306,31 +309,24 @@ impl Forest {
     }
 
     fn scaled(rows: &[f64], width: usize, samples: usize) -> Self {
+        let spreads = Spread::of(rows, width);
         let mut centre = Vec::with_capacity(width);
         let mut range = Vec::with_capacity(width);
-        for feature in 0..width {
-            let mut column: Vec<f64> = rows
-                .iter()
-                .skip(feature)
-                .step_by(width)
-                .copied()
-                .filter(|value| value.is_finite())
-                .collect();
-            column.sort_unstable_by(f64::total_cmp);
-            let (Some(first), Some(last)) = (column.first(), column.last()) else {
+        for spread in &spreads {
+            let Some(Spread { low, median, high }) = *spread else {
                 centre.push(0.0);
                 range.push(1.0);
                 continue;
             };
-            centre.push(column[column.len() / 2]);
-            let spread = last - first;
+            centre.push(median);
             // A constant has no range: a tenth of it stands in.
-            let tenth = (0.1 * last.abs()).max(1e-9);
-            range.push(if spread > 0.0 { spread } else { tenth });
+            let tenth = (0.1 * high.abs()).max(1e-9);
+            range.push(if high > low { high - low } else { tenth });
         }
         Self {
             nodes: Vec::new(),
             roots: Vec::new(),
+            spreads,
             centre,
             range,
             bounds: vec![(0.0, 0.0); width],

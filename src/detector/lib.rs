@@ -40,6 +40,7 @@ mod series;
 mod silence;
 pub mod slab;
 mod spot;
+mod spread;
 mod static_threshold;
 mod streaming_pca;
 mod transition_novelty;

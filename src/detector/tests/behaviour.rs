@@ -600,6 +600,43 @@ fn a_constant_never_alarms() {
     }
 }
 
+/// Who reads of an alarm wants to know what the value should have been: of the rows before, so that an alarming value is not within its own band.
+#[test]
+fn what_is_scored_has_an_expected_value_and_a_band() {
+    for name in detector::names()
+        .filter(|name| !["silence", "static_threshold", "forecast_breach", "population"].contains(name))
+    {
+        let mut noise = Noise(5);
+        let mut state = build(name, &[], 3).fresh(1);
+        let mut scored = 0;
+        for row in 0..1_500 {
+            let fault = if (1_200..1_230).contains(&row) { 40.0 } else { 0.0 };
+            let mut values = [
+                10.0 + noise.normal(),
+                20.0 + noise.normal() + fault,
+                -30.0 + noise.normal(),
+            ];
+            if row % 11 == 0 {
+                values[row as usize % 3] = f64::NAN;
+            }
+            let score = step(&mut *state, START_MS + row * STEP_MS, &values, true);
+            let leading = (0..score.contributions.len())
+                .max_by(|a, b| score.contributions[*a].total_cmp(&score.contributions[*b]))
+                .expect("there are features");
+            let (lower, expected, upper) = (score.lower[leading], score.expected[leading], score.upper[leading]);
+            if score.score > 0.0 {
+                scored += 1;
+                let whole = lower <= expected && expected <= upper && (upper - lower).is_finite();
+                assert!(whole, "{name}, row {row}: {score:?}");
+            }
+            if row == 1_200 && leading == 1 && score.is_anomaly() {
+                assert!(values[1] > upper, "{name}: {score:?}");
+            }
+        }
+        assert!(scored > 0, "{name}");
+    }
+}
+
 /// A fault of one feature of three: those that hold a value against a level that they know alarm until it is over, and where it never ends until it is the
 /// new normal.
 #[test]
