@@ -19,6 +19,7 @@ use crate::half_space_trees::CONTAMINATION;
 use crate::parameter::{Kind, Options, Parameter};
 use crate::random::Random;
 use crate::ranking::Ranking;
+use crate::reservoir::Reservoir;
 use crate::spread::Spread;
 use crate::{Detector, Error, Row, Score, State, Value};
 
@@ -102,7 +103,7 @@ impl Detector for ExtraTrees {
     }
 
     fn state_size_max(&self) -> usize {
-        4 + 8 * 4 + 2 * (4 + 8 * self.config.samples * self.config.features) + Ranking::BYTES
+        4 + Reservoir::size_max(self.config.features, self.config.samples) + Ranking::BYTES
     }
 
     fn fresh(&self, entity: u64) -> Box<dyn State> {
@@ -113,41 +114,17 @@ impl Detector for ExtraTrees {
         let mut reader = Reader::new(bytes);
         reader.header(TAG, 1, self.config.features)?;
         let mut state = Entity::new(self.config, entity);
-        state.learned = reader.u64()?;
-        state.next_fit = reader.u64()?;
-        state.random.state = reader.u64()?;
-        state.fit_seed = reader.u64()?;
-        if state.learned.max(state.next_fit) > 1 << 62 {
-            return Err(Error::State("more rows than can have been learned".into()));
-        }
-        for rows in [&mut state.reservoir, &mut state.fitted] {
-            let length = reader.length(self.config.samples * self.config.features)?;
-            if length % self.config.features != 0 {
-                return Err(Error::State("a row is cut short".into()));
-            }
-            rows.resize(length, 0.0);
-            reader.f64s(rows)?;
-            if rows.iter().any(|value| value.is_infinite()) {
-                return Err(Error::State("a row is infinite".into()));
-            }
-        }
+        state.reservoir.read(&mut reader)?;
         state.ranking = Ranking::read(&mut reader)?;
         reader.finish()?;
-        if !state.fitted.is_empty() {
-            state.forest = Forest::grow(&self.config, &state.fitted, state.fit_seed);
-        }
+        state.grow();
         Ok(Box::new(state))
     }
 }
 
 struct Entity {
     config: Config,
-    learned: u64,
-    next_fit: u64,
-    random: Random,
-    fit_seed: u64,
-    reservoir: Vec<f64>,
-    fitted: Vec<f64>,
+    reservoir: Reservoir,
     forest: Option<Forest>,
     ranking: Ranking,
     filled: Vec<f64>,
@@ -181,22 +158,15 @@ impl State for Entity {
                 self.ranking.learn(raw, rows_max as f32);
             }
         }
-        if row.learn {
-            self.learn(row.features);
+        if row.learn && self.reservoir.learn(row.features) {
+            self.grow();
         }
     }
 
     fn snapshot(&self, out: &mut Vec<u8>) {
         let mut writer = Writer::new(out);
         writer.header(TAG, 1, self.config.features);
-        writer.u64(self.learned);
-        writer.u64(self.next_fit);
-        writer.u64(self.random.state);
-        writer.u64(self.fit_seed);
-        for rows in [&self.reservoir, &self.fitted] {
-            writer.u32(rows.len() as u32);
-            writer.f64s(rows);
-        }
+        self.reservoir.write(&mut writer);
         self.ranking.write(&mut writer);
     }
 }
@@ -205,40 +175,16 @@ impl Entity {
     fn new(config: Config, entity: u64) -> Self {
         Self {
             config,
-            learned: 0,
-            next_fit: config.warmup,
-            random: Random::new(entity),
-            fit_seed: 0,
-            reservoir: Vec::new(),
-            fitted: Vec::new(),
+            reservoir: Reservoir::new(config.features, config.samples, config.warmup, REFIT_ROWS, entity),
             forest: None,
             ranking: Ranking::new(),
             filled: vec![0.0; config.features],
         }
     }
 
-    fn learn(&mut self, row: &[f64]) {
-        let width = self.config.features;
-        let held = self.reservoir.len() / width;
-        let slot = if held < self.config.samples {
-            self.reservoir.resize((held + 1) * width, 0.0);
-            Some(held)
-        } else {
-            let horizon = self.learned.min(16 * self.config.samples as u64) as usize + 1;
-            Some(self.random.below(horizon)).filter(|slot| *slot < self.config.samples)
-        };
-        if let Some(slot) = slot {
-            for (index, kept) in self.reservoir[slot * width..][..width].iter_mut().enumerate() {
-                *kept = crate::known(row.get(index)).unwrap_or(f64::NAN);
-            }
-        }
-        self.learned += 1;
-        if self.learned >= self.next_fit {
-            self.next_fit = self.learned + self.learned.min(REFIT_ROWS);
-            self.fit_seed = self.random.next();
-            self.fitted.clone_from(&self.reservoir);
-            self.forest = Forest::grow(&self.config, &self.fitted, self.fit_seed);
-        }
+    fn grow(&mut self) {
+        let fitted = self.reservoir.fitted();
+        self.forest = fitted.and_then(|(rows, seed)| Forest::grow(&self.config, rows, seed));
     }
 }
 

@@ -34,6 +34,7 @@ mod random;
 mod range_novelty;
 mod ranking;
 mod relative_entropy;
+mod reservoir;
 mod robust_zscore;
 mod seasonal;
 mod series;

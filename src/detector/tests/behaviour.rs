@@ -1,17 +1,11 @@
 //! What detectors claim beyond the promises all of them keep: invariances, gating, seasons, peers, limits ahead, calibration.
 
-use std::sync::Arc;
+mod build;
+mod noise;
 
-use detector::{Detector, Row, Score, State, Trend, Value};
-
-fn build(name: &str, options: &[(&str, &str)], features: usize) -> Arc<dyn Detector> {
-    let options: Vec<(String, Value)> = options
-        .iter()
-        .map(|(name, value)| ((*name).into(), Value::Text((*value).into())))
-        .collect();
-    let features: Vec<String> = (0..features).map(|index| format!("f{index}")).collect();
-    detector::build(name, &options, &features).unwrap_or_else(|error| panic!("{name}: {error}"))
-}
+use build::build;
+use detector::{Detector, Row, Score, State, Trend};
+use noise::Noise;
 
 fn step(state: &mut dyn State, time_ms: i64, features: &[f64], learn: bool) -> Score {
     let mut out = Score::default();
@@ -24,23 +18,6 @@ fn step(state: &mut dyn State, time_ms: i64, features: &[f64], learn: bool) -> S
         &mut out,
     );
     out
-}
-
-struct Noise(u64);
-
-impl Noise {
-    fn unit(&mut self) -> f64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        let mixed = (self.0 ^ (self.0 >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        (mixed >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    fn normal(&mut self) -> f64 {
-        (0..12).map(|_| self.unit()).sum::<f64>() - 6.0
-    }
 }
 
 const STEP_MS: i64 = 300_000;

@@ -1,6 +1,7 @@
 //! What every detector promises, whatever it is fed (invariants 5 and 11): finite scores, contributions that sum,
 //! prefixes that agree, snapshots that continue bit for bit, bounded states, and no panic.
 
+mod build;
 mod every;
 
 use detector::{Row, SCORE_MAX, Score, State, Trend, slab};
