@@ -42,6 +42,7 @@ mod silence;
 pub mod slab;
 mod spot;
 mod spread;
+mod standing;
 mod static_threshold;
 mod streaming_pca;
 mod transition_novelty;

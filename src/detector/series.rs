@@ -2,8 +2,8 @@
 //!
 //! At a default alarm level a row must also stand out of the entity's own history. Each of several features has
 //! a history of its own, so that one which is always far off does not hide the others, and must stand out of it as many times more rarely (Bonferroni),
-//! so that the entity alarms no oftener than with one feature. An alarm of one of several stands until its score falls to [`RELEASE`]; so that the
-//! detector does not become used to the fault meanwhile, the feature's rows are not learned, for as long as [`PATIENCE_ROWS`].
+//! so that the entity alarms no oftener than with one feature. An alarm of one of several
+//! stands ([`crate::standing`]).
 
 use std::sync::Arc;
 
@@ -11,12 +11,8 @@ use crate::calibration::{Calibration, Promise};
 use crate::codec::{Reader, Writer};
 use crate::level::Level;
 use crate::parameter::Options;
+use crate::standing::{RELEASE, Standing};
 use crate::{Detector, Error, LevelShift, Row, Score, State};
-
-/// Score below which a standing alarm of one of several features ends.
-const RELEASE: f64 = 0.5;
-/// Rows of a standing alarm that are not learned, and no more than there were before it: then what lasts is the new normal.
-const PATIENCE_ROWS: u32 = 1000;
 
 /// What a series detector says of one value.
 #[derive(Clone, Copy, Debug)]
@@ -270,54 +266,46 @@ impl<S: Send + 'static> Several<S> for Many<S> {
 /// What one of several features has shown, and whether it alarms.
 struct History {
     evidence: Calibration,
-    /// While an alarm stands: rows of it that are still not to be learned.
-    alarm: Option<u32>,
+    alarm: Standing,
 }
 
 impl History {
-    const BYTES: usize = Calibration::BYTES + 4;
+    const BYTES: usize = Calibration::BYTES + Standing::BYTES;
 
     fn new() -> Self {
         Self {
             evidence: Calibration::new(),
-            alarm: None,
+            alarm: Standing::default(),
         }
-    }
-
-    /// Whether the detector may learn a row that may be learned.
-    fn may_learn(&self) -> bool {
-        self.alarm.is_none_or(|rows| rows == 0)
     }
 
     /// The score of one of `features` at a row that may be learned, given what its detector says of it.
     fn judge(&mut self, score: f64, found: f64, features: usize) -> f64 {
         let stands_out =
             score >= RELEASE && self.evidence.is_rare(found, features) && self.evidence.is_beyond(found, features);
-        self.alarm = match self.alarm {
-            Some(rows) if score >= RELEASE => Some(rows.saturating_sub(1)),
-            None if score >= 1.0 && stands_out => Some(self.evidence.total().min(PATIENCE_ROWS)),
-            _ => None,
-        };
+        let (judged, _) = self.alarm.step(score, stands_out, self.evidence.total());
         self.evidence.learn(found);
-        match self.alarm {
-            Some(_) => score.max(1.0),
-            None if score >= RELEASE && !stands_out => held_back(score),
-            None => score,
+        if score >= RELEASE && !stands_out && !self.alarm.stands() {
+            held_back(score)
+        } else {
+            judged
         }
     }
 
     fn write(&self, writer: &mut Writer<'_>) {
         self.evidence.write(writer);
-        writer.u32(self.alarm.map_or(0, |rows| rows + 1));
+        self.alarm.write(writer);
     }
 
     fn read(with_alarm: bool, reader: &mut Reader<'_>) -> Result<Self, Error> {
-        let evidence = Calibration::read(reader)?;
-        let alarm = if with_alarm { reader.u32()?.checked_sub(1) } else { None };
-        if alarm.is_some_and(|rows| rows > PATIENCE_ROWS) {
-            return Err(Error::State("an alarm stands for too long".into()));
-        }
-        Ok(Self { evidence, alarm })
+        Ok(Self {
+            evidence: Calibration::read(reader)?,
+            alarm: if with_alarm {
+                Standing::read(reader)?
+            } else {
+                Standing::default()
+            },
+        })
     }
 }
 
@@ -341,7 +329,7 @@ impl<S: Series, A: Several<S>> State for Bank<S, A> {
             let Some(value) = crate::known(row.features.get(index)) else {
                 continue;
             };
-            let learn = row.learn && histories.get(index).is_none_or(History::may_learn);
+            let learn = row.learn && histories.get(index).is_none_or(|history| history.alarm.may_learn());
             let reading = series.step(&shared.config, row.time_ms, value, learn);
             let found = crate::bounded_or_nan(reading.evidence);
             let mut score = crate::bounded(reading.score);

@@ -240,6 +240,52 @@ fn auto_is_quiet_on_stationary_noise_of_several_features() {
     assert!(alarms * 1000 <= 5 * judged, "{alarms} of {judged} rows");
 }
 
+/// As those of one series: their level is a rank, which a fault of hundreds of rows would reach, were it not for the alarm that stands.
+#[test]
+fn an_alarm_of_a_distance_stands_until_its_departure_ends() {
+    for name in ["mahalanobis", "streaming_pca"] {
+        let mut noise = Noise(17);
+        let mut state = build(name, &[], 8).fresh(1);
+        let (mut seen, mut after) = (0, 0);
+        for row in 0..5_000 {
+            let is_fault = (3_000..3_600).contains(&row);
+            let shift = if is_fault { 12.0 } else { 0.0 };
+            let values: Vec<f64> = (0..8)
+                .map(|at| noise.normal() + if at == 2 { shift } else { 0.0 })
+                .collect();
+            let alarm = step(&mut *state, START_MS + row * STEP_MS, &values, true).is_anomaly();
+            seen += i32::from(alarm && is_fault);
+            after += i32::from(alarm && row >= 3_620);
+        }
+        assert!(seen >= 570, "{name}: {seen} of 600 rows");
+        assert!(after < 20, "{name}: {after} rows after it");
+    }
+}
+
+/// Share of rows over what was asked for, where what is normal does not change.
+#[test]
+fn contamination_of_distances_is_kept_on_stationary_noise() {
+    for name in ["mahalanobis", "streaming_pca"] {
+        for kind in 0..6 {
+            let (mut alarms, mut judged) = (0, 0);
+            for seed in 0..4 {
+                let mut noise = Noise(500 + 10 * kind as u64 + seed);
+                let mut state = build(name, &[], 8).fresh(seed);
+                for (row, values) in stationary(kind, 8, 12_000, &mut noise).iter().enumerate() {
+                    let score = step(&mut *state, START_MS + row as i64 * STEP_MS, values, true);
+                    judged += i32::from(row >= 2_000);
+                    alarms += i32::from(row >= 2_000 && score.is_anomaly());
+                }
+            }
+            let ratio = f64::from(alarms) / f64::from(judged) / 5e-3;
+            assert!(
+                (0.6..2.0).contains(&ratio),
+                "{name}, kind {kind}: realised over nominal {ratio:.2}"
+            );
+        }
+    }
+}
+
 #[test]
 fn auto_says_what_to_expect_of_several_features() {
     let detector = build("auto", &[], 3);
