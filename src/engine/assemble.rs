@@ -5,6 +5,8 @@
 //! pane set, source partition, first source offset). Knows nothing of detectors or topics. Fails with [`Error`] on a pane record that does not
 //! fit its pane set; the caller decides what becomes of the record.
 
+mod groups;
+mod merge;
 mod session;
 mod turn;
 
@@ -12,22 +14,26 @@ pub use session::SESSION_PANES_MAX;
 pub use turn::{Standing, Turn};
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
 use arrow::{
-    array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, TimestampMillisecondArray, new_null_array},
-    compute::{cast, filter_record_batch},
-    datatypes::{DataType, Int64Type},
-    row::{OwnedRow, RowConverter, SortField},
+    array::{
+        Array, ArrayRef, AsArray, BooleanArray, RecordBatch, TimestampMillisecondArray, UInt32Array, new_null_array,
+    },
+    compute::{cast, filter_record_batch, take_arrays},
+    datatypes::{DataType, FieldRef, Int64Type},
+    row::OwnedRow,
 };
+use groups::Groups;
+use merge::{ABSENT, Intervals, Numbering};
 use protocol::log::{ActiveSet, PaneHeader, SourceProgress};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Error,
-    accumulate::{Accumulator, accumulator},
+    accumulate::accumulator,
     spec::{PaneSetSpec, Pipeline, ViewSpec, WindowSpec},
 };
 
@@ -183,7 +189,8 @@ struct Block {
     source_partition: i32,
     first_offset: i64,
     watermark_ms: i64,
-    entities: Vec<u32>,
+    /// Of each row, by number.
+    groups: Vec<u32>,
     states: Vec<ArrayRef>,
 }
 
@@ -203,12 +210,14 @@ struct Ring {
     /// Names the sources of a union in the progress table; `None` where there is one source.
     union: Option<String>,
     spec: PaneSetSpec,
-    /// State columns of each aggregate: from, to.
+    /// State columns of each aggregate, among the states: from, to.
     states: Vec<(usize, usize)>,
-    converter: RowConverter,
-    ids: HashMap<OwnedRow, u32>,
-    keys: Vec<OwnedRow>,
+    groups: Groups,
     panes: BTreeMap<i64, Vec<Block>>,
+    intervals: Intervals,
+    numbering: Numbering,
+    /// Panes let go since keys that no pane has were looked for.
+    let_go: usize,
     views: Vec<View>,
     /// Version, index of the pipeline and of the set, where some silence detector watches this set directly.
     watched: Option<(u64, usize, usize)>,
@@ -223,6 +232,8 @@ struct View {
     spec: ViewSpec,
     /// For FILL MISSING: keys seen lately, with the windows since.
     missing: BTreeMap<OwnedRow, u32>,
+    /// The groups of the last window, and their keys as columns of the view's input.
+    shown: (Vec<u32>, Vec<ArrayRef>),
     sessions: session::Sessions,
 }
 
@@ -393,27 +404,23 @@ impl Ring {
             names.join("+")
         });
         let mut states = Vec::new();
-        let mut from = 2 + spec.keys.len();
+        let mut from = 0;
         for aggregate in &spec.aggregates {
             let to = from + accumulator(aggregate)?.state_fields().len();
             states.push((from, to));
             from = to;
         }
-        let fields = spec
-            .key_fields
-            .iter()
-            .map(|field| SortField::new(plain(field.data_type())))
-            .collect();
         Ok(Self {
             pipeline: all.name.clone(),
             feeds,
             union,
             spec: spec.clone(),
             states,
-            converter: RowConverter::new(fields)?,
-            ids: HashMap::new(),
-            keys: Vec::new(),
+            groups: Groups::new(&spec.key_fields)?,
             panes: BTreeMap::new(),
+            intervals: Intervals::default(),
+            numbering: Numbering::default(),
+            let_go: 0,
             views: Vec::new(),
             watched: None,
         })
@@ -456,7 +463,7 @@ impl Ring {
         closed_ms: Option<i64>,
         assembled: &mut Assembled,
     ) -> Result<(), Error> {
-        let expected = self.states.last().map_or(2 + self.spec.keys.len(), |(_, to)| *to);
+        let expected = self.first_state() + self.states.last().map_or(0, |(_, to)| *to);
         if rows.num_columns() != expected {
             let found = format!("{} columns", rows.num_columns());
             return Err(Error::Shape {
@@ -473,6 +480,7 @@ impl Ring {
         if self.views.is_empty() {
             return Ok(());
         }
+        let mut groups = None;
         let mut from = 0;
         while from < rows.num_rows() {
             let pane_start = starts[from];
@@ -481,7 +489,25 @@ impl Ring {
             let first_offset = first_offsets[from..from + length].iter().copied().min().unwrap_or(0);
             self.late(pane_start, header.watermark_ms, closed_ms, &slice, assembled);
             if self.needed(pane_start, closed_ms) {
-                self.insert(pane_start, log_offset, feed, first_offset, header, &slice)?;
+                let groups = match &groups {
+                    Some(groups) => groups,
+                    None => groups.insert(
+                        self.groups
+                            .numbers(&rows.columns()[2..2 + self.spec.keys.len()], rows.num_rows())?,
+                    ),
+                };
+                self.insert(
+                    pane_start,
+                    Block {
+                        log_offset,
+                        set: feed,
+                        source_partition: header.source_partition,
+                        first_offset,
+                        watermark_ms: header.watermark_ms,
+                        groups: groups[from..from + length].to_vec(),
+                        states: slice.columns()[self.first_state()..].to_vec(),
+                    },
+                );
             }
             from += length;
         }
@@ -534,54 +560,17 @@ impl Ring {
         })
     }
 
-    fn insert(
-        &mut self,
-        pane_start: i64,
-        log_offset: i64,
-        set: usize,
-        first_offset: i64,
-        header: &PaneHeader,
-        rows: &RecordBatch,
-    ) -> Result<(), Error> {
-        let keys = self.plain_keys(rows)?;
-        let converted = self.converter.convert_columns(&keys)?;
-        // Without key columns the converter sees no rows: all of them are of the one entity there is.
-        let parser = self.converter.parser();
-        let nobody = keys.is_empty().then(|| parser.parse(&[]).owned());
-        let nobody = nobody
-            .iter()
-            .flat_map(|row| std::iter::repeat_n(row.clone(), rows.num_rows()));
-        let entities = converted.iter().map(|row| row.owned()).chain(nobody).map(|row| {
-            *self.ids.entry(row).or_insert_with_key(|row| {
-                self.keys.push(row.clone());
-                (self.keys.len() - 1) as u32
-            })
-        });
-        let block = Block {
-            log_offset,
-            set,
-            source_partition: header.source_partition,
-            first_offset,
-            watermark_ms: header.watermark_ms,
-            entities: entities.collect(),
-            states: rows.columns()[2 + self.spec.keys.len()..].to_vec(),
-        };
+    fn insert(&mut self, pane_start: i64, block: Block) {
         let blocks = self.panes.entry(pane_start).or_default();
         let order = |block: &Block| (block.set, block.source_partition, block.first_offset, block.log_offset);
         let at = blocks.partition_point(|other| order(other) <= order(&block));
         blocks.insert(at, block);
-        Ok(())
+        self.intervals.touch(pane_start, self.spec.width_ms);
     }
 
-    fn plain_keys(&self, rows: &RecordBatch) -> Result<Vec<ArrayRef>, Error> {
-        let columns = &rows.columns()[2..2 + self.spec.keys.len()];
-        let cast_plain =
-            |(column, field): (&ArrayRef, &arrow::datatypes::FieldRef)| cast(column, &plain(field.data_type()));
-        Ok(columns
-            .iter()
-            .zip(&self.spec.key_fields)
-            .map(cast_plain)
-            .collect::<Result<_, _>>()?)
+    /// Columns of a pane record before its states.
+    fn first_state(&self) -> usize {
+        2 + self.spec.keys.len()
     }
 
     fn sighting(
@@ -593,7 +582,7 @@ impl Ring {
         let mut latest = accumulator(&self.spec.aggregates[0])?;
         let groups: Vec<u32> = (0..rows.num_rows() as u32).collect();
         let (from, to) = self.states[0];
-        latest.merge(&groups, &rows.columns()[from..to], groups.len())?;
+        latest.merge(&groups, &rows.columns()[self.first_state()..][from..to], groups.len())?;
         let seen = cast(
             &latest.evaluate()?,
             &DataType::Timestamp(arrow::datatypes::TimeUnit::Millisecond, None),
@@ -605,7 +594,7 @@ impl Ring {
             pane_set,
             source: header.source,
             source_partition: header.source_partition,
-            keys: self.plain_keys(rows)?,
+            keys: self.groups.plain(&rows.columns()[2..self.first_state()])?,
             last_seen_ms: seen.as_primitive::<Int64Type>().iter().collect(),
         })
     }
@@ -704,94 +693,81 @@ impl Ring {
     /// The rows of a window, or what there is of it before `early`.
     fn evaluate(&mut self, view: usize, start: i64, end: i64, early: Option<i64>) -> Result<RecordBatch, Error> {
         let spec = self.views[view].spec.clone();
-        let (entities, mut values) = self.merge(&spec, start, end, early.unwrap_or(end))?;
-        let mut keys: Vec<OwnedRow> = entities.iter().map(|id| self.keys[*id as usize].clone()).collect();
-        if spec.fill_missing_windows > 0 && early.is_none() {
+        let (numbering, mut values) = self.merge(&spec, (start, end), early.unwrap_or(end))?;
+        let order = self.groups.order().iter().copied();
+        let present: Vec<u32> = order.filter(|group| numbering.of(*group) != ABSENT).collect();
+        let mut places: Vec<u32> = present.iter().map(|group| numbering.of(*group)).collect();
+        self.numbering = numbering;
+        let keys = if spec.fill_missing_windows > 0 && early.is_none() {
+            let mut keys: Vec<OwnedRow> = present.iter().map(|group| self.groups.key(*group).clone()).collect();
             let filled = fill(&mut self.views[view].missing, &keys, spec.fill_missing_windows);
             for value in &mut values {
                 let nulls = new_null_array(value.data_type(), filled.len());
                 *value = arrow::compute::concat(&[&*value, &nulls])?;
             }
+            places.extend(keys.len() as u32..(keys.len() + filled.len()) as u32);
             keys.extend(filled);
-        }
-        let mut order: Vec<u32> = (0..keys.len() as u32).collect();
-        order.sort_unstable_by(|a, b| keys[*a as usize].cmp(&keys[*b as usize]));
-        let sorted = self
-            .converter
-            .convert_rows(order.iter().map(|at| keys[*at as usize].row()))?;
-        let order = arrow::array::UInt32Array::from(order);
-        let values: Vec<ArrayRef> = values
-            .iter()
-            .map(|value| arrow::compute::take(value, &order, None))
-            .collect::<Result<_, _>>()?;
-        let bounds = vec![(start, end); keys.len()];
-        Ok(project(&spec, sorted, values, &bounds, early.is_none())?.0)
+            let mut rows: Vec<(OwnedRow, u32)> = keys.into_iter().zip(places).collect();
+            rows.sort_unstable();
+            places = rows.iter().map(|(_, place)| *place).collect();
+            self.groups.columns(rows.iter().map(|(key, _)| key))?
+        } else {
+            self.shown(view, present)?
+        };
+        let places = UInt32Array::from(places);
+        let values = take_arrays(&values, &places, None)?;
+        let bounds = vec![(start, end); places.len()];
+        Ok(project(&spec, keys, values, &bounds, early.is_none())?.0)
     }
 
-    /// Merges the panes of one window before `until`: the entities in it, and the view's aggregates of each.
-    fn merge(&self, spec: &ViewSpec, start: i64, end: i64, until: i64) -> Result<(Vec<u32>, Vec<ArrayRef>), Error> {
-        let mut accumulators: Vec<Box<dyn Accumulator>> = spec
-            .aggregates
-            .iter()
-            .map(|at| accumulator(&self.spec.aggregates[*at]))
-            .collect::<Result<_, _>>()?;
-        const ABSENT: u32 = u32::MAX;
-        let mut dense = vec![ABSENT; self.keys.len()];
-        let mut entities = Vec::new();
-        let mut groups = Vec::new();
-        let blocks = self.panes.range(start..until).flat_map(|(_, blocks)| blocks);
-        for block in blocks.filter(|block| block.watermark_ms < end + spec.window.lateness_ms) {
-            groups.clear();
-            for entity in &block.entities {
-                let group = &mut dense[*entity as usize];
-                if *group == ABSENT {
-                    *group = entities.len() as u32;
-                    entities.push(*entity);
-                }
-                groups.push(*group);
-            }
-            let first_state = 2 + self.spec.keys.len();
-            for (accumulator, at) in accumulators.iter_mut().zip(&spec.aggregates) {
-                let (from, to) = self.states[*at];
-                let states = &block.states[from - first_state..to - first_state];
-                accumulator.merge(&groups, states, entities.len())?;
-            }
+    /// Keys of these groups as the view's columns: those of the last window where they are the same, as they mostly are.
+    fn shown(&mut self, view: usize, groups: Vec<u32>) -> Result<Vec<ArrayRef>, Error> {
+        let View { spec, shown, .. } = &mut self.views[view];
+        if shown.0 != groups || shown.1.is_empty() {
+            let plain = self
+                .groups
+                .columns(groups.iter().map(|group| self.groups.key(*group)))?;
+            let columns = plain.iter().zip(spec.input.fields());
+            let columns = columns.map(|(column, field)| as_type(column, field.data_type()));
+            *shown = (groups, columns.collect::<Result<_, _>>()?);
         }
-        let values = accumulators
-            .iter_mut()
-            .map(|accumulator| accumulator.evaluate())
-            .collect::<Result<_, _>>()?;
-        Ok((entities, values))
+        Ok(shown.1.clone())
     }
 
     /// Forgets panes that no open window needs, and keys that no pane has any more.
     fn evict(&mut self, closed: i64) {
         while let Some((pane, _)) = self.panes.first_key_value() {
-            if self.needed(*pane, Some(closed)) {
+            let pane = *pane;
+            if self.needed(pane, Some(closed)) {
                 break;
             }
             self.panes.pop_first();
+            self.intervals.forget(pane);
+            self.let_go += 1;
         }
-        if self.keys.len() < 4096 {
+        // To look at every pane for every pane that goes would cost their square.
+        if self.groups.len() < 4096 || self.let_go < self.panes.len() {
             return;
         }
-        const DEAD: u32 = u32::MAX;
-        let mut live = vec![DEAD; self.keys.len()];
-        let mut keys = Vec::new();
-        for entity in self.panes.values().flatten().flat_map(|block| &block.entities) {
-            if live[*entity as usize] == DEAD {
-                live[*entity as usize] = keys.len() as u32;
-                keys.push(self.keys[*entity as usize].clone());
+        self.let_go = 0;
+        let mut places = vec![ABSENT; self.groups.len()];
+        let mut live = Vec::new();
+        for group in self.panes.values().flatten().flat_map(|block| &block.groups) {
+            let place = &mut places[*group as usize];
+            if *place == ABSENT {
+                *place = live.len() as u32;
+                live.push(*group);
             }
         }
-        if keys.len() * 2 > self.keys.len() {
+        if live.len() * 2 > self.groups.len() {
             return;
         }
-        for entity in self.panes.values_mut().flatten().flat_map(|block| &mut block.entities) {
-            *entity = live[*entity as usize];
+        for group in self.panes.values_mut().flatten().flat_map(|block| &mut block.groups) {
+            *group = places[*group as usize];
         }
-        self.ids = keys.iter().cloned().zip(0..).collect();
-        self.keys = keys;
+        self.groups.retain(&live);
+        self.intervals.clear();
+        self.views.iter_mut().for_each(|view| view.shown = Default::default());
     }
 }
 
@@ -845,15 +821,23 @@ fn project(
     bounds: &[(i64, i64)],
     is_final: bool,
 ) -> Result<(RecordBatch, Vec<(i64, i64)>), Error> {
-    let times = |time: fn(&(i64, i64)) -> i64| TimestampMillisecondArray::from_iter_values(bounds.iter().map(time));
-    columns.push(Arc::new(times(|bounds| bounds.0)));
-    columns.push(Arc::new(times(|bounds| bounds.1)));
-    columns.extend(values);
     let fields = spec.input.fields();
+    let times = |time: fn(&(i64, i64)) -> i64, field: Option<&FieldRef>| -> ArrayRef {
+        let times = TimestampMillisecondArray::from_iter_values(bounds.iter().map(time));
+        // As they are in UTC, the zone is a name only.
+        let zone = field.and_then(|field| match field.data_type() {
+            DataType::Timestamp(_, zone) => zone.clone(),
+            _ => None,
+        });
+        Arc::new(times.with_timezone_opt(zone))
+    };
+    columns.push(times(|bounds| bounds.0, fields.get(columns.len())));
+    columns.push(times(|bounds| bounds.1, fields.get(columns.len())));
+    columns.extend(values);
     let columns: Vec<ArrayRef> = columns
         .iter()
         .zip(fields)
-        .map(|(column, field)| cast(column, field.data_type()))
+        .map(|(column, field)| as_type(column, field.data_type()))
         .collect::<Result<_, _>>()?;
     let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(bounds.len()));
     let mut bounds = bounds.to_vec();
@@ -868,7 +852,7 @@ fn project(
     let mut output = Vec::with_capacity(spec.projection.len());
     for (expression, field) in spec.projection.iter().zip(spec.output.fields()) {
         let value = expression.evaluate(&input)?.into_array(input.num_rows())?;
-        output.push(cast(&value, field.data_type())?);
+        output.push(as_type(&value, field.data_type())?);
     }
     if spec.window.early_every_ms.is_some() {
         output.push(Arc::new(BooleanArray::from(vec![is_final; input.num_rows()])));
@@ -876,6 +860,14 @@ fn project(
     let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(input.num_rows()));
     let rows = RecordBatch::try_new_with_options(Arc::clone(&spec.output), output, &options)?;
     Ok((rows, bounds))
+}
+
+/// The column as this type.
+fn as_type(column: &ArrayRef, data_type: &DataType) -> Result<ArrayRef, Error> {
+    if column.data_type() == data_type {
+        return Ok(Arc::clone(column));
+    }
+    Ok(cast(column, data_type)?)
 }
 
 /// Keys are compared by value: dictionaries of different records number the same text differently.

@@ -17,7 +17,7 @@ use std::{collections::BTreeMap, mem, ops::Range, sync::Arc};
 use arrow::{
     array::{Array, ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, UInt32Array},
     buffer::BooleanBuffer,
-    compute::{cast, concat_batches, filter_record_batch, take, take_arrays},
+    compute::{cast, concat_batches, filter_record_batch, take},
     datatypes::{DataType, Field, Schema, SchemaRef},
 };
 use datafusion::physical_expr::PhysicalExpr;
@@ -310,10 +310,13 @@ impl PaneStore {
 
     /// Finds or opens the pane of a row, once per span.
     fn touch(&mut self, time_ms: i64, row: u32, span: &Span<'_>) -> Result<usize, Error> {
-        let start_ms = time_ms - time_ms.rem_euclid(self.spec.width_ms);
-        if let Some(known) = self.touched.iter().position(|touched| touched.start_ms == start_ms) {
+        let width_ms = self.spec.width_ms;
+        let holds = |touched: &Touched| touched.start_ms <= time_ms && time_ms < touched.start_ms + width_ms;
+        // Rows of a few panes alternate: a look at each is cheaper than a division.
+        if let Some(known) = self.touched.iter().position(holds) {
             return Ok(known);
         }
+        let start_ms = time_ms - time_ms.rem_euclid(width_ms);
         let mut touched = Touched {
             start_ms,
             pane: None,
@@ -541,15 +544,25 @@ impl Prepared {
 }
 
 impl Pane {
-    fn fold(&mut self, prepared: &Prepared) -> Result<(), Error> {
+    fn fold<'p>(&mut self, prepared: &'p Prepared) -> Result<(), Error> {
         let (Some(first), Some(last)) = (self.rows.first(), self.rows.last()) else {
             return Ok(());
         };
         let (from, length) = (*first as usize, self.rows.len());
         let contiguous = (*last - *first) as usize + 1 == length;
         let indices = (!contiguous).then(|| UInt32Array::from(mem::take(&mut self.rows)));
+        // Aggregates of one column share what is taken of it.
+        let mut taken: Vec<(&ArrayRef, ArrayRef)> = Vec::new();
+        let mut rows_of = |array: &'p ArrayRef, indices: &UInt32Array| -> Result<ArrayRef, Error> {
+            if let Some((_, rows)) = taken.iter().find(|(known, _)| Arc::ptr_eq(known, array)) {
+                return Ok(Arc::clone(rows));
+            }
+            let rows = take(array, indices, None)?;
+            taken.push((array, Arc::clone(&rows)));
+            Ok(rows)
+        };
         for ((accumulator, args), filter) in self.accumulators.iter_mut().zip(&prepared.args).zip(&prepared.filters) {
-            let (args, filter) = match &indices {
+            let (args, filter): (Vec<ArrayRef>, _) = match &indices {
                 None => {
                     let args = args.iter().map(|array| array.slice(from, length)).collect();
                     (args, filter.as_ref().map(|filter| filter.slice(from, length)))
@@ -557,7 +570,8 @@ impl Pane {
                 Some(indices) => {
                     let filter = filter.as_ref().map(|filter| take(filter, indices, None)).transpose()?;
                     let filter = filter.map(|filter| filter.as_boolean().clone());
-                    (take_arrays(args, indices, None)?, filter)
+                    let args = args.iter().map(|array| rows_of(array, indices));
+                    (args.collect::<Result<_, _>>()?, filter)
                 }
             };
             accumulator.update(&self.row_groups, &args, filter.as_ref(), self.keys.len())?;

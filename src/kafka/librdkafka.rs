@@ -108,6 +108,8 @@ pub(crate) fn producer_config(config: &KafkaConfig, producer: &ProducerConfig) -
         .set("batch.num.messages", "100000")
         .set("queue.buffering.max.messages", "1000000")
         .set("queue.buffering.max.kbytes", "65536")
+        // Reports of what did arrive would be queued and read one by one, and nobody looks at them.
+        .set("delivery.report.only.error", "true")
         // Back-to-back transactions meet CONCURRENT_TRANSACTIONS: at the default of 100 ms each costs that much.
         .set("retry.backoff.ms", "10");
     if let Some(id) = &producer.transactional_id {

@@ -87,14 +87,14 @@ impl Ring {
         let width_ms = self.spec.width_ms;
         let mut spans: BTreeMap<u32, Vec<Span>> = BTreeMap::new();
         for block in self.panes.values().flatten() {
-            for (entity, span) in block.entities.iter().zip(self.spans(view, block)?) {
-                spans.entry(*entity).or_default().extend(span);
+            for (group, span) in block.groups.iter().zip(self.spans(view, block)?) {
+                spans.entry(*group).or_default().extend(span);
             }
         }
         let mut open_from_ms = i64::MAX;
         let mut over: Vec<(Span, u32)> = Vec::new();
-        for (entity, spans) in spans {
-            let key = &self.keys[entity as usize];
+        for (group, spans) in spans {
+            let key = self.groups.key(group);
             let told_ms = self.views[view].sessions.told.get(key).copied();
             for session in sessions(spans, gap_ms, SESSION_PANES_MAX * width_ms) {
                 let passed_ms = session.last_ms + gap_ms + lateness_ms;
@@ -113,7 +113,7 @@ impl Ring {
                 }
                 self.views[view].sessions.told.insert(key.clone(), session.last_ms);
                 if first_pane.is_none_or(|first| session.first_ms >= first) {
-                    over.push((session, entity));
+                    over.push((session, group));
                 }
             }
         }
@@ -124,10 +124,10 @@ impl Ring {
         if over.is_empty() {
             return Ok(());
         }
-        let keys = &self.keys;
+        let groups = &self.groups;
         over.sort_unstable_by(|(a, left), (b, right)| {
             let order = (a.last_ms, a.first_ms).cmp(&(b.last_ms, b.first_ms));
-            order.then_with(|| keys[*left as usize].cmp(&keys[*right as usize]))
+            order.then_with(|| groups.key(*left).cmp(groups.key(*right)))
         });
         self.tell(view, gap_ms, &over, closed)
     }
@@ -135,10 +135,9 @@ impl Ring {
     /// First and last event time of each row of a block.
     fn spans(&self, view: usize, block: &Block) -> Result<Vec<Option<Span>>, Error> {
         let aggregates = &self.views[view].spec.aggregates;
-        let first_state = 2 + self.spec.keys.len();
         let times = |from_end: usize| -> Result<Vec<Option<i64>>, Error> {
             let at = aggregates.len().checked_sub(from_end).and_then(|at| aggregates.get(at));
-            let column = at.and_then(|at| block.states.get(self.states[*at].0 - first_state));
+            let column = at.and_then(|at| block.states.get(self.states[*at].0));
             milliseconds(column.ok_or_else(|| Error::Shape {
                 what: "session",
                 expected: "least and greatest event time".into(),
@@ -171,10 +170,9 @@ impl Ring {
             .map(|at| accumulator(&self.spec.aggregates[*at]))
             .collect::<Result<_, _>>()?;
         let mut places: BTreeMap<(u32, i64), (usize, i64)> = BTreeMap::new();
-        for (group, (session, entity)) in over.iter().enumerate() {
-            places.insert((*entity, session.first_ms), (group, session.last_ms));
+        for (place, (session, group)) in over.iter().enumerate() {
+            places.insert((*group, session.first_ms), (place, session.last_ms));
         }
-        let first_state = 2 + self.spec.keys.len();
         // Accumulators of DataFusion take it that every group has come by the time that it is counted.
         let mut order: Vec<Option<u32>> = vec![None; over.len()];
         let mut met = 0;
@@ -182,12 +180,12 @@ impl Ring {
             let (mut rows, mut groups) = (Vec::new(), Vec::new());
             for (row, span) in self.spans(view, block)?.into_iter().enumerate() {
                 let Some(span) = span else { continue };
-                let entity = block.entities[row];
-                let found = places.range((entity, i64::MIN)..=(entity, span.first_ms)).next_back();
-                if let Some((_, (group, last_ms))) = found.filter(|(_, (_, last_ms))| span.last_ms <= *last_ms) {
+                let group = block.groups[row];
+                let found = places.range((group, i64::MIN)..=(group, span.first_ms)).next_back();
+                if let Some((_, (place, last_ms))) = found.filter(|(_, (_, last_ms))| span.last_ms <= *last_ms) {
                     debug_assert!(span.first_ms <= *last_ms);
                     rows.push(row as u32);
-                    groups.push(*order[*group].get_or_insert_with(|| {
+                    groups.push(*order[*place].get_or_insert_with(|| {
                         met += 1;
                         met - 1
                     }));
@@ -199,7 +197,7 @@ impl Ring {
             let rows = UInt32Array::from(rows);
             for (accumulator, at) in accumulators.iter_mut().zip(&spec.aggregates) {
                 let (from, to) = self.states[*at];
-                let states = take_arrays(&block.states[from - first_state..to - first_state], &rows, None)?;
+                let states = take_arrays(&block.states[from..to], &rows, None)?;
                 accumulator.merge(&groups, &states, met as usize)?;
             }
         }
@@ -208,8 +206,9 @@ impl Ring {
             .map(|accumulator| accumulator.evaluate())
             .collect::<Result<_, _>>()?;
         let values = take_arrays(&values, &UInt32Array::from(order), None)?;
-        let keys = over.iter().map(|(_, entity)| self.keys[*entity as usize].row());
-        let keys = self.converter.convert_rows(keys)?;
+        let keys = self
+            .groups
+            .columns(over.iter().map(|(_, group)| self.groups.key(*group)))?;
         let bounds: Vec<(i64, i64)> = over
             .iter()
             .map(|(session, _)| (session.first_ms, session.last_ms + gap_ms))

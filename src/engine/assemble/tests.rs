@@ -310,7 +310,7 @@ proptest! {
     #[test]
     fn windows_equal_brute_force(
         rows in prop::collection::vec((0..3i32, 0..20_000i64, 0..4u8, -100..100i32), 1..120),
-        (size, slide) in prop::sample::select(vec![(1_000, 1_000), (4_000, 1_000), (6_000, 3_000), (5_000, 2_000)]),
+        (size, slide) in prop::sample::select(vec![(1_000, 1_000), (4_000, 1_000), (6_000, 3_000), (5_000, 2_000), (40_000, 1_000)]),
         order in prop::collection::vec(any::<u32>(), 200),
         cut in 1..4usize,
     ) {
@@ -363,6 +363,53 @@ proptest! {
         prop_assert_eq!(results(&closed), expected);
         prop_assert_eq!(assembler.pane_count(), 0);
         prop_assert_eq!(assembler.needed_since(), None);
+    }
+
+    /// Two partitions with watermarks of their own, and an idle one that says something now and then: rows come for panes that long
+    /// windows have merged ahead, and reach those alone that are open for their partition and not closed.
+    #[test]
+    fn long_windows_equal_brute_force_whatever_comes_late(
+        rows in prop::collection::vec((0..3i32, 0..4i64, -5..95i64, 0..4u8, -100..100i32), 1..150),
+        (size, slide) in prop::sample::select(vec![(64_000, 1_000), (90_000, 1_000), (40_000, 2_000), (17_000, 1_000)]),
+        lateness in prop::sample::select(vec![0, 5_000]),
+    ) {
+        let pipeline = pipeline(window(size, slide, lateness), 0);
+        let mut assembler = Assembler::new(std::slice::from_ref(&pipeline)).unwrap();
+        let mut watermarks = [50_000; 2];
+        let mut closed = Vec::new();
+        for partition in 0..2 {
+            closed.extend(assembler.progress(&progress(3, partition, 50_000, false, 0)).unwrap().closed);
+        }
+        closed.extend(assembler.progress(&progress(3, 2, 0, true, 0)).unwrap().closed);
+        let mut expected: BTreeMap<(i64, String), (i64, f64)> = BTreeMap::new();
+        for (log, (partition, advance, lag, key, value)) in (1..).zip(&rows) {
+            let own = watermarks.get_mut(*partition as usize).map(|watermark| {
+                *watermark += advance * 1_000;
+                *watermark
+            });
+            if let Some(own) = own {
+                closed.extend(assembler.progress(&progress(3, *partition, own, false, log)).unwrap().closed);
+            }
+            let (key, passed) = (format!("k{key}"), watermarks[0].min(watermarks[1]));
+            let pane = own.unwrap_or(passed) - lag * 1_000;
+            let row = panes(&pipeline, pane, log, &[(key.clone(), vec![f64::from(*value)])].into());
+            assembler.panes(log, &header(*partition, own.unwrap_or(i64::MIN), log), &row).unwrap();
+            let mut end = pane - pane.rem_euclid(slide) + size;
+            while end > pane {
+                if end + lateness > own.unwrap_or(passed) {
+                    let entry = expected.entry((end, key.clone())).or_default();
+                    entry.0 += 1;
+                    entry.1 += f64::from(*value);
+                }
+                end -= slide;
+            }
+        }
+        for partition in 0..2 {
+            let told = progress(3, partition, 1_000_000, false, 1_000);
+            closed.extend(assembler.progress(&told).unwrap().closed);
+        }
+        prop_assert_eq!(results(&closed), expected);
+        prop_assert_eq!((assembler.pane_count(), assembler.needed_since()), (0, None));
     }
 }
 

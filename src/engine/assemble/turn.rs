@@ -193,6 +193,7 @@ impl Assembler {
             turn: Turn::default(),
             spec: spec.clone(),
             missing: Default::default(),
+            shown: Default::default(),
             sessions: Default::default(),
         };
         let Some(before) = self.find(&spec.window.view, |view| view.version < version) else {
@@ -355,6 +356,7 @@ impl Assembler {
                                 turn,
                                 spec: spec.clone(),
                                 missing: Default::default(),
+                                shown: Default::default(),
                                 sessions: Default::default(),
                             });
                         }

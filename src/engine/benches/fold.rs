@@ -1,12 +1,12 @@
 //! What the parts of the engine cost, from decoded columns: filter, key probe and pane update per row; sealing, writing and reading
-//! panes per row of a pane: `cargo bench --workspace --bench fold`.
+//! panes per row of a pane; merging panes and closing a window per row of it: `cargo bench --workspace --bench fold`.
 
 use std::{hint::black_box, sync::Arc};
 
 use arrow::{
     array::*,
     buffer::BooleanBuffer,
-    datatypes::{DataType, Field, Schema, TimeUnit},
+    datatypes::{DataType, Field, Int64Type, Schema, TimeUnit},
 };
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use datafusion::{
@@ -14,9 +14,11 @@ use datafusion::{
     physical_expr::expressions::{binary, col, lit},
 };
 use engine::{
+    assemble::Assembler,
     panes::{PaneStore, Span, Unusual, read_panes, write_panes},
     spec::*,
 };
+use protocol::log::{PaneHeader, PartitionProgress, SourceProgress};
 
 const ROWS: usize = 8_192;
 const BATCHES: usize = 64;
@@ -198,5 +200,128 @@ fn panes(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, rows, panes);
+/// A view of all there is in these windows, of one source.
+fn pipeline(size_ms: i64) -> Pipeline {
+    use AggregateKind::*;
+    let mut set = set(&[Count, Avg, Max], false);
+    set.width_ms = 1_000;
+    set.windows[0].size_ms = size_ms;
+    set.windows[0].slide_ms = 1_000;
+    let time = |name| {
+        Field::new(
+            name,
+            DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into())),
+            false,
+        )
+    };
+    let mut fields: Vec<Field> = set.key_fields.iter().map(|field| field.as_ref().clone()).collect();
+    fields.extend([time("window_start"), time("window_end")]);
+    let aggregates = set.aggregates.iter().enumerate();
+    fields.extend(aggregates.map(|(at, spec)| Field::new(format!("agg_{at}"), spec.output.clone(), true)));
+    let input = Arc::new(Schema::new(fields));
+    let columns = input.fields().iter();
+    Pipeline {
+        name: "bench".into(),
+        sources: vec![SourceSpec {
+            name: "rows".into(),
+            fingerprint: 1,
+            topic: "rows".into(),
+            format: Format::Json,
+            start: StartupMode::Earliest,
+            schema: schema(),
+            metadata: Vec::new(),
+            paths: Vec::new(),
+            event_time: 0,
+            delay_ms: 0,
+            idle_timeout_ms: None,
+            max_future_skew_ms: i64::MAX,
+            max_drift_ms: i64::MAX,
+        }],
+        views: vec![ViewSpec {
+            name: "view".into(),
+            pane_sets: vec![0],
+            window: set.windows[0].clone(),
+            aggregates: (0..set.aggregates.len()).collect(),
+            projection: columns
+                .map(|field| col(field.name(), &input).expect("its own column"))
+                .collect(),
+            output: Arc::clone(&input),
+            input: Arc::clone(&input),
+            having: None,
+            fill_missing_windows: 0,
+            judged: None,
+        }],
+        pane_sets: vec![set],
+        detectors: Vec::new(),
+        policies: Vec::new(),
+        sinks: Vec::new(),
+    }
+}
+
+/// Takes in a pane of four source partitions and closes the window that ends with it: by its rows, whatever panes it has.
+fn windows(criterion: &mut Criterion) {
+    const PARTITIONS: i32 = 4;
+    let mut group = criterion.benchmark_group("window row");
+    group.sample_size(20);
+    for size in [1, 10, 60, 600, 3_600] {
+        let pipeline = pipeline(size * 1_000);
+        let sealed = folded(&pipeline.pane_sets[0], &batches(100))
+            .flush(None)
+            .expect("panes that seal");
+        let rows = sealed
+            .expect("panes")
+            .rows_for(0, 1)
+            .expect("rows")
+            .expect("one partition takes all");
+        let starts = rows.column(0).as_primitive::<Int64Type>().values();
+        let keys = starts.iter().take_while(|start| **start == starts[0]).count();
+        let mut assembler = Assembler::new(std::slice::from_ref(&pipeline)).expect("a plan that works");
+        let mut second = 0;
+        let mut step = || {
+            for partition in 0..PARTITIONS {
+                let own = keys / PARTITIONS as usize;
+                let slice = rows.slice(own * partition as usize, own);
+                let mut columns = slice.columns().to_vec();
+                columns[0] = Arc::new(Int64Array::from(vec![second * 1_000; own]));
+                let slice = RecordBatch::try_new(slice.schema(), columns).expect("the same columns");
+                let header = PaneHeader {
+                    set: 1,
+                    source: 1,
+                    source_partition: partition,
+                    watermark_ms: second * 1_000,
+                    source_offset: second,
+                };
+                assembler.panes(second, &header, &slice).expect("panes that fit");
+            }
+            second += 1;
+            let told = |partition| PartitionProgress {
+                partition,
+                watermark_ms: Some(second * 1_000),
+                idle: false,
+                source_offset: second,
+                sets: Vec::new(),
+                version: 0,
+            };
+            let progress = SourceProgress {
+                source: 1,
+                partition_count: PARTITIONS,
+                partitions: (0..PARTITIONS).map(told).collect(),
+                clock: 0,
+            };
+            assembler.progress(&progress).expect("windows that close").closed
+        };
+        for _ in 0..size {
+            step();
+        }
+        group.throughput(Throughput::Elements(
+            (keys / PARTITIONS as usize * PARTITIONS as usize) as u64,
+        ));
+        group.bench_function(format!("merge, close: {size} panes"), |bencher| {
+            bencher.iter(|| black_box(step()))
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, rows, panes, windows);
 criterion_main!(benches);

@@ -7,7 +7,7 @@
 #[path = "../../telemetry/benches/corpus/mod.rs"]
 mod corpus;
 
-use std::{collections::BTreeMap, hint::black_box, sync::Arc};
+use std::{collections::BTreeMap, hint::black_box, sync::Arc, time::Instant};
 
 use corpus::{Kind, Metric, Random, Shape, clock_ns, metric};
 use engine::aggregate::Decoders;
@@ -63,10 +63,13 @@ fn main() -> anyhow::Result<()> {
             case.run()?;
         }
     }
-    match is_wanted("stages") {
-        true => stages(),
-        false => Ok(()),
+    if is_wanted("stages") {
+        stages()?;
     }
+    if is_wanted("instances") {
+        instances()?;
+    }
+    Ok(())
 }
 
 /// Makes the record whose last row is of a time.
@@ -227,6 +230,38 @@ fn stages() -> anyhow::Result<()> {
     );
     println!("assemble, detect                   {:>8.1}", per_row(detect));
     println!("decide                             {:>8.1}", per_row(decide));
+    Ok(())
+}
+
+/// Records per second of one aggregate instance and of two on cores of their own, each with records of its own, by the clock on the wall.
+fn instances() -> anyhow::Result<()> {
+    let case = || json_cases().swap_remove(0);
+    let processor = processor(&case().pipeline)?;
+    let records = [case().batches(), case().batches()];
+    let rate = |count: usize| -> anyhow::Result<f64> {
+        let ns = median(PASSES, || {
+            let began = Instant::now();
+            let passes: Vec<anyhow::Result<_>> = std::thread::scope(|scope| {
+                let processor = &processor;
+                let threads = records[..count]
+                    .iter()
+                    .map(|(batches, _)| scope.spawn(move || aggregated(processor, batches)));
+                let threads: Vec<_> = threads.collect();
+                threads
+                    .into_iter()
+                    .map(|thread| thread.join().expect("a pass does not panic"))
+                    .collect()
+            });
+            passes.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
+            Ok(began.elapsed().as_nanos() as f64)
+        })?;
+        Ok((records[0].1 * count) as f64 / ns * 1e9)
+    };
+    let (one, two) = (rate(1)?, rate(2)?);
+    println!(
+        "\none aggregate instance {one:.0} records/s, two {two:.0}: {:.2} times as many",
+        two / one
+    );
     Ok(())
 }
 

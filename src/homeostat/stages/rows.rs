@@ -22,9 +22,16 @@ enum Column<'a> {
     Unsigned(UInt64Array),
     Float(Float64Array),
     Text(StringArray),
-    Time(Int64Array, TimeUnit),
+    Time(Int64Array, TimeUnit, Written),
     Object(&'a StructArray, Vec<(Vec<u8>, Column<'a>)>),
     Shown(ArrayRef, ArrayFormatter<'a>),
+}
+
+/// The last time written, as text: rows of a window have the same bounds.
+#[derive(Default)]
+struct Written {
+    value: Option<i64>,
+    text: Vec<u8>,
 }
 
 impl<'a> Column<'a> {
@@ -43,8 +50,13 @@ impl<'a> Column<'a> {
             kind if kind.is_floating() || matches!(kind, DataType::Decimal128(..) | DataType::Decimal256(..)) => {
                 to(&DataType::Float64).and_then(|array| array.as_primitive_opt().cloned().map(Self::Float))
             }
-            DataType::Timestamp(unit, _) => to(&DataType::Int64)
-                .and_then(|array| Some(Self::Time(array.as_primitive_opt::<Int64Type>()?.clone(), *unit))),
+            DataType::Timestamp(unit, _) => to(&DataType::Int64).and_then(|array| {
+                Some(Self::Time(
+                    array.as_primitive_opt::<Int64Type>()?.clone(),
+                    *unit,
+                    Written::default(),
+                ))
+            }),
             DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => to(&DataType::Utf8).and_then(text),
             DataType::Dictionary(_, value)
                 if matches!(**value, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View) =>
@@ -53,7 +65,7 @@ impl<'a> Column<'a> {
             }
             DataType::Struct(fields) => array
                 .as_struct_opt()
-                .map(|object| Self::Object(object, members(fields, object.columns()))),
+                .map(|object| Self::Object(object, members(named(fields, object.columns())))),
             DataType::Null => Some(Self::Text(StringArray::new_null(array.len()))),
             _ => None,
         };
@@ -65,10 +77,10 @@ impl<'a> Column<'a> {
             .unwrap_or_else(|| Self::Text(StringArray::new_null(array.len())))
     }
 
-    fn write(&self, row: usize, out: &mut Vec<u8>) {
+    fn write(&mut self, row: usize, out: &mut Vec<u8>) {
         let null = match self {
             Self::Bool(array) => array.is_null(row),
-            Self::Signed(array) | Self::Time(array, _) => array.is_null(row),
+            Self::Signed(array) | Self::Time(array, ..) => array.is_null(row),
             Self::Unsigned(array) => array.is_null(row),
             Self::Float(array) => array.is_null(row),
             Self::Text(array) => array.is_null(row),
@@ -85,7 +97,15 @@ impl<'a> Column<'a> {
             Self::Unsigned(array) => put(out, &array.value(row)),
             Self::Float(array) => float(out, array.value(row)),
             Self::Text(array) => put(out, array.value(row)),
-            Self::Time(array, unit) => time(out, array.value(row), *unit),
+            Self::Time(array, unit, written) => {
+                let value = array.value(row);
+                if written.value != Some(value) {
+                    written.value = Some(value);
+                    written.text.clear();
+                    time(&mut written.text, value, *unit);
+                }
+                out.extend_from_slice(&written.text);
+            }
             Self::Object(_, members) => object(members, row, out),
             Self::Shown(_, shown) => put(out, &shown.value(row).to_string()),
         }
@@ -127,28 +147,36 @@ pub struct RowWriter<'a>(Vec<(Vec<u8>, Column<'a>)>);
 
 impl<'a> RowWriter<'a> {
     pub fn new(rows: &'a RecordBatch) -> Self {
-        Self(members(rows.schema_ref().fields(), rows.columns()))
+        Self::of(named(rows.schema_ref().fields(), rows.columns()))
     }
 
-    pub fn write(&self, row: usize, out: &mut Vec<u8>) {
-        object(&self.0, row, out);
+    /// Members of these names and columns.
+    pub fn of<'n>(columns: impl Iterator<Item = (&'n str, &'a ArrayRef)>) -> Self {
+        Self(members(columns))
+    }
+
+    pub fn write(&mut self, row: usize, out: &mut Vec<u8>) {
+        object(&mut self.0, row, out);
     }
 }
 
+fn named<'n, 'a>(fields: &'n Fields, columns: &'a [ArrayRef]) -> impl Iterator<Item = (&'n str, &'a ArrayRef)> {
+    fields.iter().map(|field| field.name().as_str()).zip(columns)
+}
+
 /// Columns with what stands before their values.
-fn members<'a>(fields: &Fields, columns: &'a [ArrayRef]) -> Vec<(Vec<u8>, Column<'a>)> {
-    let fields = fields.iter().zip(columns).enumerate();
-    let columns = fields.map(|(index, (field, array))| {
-        let mut name = vec![if index == 0 { b'{' } else { b',' }];
-        put(&mut name, field.name());
-        name.push(b':');
-        (name, Column::new(array))
+fn members<'n, 'a>(columns: impl Iterator<Item = (&'n str, &'a ArrayRef)>) -> Vec<(Vec<u8>, Column<'a>)> {
+    let columns = columns.enumerate().map(|(index, (name, array))| {
+        let mut before = vec![if index == 0 { b'{' } else { b',' }];
+        put(&mut before, name);
+        before.push(b':');
+        (before, Column::new(array))
     });
     columns.collect()
 }
 
-fn object(members: &[(Vec<u8>, Column<'_>)], row: usize, out: &mut Vec<u8>) {
-    for (name, column) in members {
+fn object(members: &mut [(Vec<u8>, Column<'_>)], row: usize, out: &mut Vec<u8>) {
+    for (name, column) in &mut *members {
         out.extend_from_slice(name);
         column.write(row, out);
     }
@@ -157,7 +185,7 @@ fn object(members: &[(Vec<u8>, Column<'_>)], row: usize, out: &mut Vec<u8>) {
 
 /// One line per row.
 pub fn write_rows(rows: &RecordBatch, out: &mut Vec<u8>) {
-    let writer = RowWriter::new(rows);
+    let mut writer = RowWriter::new(rows);
     for row in 0..rows.num_rows() {
         writer.write(row, out);
         out.push(b'\n');
