@@ -70,7 +70,7 @@ impl Series for Autoregression {
     type Config = Config;
     const NAME: &'static str = NAME;
     const TAG: u8 = 12;
-    const VERSION: u8 = 2;
+    const VERSION: u8 = 3;
     const LEVEL: Option<&'static str> = Some("threshold");
 
     fn fresh(config: &Config, _seed: u64) -> Self {

@@ -111,7 +111,7 @@ impl Series for Bocpd {
     type Config = Config;
     const NAME: &'static str = NAME;
     const TAG: u8 = 16;
-    const VERSION: u8 = 3;
+    const VERSION: u8 = 4;
     const RANKED_FROM: u8 = 3;
     const LEVEL: Option<&'static str> = Some("threshold");
 

@@ -105,7 +105,8 @@ impl Calibration {
         self.halvings ^ u32::from(self.counts[BINS * 3 / 8])
     }
 
-    fn total(&self) -> u32 {
+    /// Rows that are remembered.
+    pub(crate) fn total(&self) -> u32 {
         self.octaves.iter().map(|count| u32::from(*count)).sum()
     }
 

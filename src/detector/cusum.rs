@@ -63,7 +63,7 @@ impl Series for Cusum {
     type Config = Config;
     const NAME: &'static str = NAME;
     const TAG: u8 = 14;
-    const VERSION: u8 = 2;
+    const VERSION: u8 = 3;
     const LEVEL: Option<&'static str> = Some("threshold");
 
     fn fresh(_config: &Config, _seed: u64) -> Self {

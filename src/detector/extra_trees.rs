@@ -19,6 +19,8 @@ use crate::half_space_trees::CONTAMINATION;
 use crate::parameter::{Kind, Options, Parameter};
 use crate::random::Random;
 use crate::ranking::Ranking;
+use crate::reservoir::Reservoir;
+use crate::spread::Spread;
 use crate::{Detector, Error, Row, Score, State, Value};
 
 pub(crate) const ALL_PARAMETERS: &[&[Parameter]] = &[PARAMETERS];
@@ -101,7 +103,7 @@ impl Detector for ExtraTrees {
     }
 
     fn state_size_max(&self) -> usize {
-        4 + 8 * 4 + 2 * (4 + 8 * self.config.samples * self.config.features) + Ranking::BYTES
+        4 + Reservoir::size_max(self.config.features, self.config.samples) + Ranking::BYTES
     }
 
     fn fresh(&self, entity: u64) -> Box<dyn State> {
@@ -112,41 +114,17 @@ impl Detector for ExtraTrees {
         let mut reader = Reader::new(bytes);
         reader.header(TAG, 1, self.config.features)?;
         let mut state = Entity::new(self.config, entity);
-        state.learned = reader.u64()?;
-        state.next_fit = reader.u64()?;
-        state.random.state = reader.u64()?;
-        state.fit_seed = reader.u64()?;
-        if state.learned.max(state.next_fit) > 1 << 62 {
-            return Err(Error::State("more rows than can have been learned".into()));
-        }
-        for rows in [&mut state.reservoir, &mut state.fitted] {
-            let length = reader.length(self.config.samples * self.config.features)?;
-            if length % self.config.features != 0 {
-                return Err(Error::State("a row is cut short".into()));
-            }
-            rows.resize(length, 0.0);
-            reader.f64s(rows)?;
-            if rows.iter().any(|value| value.is_infinite()) {
-                return Err(Error::State("a row is infinite".into()));
-            }
-        }
+        state.reservoir.read(&mut reader)?;
         state.ranking = Ranking::read(&mut reader)?;
         reader.finish()?;
-        if !state.fitted.is_empty() {
-            state.forest = Forest::grow(&self.config, &state.fitted, state.fit_seed);
-        }
+        state.grow();
         Ok(Box::new(state))
     }
 }
 
 struct Entity {
     config: Config,
-    learned: u64,
-    next_fit: u64,
-    random: Random,
-    fit_seed: u64,
-    reservoir: Vec<f64>,
-    fitted: Vec<f64>,
+    reservoir: Reservoir,
     forest: Option<Forest>,
     ranking: Ranking,
     filled: Vec<f64>,
@@ -161,8 +139,9 @@ impl State for Entity {
         }
         if let Some(forest) = &self.forest {
             for (index, value) in self.filled.iter_mut().enumerate() {
-                *value = crate::known(row.features.get(index)).unwrap_or(forest.centre[index]);
+                *value = crate::known(row.features.get(index)).unwrap_or_else(|| centre(&forest.spreads[index]));
             }
+            Spread::tell(&forest.spreads, out);
             let raw = forest.predict(&self.filled, Some(&mut out.contributions));
             if self.ranking.rows() >= 50.0 {
                 let median = self.ranking.quantile(0.5);
@@ -179,22 +158,15 @@ impl State for Entity {
                 self.ranking.learn(raw, rows_max as f32);
             }
         }
-        if row.learn {
-            self.learn(row.features);
+        if row.learn && self.reservoir.learn(row.features) {
+            self.grow();
         }
     }
 
     fn snapshot(&self, out: &mut Vec<u8>) {
         let mut writer = Writer::new(out);
         writer.header(TAG, 1, self.config.features);
-        writer.u64(self.learned);
-        writer.u64(self.next_fit);
-        writer.u64(self.random.state);
-        writer.u64(self.fit_seed);
-        for rows in [&self.reservoir, &self.fitted] {
-            writer.u32(rows.len() as u32);
-            writer.f64s(rows);
-        }
+        self.reservoir.write(&mut writer);
         self.ranking.write(&mut writer);
     }
 }
@@ -203,40 +175,16 @@ impl Entity {
     fn new(config: Config, entity: u64) -> Self {
         Self {
             config,
-            learned: 0,
-            next_fit: config.warmup,
-            random: Random::new(entity),
-            fit_seed: 0,
-            reservoir: Vec::new(),
-            fitted: Vec::new(),
+            reservoir: Reservoir::new(config.features, config.samples, config.warmup, REFIT_ROWS, entity),
             forest: None,
             ranking: Ranking::new(),
             filled: vec![0.0; config.features],
         }
     }
 
-    fn learn(&mut self, row: &[f64]) {
-        let width = self.config.features;
-        let held = self.reservoir.len() / width;
-        let slot = if held < self.config.samples {
-            self.reservoir.resize((held + 1) * width, 0.0);
-            Some(held)
-        } else {
-            let horizon = self.learned.min(16 * self.config.samples as u64) as usize + 1;
-            Some(self.random.below(horizon)).filter(|slot| *slot < self.config.samples)
-        };
-        if let Some(slot) = slot {
-            for (index, kept) in self.reservoir[slot * width..][..width].iter_mut().enumerate() {
-                *kept = crate::known(row.get(index)).unwrap_or(f64::NAN);
-            }
-        }
-        self.learned += 1;
-        if self.learned >= self.next_fit {
-            self.next_fit = self.learned + self.learned.min(REFIT_ROWS);
-            self.fit_seed = self.random.next();
-            self.fitted.clone_from(&self.reservoir);
-            self.forest = Forest::grow(&self.config, &self.fitted, self.fit_seed);
-        }
+    fn grow(&mut self) {
+        let fitted = self.reservoir.fitted();
+        self.forest = fitted.and_then(|(rows, seed)| Forest::grow(&self.config, rows, seed));
     }
 }
 
@@ -252,7 +200,7 @@ struct Node {
 struct Forest {
     nodes: Vec<Node>,
     roots: Vec<u32>,
-    centre: Vec<f64>,
+    spreads: Vec<Option<Spread>>,
 }
 
 /// smartcore's forest as serde shows it; its nodes are private otherwise.
@@ -283,7 +231,7 @@ struct TreeNode {
 impl Forest {
     /// None when smartcore cannot fit the rows.
     fn grow(config: &Config, rows: &[f64], seed: u64) -> Option<Self> {
-        let (matrix, labels, centre) = contrast(config, rows, seed)?;
+        let (matrix, labels, spreads) = contrast(config, rows, seed)?;
         let parameters = ExtraTreesRegressorParameters::default()
             .with_n_trees(config.trees)
             .with_min_samples_leaf(config.leaf)
@@ -291,14 +239,14 @@ impl Forest {
             .with_seed(seed);
         let fitted = ExtraTreesRegressor::fit(&matrix, &labels, parameters).ok()?;
         let shown = serde_json::to_value(&fitted).ok()?;
-        Self::compile(Regressor::deserialize(shown).ok()?, centre)
+        Self::compile(Regressor::deserialize(shown).ok()?, spreads)
     }
 
-    fn compile(regressor: Regressor, centre: Vec<f64>) -> Option<Self> {
+    fn compile(regressor: Regressor, spreads: Vec<Option<Spread>>) -> Option<Self> {
         let mut forest = Self {
             nodes: Vec::new(),
             roots: Vec::new(),
-            centre,
+            spreads,
         };
         for tree in regressor.forest_regressor.trees {
             forest.roots.push(forest.nodes.len() as u32);
@@ -348,35 +296,34 @@ impl Forest {
     }
 }
 
-/// Rows labelled 0 and as much uniform noise labelled 1, and the features' medians.
-type Contrast = (DenseMatrix<f64>, Vec<f64>, Vec<f64>);
+/// What stands in for a value that is not known.
+fn centre(spread: &Option<Spread>) -> f64 {
+    spread.map_or(0.0, |spread| spread.median)
+}
+
+/// Rows labelled 0 and as much uniform noise labelled 1, and where the features lie.
+type Contrast = (DenseMatrix<f64>, Vec<f64>, Vec<Option<Spread>>);
 
 fn contrast(config: &Config, rows: &[f64], seed: u64) -> Option<Contrast> {
     let width = config.features;
     let count = rows.len() / width;
-    let mut centre = Vec::with_capacity(width);
-    let mut bounds = Vec::with_capacity(width);
-    for feature in 0..width {
-        let mut column: Vec<f64> = rows
-            .iter()
-            .skip(feature)
-            .step_by(width)
-            .copied()
-            .filter(|value| value.is_finite())
-            .collect();
-        column.sort_unstable_by(f64::total_cmp);
-        let (low, high) = match (column.first(), column.last()) {
-            (Some(low), Some(high)) => (*low, *high),
-            _ => (0.0, 0.0),
-        };
-        centre.push(column.get(column.len() / 2).copied().unwrap_or(0.0));
-        let margin = MARGIN * (high - low).max(0.1 * high.abs().max(low.abs())).max(1e-9);
-        bounds.push((low - margin, high + margin));
-    }
+    let spreads = Spread::of(rows, width);
+    let bounds: Vec<(f64, f64)> = spreads
+        .iter()
+        .map(|spread| {
+            let (low, high) = spread.map_or((0.0, 0.0), |spread| (spread.low, spread.high));
+            let margin = MARGIN * (high - low).max(0.1 * high.abs().max(low.abs())).max(1e-9);
+            (low - margin, high + margin)
+        })
+        .collect();
     let mut random = Random::new(seed ^ 0x006e_6f69_7365);
     let mut values = Vec::with_capacity(2 * rows.len());
     for (index, value) in rows.iter().enumerate() {
-        values.push(if value.is_nan() { centre[index % width] } else { *value });
+        values.push(if value.is_nan() {
+            centre(&spreads[index % width])
+        } else {
+            *value
+        });
     }
     for _ in 0..count {
         for (low, high) in &bounds {
@@ -385,7 +332,7 @@ fn contrast(config: &Config, rows: &[f64], seed: u64) -> Option<Contrast> {
     }
     let labels = (0..2 * count).map(|row| if row < count { 0.0 } else { 1.0 }).collect();
     let matrix = DenseMatrix::new(2 * count, width, values, false).ok()?;
-    Some((matrix, labels, centre))
+    Some((matrix, labels, spreads))
 }
 
 #[cfg(test)]
@@ -404,12 +351,12 @@ mod tests {
         };
         let mut random = Random::new(9);
         let rows: Vec<f64> = (0..1000).map(|_| random.unit() * random.unit()).collect();
-        let (matrix, labels, centre) = contrast(&config, &rows, 7).expect("rows make a matrix");
+        let (matrix, labels, spreads) = contrast(&config, &rows, 7).expect("rows make a matrix");
         let parameters = ExtraTreesRegressorParameters::default().with_n_trees(20).with_seed(3);
         let fitted = ExtraTreesRegressor::fit(&matrix, &labels, parameters).expect("fits");
         let shown = serde_json::to_value(&fitted).expect("serialises");
         let forest =
-            Forest::compile(Regressor::deserialize(shown).expect("is what serde shows"), centre).expect("compiles");
+            Forest::compile(Regressor::deserialize(shown).expect("is what serde shows"), spreads).expect("compiles");
         let asked: Vec<f64> = (0..500).map(|_| 2.0 * random.unit() - 0.5).collect();
         let asked_matrix = DenseMatrix::new(100, 5, asked.clone(), false).expect("rows make a matrix");
         let expected: Vec<f64> = fitted.predict(&asked_matrix).expect("predicts");

@@ -95,11 +95,10 @@ pub(crate) fn build(options: &[(String, Value)], features: usize) -> Result<Arc<
     let (limit, sign) = match (options.number("ceiling"), options.number("floor")) {
         (Some(ceiling), None) => (ceiling, 1.0),
         (None, Some(floor)) => (-floor, -1.0),
-        (given, _) => {
-            return Err(Error::OutOfRange {
-                name: "ceiling".into(),
-                value: if given.is_some() { "both" } else { "nothing" }.into(),
-                expected: "a number for either ceiling or floor",
+        _ => {
+            return Err(Error::Missing {
+                detector: NAME,
+                expected: "ceiling or floor, one of the two",
             });
         }
     };
@@ -174,7 +173,9 @@ impl State for Entity {
             let beyond = series.typical >= self.config.limit;
             let probability = if beyond { 1.0 } else { series.forecast.probability };
             out.contributions[index] = probability / self.config.probability;
-            out.expected[index] = self.config.sign * series.forecast.level;
+            if series.forecast.level.is_finite() {
+                out.expected[index] = self.config.sign * series.forecast.level;
+            }
             if self.config.sign > 0.0 {
                 out.upper[index] = self.config.limit;
             } else {

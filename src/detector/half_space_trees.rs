@@ -10,11 +10,13 @@ use crate::codec::{Reader, Writer};
 use crate::parameter::{Kind, Options, Parameter};
 use crate::random::Random;
 use crate::ranking::Ranking;
+use crate::series::Band;
 use crate::{Detector, Error, Row, Score, State, Value};
 
 pub(crate) const ALL_PARAMETERS: &[&[Parameter]] = &[PARAMETERS];
 pub(crate) const NAME: &str = "half_space_trees";
 const TAG: u8 = 17;
+const VERSION: u8 = 2;
 
 pub(crate) const CONTAMINATION: Parameter = Parameter {
     name: "contamination",
@@ -95,7 +97,7 @@ impl Detector for HalfSpaceTrees {
 
     fn state_size_max(&self) -> usize {
         let config = &self.config;
-        4 + 13 + 16 * config.features + 4 * config.trees * config.nodes() + Ranking::BYTES
+        4 + 13 + (16 + Band::BYTES + 1) * config.features + 4 * config.trees * config.nodes() + Ranking::BYTES
     }
 
     fn fresh(&self, entity: u64) -> Box<dyn State> {
@@ -104,7 +106,7 @@ impl Detector for HalfSpaceTrees {
 
     fn restore(&self, _entity: u64, bytes: &[u8]) -> Result<Box<dyn State>, Error> {
         let mut reader = Reader::new(bytes);
-        reader.header(TAG, 1, self.config.features)?;
+        let version = reader.header(TAG, VERSION, self.config.features)?;
         let seed = reader.u64()?;
         let mut state = Entity::new(self.config, seed);
         state.rows = reader.u32()?;
@@ -117,6 +119,12 @@ impl Detector for HalfSpaceTrees {
             *mass = reader.u16()?;
         }
         state.ranking = Ranking::read(&mut reader)?;
+        if version >= 2 {
+            for (band, rows) in &mut state.bands {
+                *band = Band::read(&mut reader)?;
+                *rows = reader.u8()?;
+            }
+        }
         reader.finish()?;
         Ok(Box::new(state))
     }
@@ -135,6 +143,8 @@ struct Entity {
     /// All trees in heap order; a function of the seed, so no part of the snapshot.
     splits: Vec<Split>,
     ranges: Vec<(f64, f64)>,
+    /// What to expect, and of how many rows it is.
+    bands: Vec<(Band, u8)>,
     reference: Vec<u16>,
     latest: Vec<u16>,
     rows: u32,
@@ -146,7 +156,7 @@ struct Entity {
 impl State for Entity {
     fn score(&mut self, row: Row<'_>, out: &mut Score) {
         out.reset(self.config.features);
-        if !self.place(row) {
+        if !self.place(row, out) {
             return;
         }
         if self.has_reference {
@@ -174,7 +184,7 @@ impl State for Entity {
 
     fn snapshot(&self, out: &mut Vec<u8>) {
         let mut writer = Writer::new(out);
-        writer.header(TAG, 1, self.config.features);
+        writer.header(TAG, VERSION, self.config.features);
         writer.u64(self.seed);
         writer.u32(self.rows);
         writer.u8(u8::from(self.has_reference));
@@ -185,6 +195,10 @@ impl State for Entity {
             writer.u16(*mass);
         }
         self.ranking.write(&mut writer);
+        for (band, rows) in &self.bands {
+            band.write(&mut writer);
+            writer.u8(*rows);
+        }
     }
 }
 
@@ -201,6 +215,7 @@ impl Entity {
             seed: entity,
             splits,
             ranges: vec![(f64::INFINITY, f64::NEG_INFINITY); config.features],
+            bands: vec![(Band::default(), 0); config.features],
             reference: vec![0; masses],
             latest: vec![0; masses],
             rows: 0,
@@ -210,8 +225,9 @@ impl Entity {
         }
     }
 
-    /// Scales the row into the unit cube; what is not known lies in the middle. False when nothing is known.
-    fn place(&mut self, row: Row<'_>) -> bool {
+    /// Scales the row into the unit cube; what is not known lies in the middle. False when nothing is known. Tells what was to be expected, once
+    /// there is a score.
+    fn place(&mut self, row: Row<'_>, out: &mut Score) -> bool {
         let mut any = false;
         for (index, unit) in self.unit.iter_mut().enumerate() {
             *unit = 0.5;
@@ -219,6 +235,12 @@ impl Entity {
                 continue;
             };
             any = true;
+            let (band, rows) = &mut self.bands[index];
+            *rows = rows.saturating_add(u8::from(row.learn));
+            let band = band.step(value, u32::from(*rows), row.learn);
+            if self.has_reference {
+                (out.expected[index], out.lower[index], out.upper[index]) = (band.expected, band.lower, band.upper);
+            }
             let (low, high) = &mut self.ranges[index];
             if row.learn {
                 *low = low.min(value);

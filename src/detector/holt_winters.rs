@@ -75,7 +75,7 @@ impl Series for HoltWinters {
     type Config = Config;
     const NAME: &'static str = NAME;
     const TAG: u8 = 11;
-    const VERSION: u8 = 2;
+    const VERSION: u8 = 3;
     const LEVEL: Option<&'static str> = Some("threshold");
 
     fn fresh(config: &Config, _seed: u64) -> Self {

@@ -18,6 +18,8 @@ use crate::codec::{Reader, Writer};
 use crate::parameter::{Kind, Options, Parameter};
 use crate::random::Random;
 use crate::ranking::Ranking;
+use crate::reservoir::Reservoir;
+use crate::spread::Spread;
 use crate::{Detector, Error, Row, Score, State, Value};
 
 pub(crate) const ALL_PARAMETERS: &[&[Parameter]] = &[PARAMETERS];
@@ -106,7 +108,7 @@ impl Detector for IsolationForest {
     }
 
     fn state_size_max(&self) -> usize {
-        4 + 8 * 4 + 2 * (4 + 8 * self.config.reservoir() * self.config.features) + Ranking::BYTES
+        4 + Reservoir::size_max(self.config.features, self.config.reservoir()) + Ranking::BYTES
     }
 
     fn fresh(&self, entity: u64) -> Box<dyn State> {
@@ -117,39 +119,17 @@ impl Detector for IsolationForest {
         let mut reader = Reader::new(bytes);
         reader.header(TAG, 1, self.config.features)?;
         let mut state = Entity::fresh(self.config, entity);
-        state.learned = reader.u64()?;
-        state.next_fit = reader.u64()?;
-        state.random.state = reader.u64()?;
-        state.fit_seed = reader.u64()?;
-        if state.learned.max(state.next_fit) > 1 << 62 {
-            return Err(Error::State("more rows than can have been learned".into()));
-        }
-        for rows in [&mut state.reservoir, &mut state.fitted] {
-            let length = reader.length(self.config.reservoir() * self.config.features)?;
-            if length % self.config.features != 0 {
-                return Err(Error::State("a row is cut short".into()));
-            }
-            rows.resize(length, 0.0);
-            reader.f64s(rows)?;
-        }
+        state.reservoir.read(&mut reader)?;
         state.ranking = Ranking::read(&mut reader)?;
         reader.finish()?;
-        if !state.fitted.is_empty() {
-            state.forest = Some(Forest::grow(&self.config, &state.fitted, state.fit_seed));
-        }
+        state.grow();
         Ok(Box::new(state))
     }
 }
 
 struct Entity {
     config: Config,
-    learned: u64,
-    next_fit: u64,
-    random: Random,
-    fit_seed: u64,
-    reservoir: Vec<f64>,
-    /// What the forest was grown from.
-    fitted: Vec<f64>,
+    reservoir: Reservoir,
     forest: Option<Forest>,
     /// Raw scores of rows that the forest had not seen.
     ranking: Ranking,
@@ -165,6 +145,7 @@ impl State for Entity {
             return;
         }
         if let Some(forest) = &self.forest {
+            Spread::tell(&forest.spreads, out);
             forest.to_unit(row.features, &mut self.unit);
             let raw = forest.score(&self.unit, &mut out.contributions);
             let seen = self.ranking.quantile(self.config.contamination);
@@ -181,22 +162,15 @@ impl State for Entity {
                 self.ranking.learn(raw, rows_max as f32);
             }
         }
-        if row.learn {
-            self.learn(row.features);
+        if row.learn && self.reservoir.learn(row.features) {
+            self.grow();
         }
     }
 
     fn snapshot(&self, out: &mut Vec<u8>) {
         let mut writer = Writer::new(out);
         writer.header(TAG, 1, self.config.features);
-        writer.u64(self.learned);
-        writer.u64(self.next_fit);
-        writer.u64(self.random.state);
-        writer.u64(self.fit_seed);
-        for rows in [&self.reservoir, &self.fitted] {
-            writer.u32(rows.len() as u32);
-            writer.f64s(rows);
-        }
+        self.reservoir.write(&mut writer);
         self.ranking.write(&mut writer);
     }
 }
@@ -205,43 +179,16 @@ impl Entity {
     fn fresh(config: Config, entity: u64) -> Self {
         Self {
             config,
-            learned: 0,
-            next_fit: config.warmup,
-            random: Random::new(entity),
-            fit_seed: 0,
-            reservoir: Vec::new(),
-            fitted: Vec::new(),
+            reservoir: Reservoir::new(config.features, config.reservoir(), config.warmup, REFIT_ROWS, entity),
             forest: None,
             ranking: Ranking::new(),
             unit: vec![0.0; config.features],
         }
     }
 
-    fn learn(&mut self, row: &[f64]) {
-        let width = self.config.features;
-        let capacity = self.config.reservoir();
-        let held = self.reservoir.len() / width;
-        let slot = if held < capacity {
-            self.reservoir.resize((held + 1) * width, 0.0);
-            Some(held)
-        } else {
-            // Beyond 16 reservoirs of rows the past fades instead of weighing ever more.
-            let horizon = self.learned.min(16 * capacity as u64) as usize + 1;
-            Some(self.random.below(horizon)).filter(|slot| *slot < capacity)
-        };
-        if let Some(slot) = slot {
-            for (index, kept) in self.reservoir[slot * width..][..width].iter_mut().enumerate() {
-                *kept = crate::known(row.get(index)).unwrap_or(f64::NAN);
-            }
-        }
-        self.learned += 1;
-        if self.learned >= self.next_fit {
-            self.next_fit = self.learned + self.learned.min(REFIT_ROWS);
-            self.fit_seed = self.random.next();
-            self.fitted.clear();
-            self.fitted.extend_from_slice(&self.reservoir);
-            self.forest = Some(Forest::grow(&self.config, &self.fitted, self.fit_seed));
-        }
+    fn grow(&mut self) {
+        let fitted = self.reservoir.fitted();
+        self.forest = fitted.map(|(rows, seed)| Forest::grow(&self.config, rows, seed));
     }
 }
 
@@ -259,6 +206,7 @@ struct Node {
 struct Forest {
     nodes: Vec<Node>,
     roots: Vec<u32>,
+    spreads: Vec<Option<Spread>>,
     centre: Vec<f64>,
     range: Vec<f64>,
     /// Least and greatest value of the sample per feature, in units.
@@ -306,31 +254,24 @@ impl Forest {
     }
 
     fn scaled(rows: &[f64], width: usize, samples: usize) -> Self {
+        let spreads = Spread::of(rows, width);
         let mut centre = Vec::with_capacity(width);
         let mut range = Vec::with_capacity(width);
-        for feature in 0..width {
-            let mut column: Vec<f64> = rows
-                .iter()
-                .skip(feature)
-                .step_by(width)
-                .copied()
-                .filter(|value| value.is_finite())
-                .collect();
-            column.sort_unstable_by(f64::total_cmp);
-            let (Some(first), Some(last)) = (column.first(), column.last()) else {
+        for spread in &spreads {
+            let Some(Spread { low, median, high }) = *spread else {
                 centre.push(0.0);
                 range.push(1.0);
                 continue;
             };
-            centre.push(column[column.len() / 2]);
-            let spread = last - first;
+            centre.push(median);
             // A constant has no range: a tenth of it stands in.
-            let tenth = (0.1 * last.abs()).max(1e-9);
-            range.push(if spread > 0.0 { spread } else { tenth });
+            let tenth = (0.1 * high.abs()).max(1e-9);
+            range.push(if high > low { high - low } else { tenth });
         }
         Self {
             nodes: Vec::new(),
             roots: Vec::new(),
+            spreads,
             centre,
             range,
             bounds: vec![(0.0, 0.0); width],

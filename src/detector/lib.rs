@@ -34,12 +34,15 @@ mod random;
 mod range_novelty;
 mod ranking;
 mod relative_entropy;
+mod reservoir;
 mod robust_zscore;
 mod seasonal;
 mod series;
 mod silence;
 pub mod slab;
 mod spot;
+mod spread;
+mod standing;
 mod static_threshold;
 mod streaming_pca;
 mod transition_novelty;
@@ -194,16 +197,23 @@ impl Score {
 /// Why a detector cannot be built or restored.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Error {
-    #[error("no detector is named {name:?}{}", suggestion(.nearest))]
+    #[error("no detector is named {name:?}{}", suggestion(.nearest, names()))]
     UnknownDetector {
         name: String,
         nearest: Option<&'static str>,
     },
-    #[error("{detector} has no parameter {name:?}{}", suggestion(.nearest))]
+    #[error("{detector} has no parameter {name:?}{}", suggestion(.nearest, parameters(.detector).into_iter().flatten().map(|known| known.name)))]
     UnknownParameter {
         detector: &'static str,
         name: String,
         nearest: Option<&'static str>,
+    },
+    #[error("{name} is given twice")]
+    Twice { name: String },
+    #[error("{detector} needs {expected}")]
+    Missing {
+        detector: &'static str,
+        expected: &'static str,
     },
     #[error("{name} = {value} is out of range: {expected}")]
     OutOfRange {
@@ -221,10 +231,11 @@ pub enum Error {
     State(String),
 }
 
-fn suggestion(nearest: &Option<&'static str>) -> String {
-    nearest
-        .map(|name| format!("; did you mean {name:?}?"))
-        .unwrap_or_default()
+fn suggestion(nearest: &Option<&'static str>, known: impl Iterator<Item = &'static str>) -> String {
+    match nearest {
+        Some(name) => format!("; did you mean {name:?}?"),
+        None => format!("; there are {}", known.collect::<Vec<_>>().join(", ")),
+    }
 }
 
 /// A parameter's value, as written in WITH (…).

@@ -11,12 +11,14 @@ use crate::half_space_trees::CONTAMINATION;
 use crate::linear::eigen;
 use crate::parameter::{Options, Parameter};
 use crate::ranking::Ranking;
-use crate::streaming_pca::{Covariance, HORIZON, WARMUP, squash, unsquash};
+use crate::standing::Standing;
+use crate::streaming_pca::{Covariance, HORIZON, WARMUP, level, squash, unsquash};
 use crate::{Detector, Error, Row, Score, State, Value};
 
 pub(crate) const ALL_PARAMETERS: &[&[Parameter]] = &[PARAMETERS];
 pub(crate) const NAME: &str = "mahalanobis";
 pub(crate) const PARAMETERS: &[Parameter] = &[HORIZON, WARMUP, CONTAMINATION];
+const VERSION: u8 = 2;
 const TAG: u8 = 22;
 const SHRINKAGE: f64 = 0.05;
 const UNIT_MAX: f64 = 20.0;
@@ -58,7 +60,7 @@ impl Detector for Mahalanobis {
     }
 
     fn state_size_max(&self) -> usize {
-        4 + Covariance::size(self.config.features) + Ranking::BYTES
+        4 + Covariance::size(self.config.features) + Ranking::BYTES + Standing::BYTES + 8
     }
 
     fn fresh(&self, _entity: u64) -> Box<dyn State> {
@@ -67,10 +69,14 @@ impl Detector for Mahalanobis {
 
     fn restore(&self, _entity: u64, bytes: &[u8]) -> Result<Box<dyn State>, Error> {
         let mut reader = Reader::new(bytes);
-        reader.header(TAG, 1, self.config.features)?;
+        let version = reader.header(TAG, VERSION, self.config.features)?;
         let mut state = Entity::new(self.config);
         state.covariance = Covariance::read(&mut reader, self.config.features)?;
         state.ranking = Ranking::read(&mut reader)?;
+        if version >= 2 {
+            state.alarm = Standing::read(&mut reader)?;
+            state.level = level(&mut reader)?;
+        }
         reader.finish()?;
         state.renew();
         Ok(Box::new(state))
@@ -83,6 +89,9 @@ struct Entity {
     /// Of the shrunk correlation, row by row; empty while warming up.
     inverse: Vec<f64>,
     ranking: Ranking,
+    alarm: Standing,
+    /// Raw score that alarms; while an alarm stands, the one that it began with.
+    level: f64,
     unit: Vec<f64>,
 }
 
@@ -93,16 +102,22 @@ impl State for Entity {
         if !row.features.iter().take(size).any(|value| value.is_finite()) {
             return;
         }
-        let mut share = 1.0;
+        let (mut share, mut learn) = (1.0, row.learn);
         if !self.inverse.is_empty() {
             let raw = squash(self.distance(row.features, out));
             if self.ranking.rows() >= 100.0 {
-                let alarm = self
-                    .ranking
-                    .quantile(self.config.contamination)
-                    .max(self.ranking.quantile(0.02));
-                let score = unsquash(raw) / unsquash(alarm).max(1e-3);
-                out.share(score);
+                if self.alarm.may_learn() {
+                    self.level = self
+                        .ranking
+                        .quantile(self.config.contamination)
+                        .max(self.ranking.quantile(0.02));
+                }
+                let score = unsquash(raw) / unsquash(self.level).max(1e-3);
+                let mut judged = score;
+                if row.learn {
+                    (judged, learn) = self.alarm.step(score, size > 1, self.ranking.rows() as u32);
+                }
+                out.share(judged);
                 share = (1.0 / score.max(1e-9)).min(1.0) * if score >= 1.0 { 0.1 } else { 1.0 };
             } else {
                 out.contributions.fill(0.0);
@@ -112,16 +127,18 @@ impl State for Entity {
                 self.ranking.learn(raw, rows_max as f32);
             }
         }
-        if row.learn && self.covariance.learn(row.features, share, self.config.horizon) {
+        if learn && self.covariance.learn(row.features, share, self.config.horizon) {
             self.renew();
         }
     }
 
     fn snapshot(&self, out: &mut Vec<u8>) {
         let mut writer = Writer::new(out);
-        writer.header(TAG, 1, self.config.features);
+        writer.header(TAG, VERSION, self.config.features);
         self.covariance.write(&mut writer);
         self.ranking.write(&mut writer);
+        self.alarm.write(&mut writer);
+        writer.f64(self.level);
     }
 }
 
@@ -132,6 +149,8 @@ impl Entity {
             covariance: Covariance::new(config.features, config.warmup),
             inverse: Vec::new(),
             ranking: Ranking::new(),
+            alarm: Standing::default(),
+            level: 0.0,
             unit: vec![0.0; config.features],
         }
     }

@@ -76,12 +76,11 @@ impl View for Chain {
         };
         let to = cell(here.position);
         let row = &self.counts[cell(from)];
-        let sum = |values: &mut dyn Iterator<Item = u16>| values.map(f64::from).sum::<f64>();
-        let all = sum(&mut self.counts.iter().flatten().copied());
-        let marginal = sum(&mut self.counts.iter().map(|row| row[to]));
-        let from_here = sum(&mut row.iter().copied());
-        let prior = (marginal + 0.5) / (all + 0.5 * SIDE as f64);
-        -((f64::from(row[to]) + prior) / (from_here + 1.0)).ln()
+        let sum = |row: &[u16; SIDE]| row.iter().map(|count| u32::from(*count)).sum::<u32>();
+        let all: u32 = self.counts.iter().map(sum).sum();
+        let marginal: u32 = self.counts.iter().map(|row| u32::from(row[to])).sum();
+        let prior = (f64::from(marginal) + 0.5) / (f64::from(all) + 0.5 * SIDE as f64);
+        -((f64::from(row[to]) + prior) / (f64::from(sum(row)) + 1.0)).ln()
     }
 
     fn learn(&mut self, lag: &usize, here: &Here<'_>) {

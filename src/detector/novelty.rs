@@ -6,7 +6,7 @@ use crate::Error;
 use crate::cells::{Grid, Move};
 use crate::codec::{Reader, Writer};
 use crate::evidence::{Peaks, Scale, Usual};
-use crate::series::{Reading, Series};
+use crate::series::{Band, Reading, Series};
 
 /// A suppressed row of an episode scores at most this: evidence is there, but it is not a new alarm.
 pub(crate) const SAME_EPISODE: f64 = 0.5;
@@ -124,6 +124,7 @@ pub(crate) struct Novelty<V> {
     view: V,
     usual: Usual,
     peaks: Peaks,
+    band: Band,
     view_kind: PhantomData<V>,
 }
 
@@ -137,7 +138,7 @@ impl<V: View> Series for Novelty<V> {
     type Config = NoveltyConfig<V::Config>;
     const NAME: &'static str = V::NAME;
     const TAG: u8 = V::TAG;
-    const VERSION: u8 = 1;
+    const VERSION: u8 = 2;
 
     fn fresh(config: &Self::Config, _seed: u64) -> Self {
         Self {
@@ -146,12 +147,19 @@ impl<V: View> Series for Novelty<V> {
             view: V::fresh(&config.view),
             usual: Usual::new(),
             peaks: Peaks::new(),
+            band: Band::default(),
             view_kind: PhantomData,
         }
     }
 
     fn step(&mut self, config: &Self::Config, _time_ms: i64, value: f64, learn: bool) -> Reading {
         let beyond = self.grid.beyond(value);
+        let (lower, upper) = if self.grid.is_empty() {
+            (f64::NAN, f64::NAN)
+        } else {
+            (self.grid.low, self.grid.high)
+        };
+        let band = self.band.step(value, self.recent.rows.saturating_add(1), learn);
         if learn && let Some(by) = self.grid.widen(value) {
             self.view.shift(by);
             self.recent.shift(by);
@@ -180,9 +188,9 @@ impl<V: View> Series for Novelty<V> {
         Reading {
             score: one_alarm(&mut self.peaks, evidence, learn),
             evidence,
-            expected: f64::NAN,
-            lower: self.grid.low,
-            upper: self.grid.high,
+            expected: band.expected.max(lower).min(upper),
+            lower,
+            upper,
             level_shift: None,
         }
     }
@@ -193,21 +201,27 @@ impl<V: View> Series for Novelty<V> {
         self.view.write(writer);
         self.usual.write(writer);
         self.peaks.write(writer);
+        self.band.write(writer);
     }
 
-    fn read(config: &Self::Config, _version: u8, reader: &mut Reader<'_>) -> Result<Self, Error> {
+    fn read(config: &Self::Config, version: u8, reader: &mut Reader<'_>) -> Result<Self, Error> {
         Ok(Self {
             grid: Grid::read(reader)?,
             recent: Recent::read(reader)?,
             view: V::read(&config.view, reader)?,
             usual: Usual::read(reader)?,
             peaks: Peaks::read(reader)?,
+            band: if version >= 2 {
+                Band::read(reader)?
+            } else {
+                Band::default()
+            },
             view_kind: PhantomData,
         })
     }
 
     fn size_max(config: &Self::Config) -> usize {
-        Grid::BYTES + Recent::BYTES + V::size_max(&config.view) + Usual::BYTES + Peaks::BYTES
+        Grid::BYTES + Recent::BYTES + V::size_max(&config.view) + Usual::BYTES + Peaks::BYTES + Band::BYTES
     }
 }
 

@@ -152,8 +152,8 @@ impl Series for PageHinkley {
             score,
             evidence: score,
             expected: mean,
-            lower: f64::NAN,
-            upper: f64::NAN,
+            lower: mean - 3.0 * deviation,
+            upper: mean + 3.0 * deviation,
             level_shift,
         }
     }

@@ -75,11 +75,7 @@ impl Options {
                 });
             }
             if options[..index].iter().any(|(earlier, _)| earlier == name) {
-                return Err(Error::OutOfRange {
-                    name: name.clone(),
-                    value: "given twice".into(),
-                    expected: "one value",
-                });
+                return Err(Error::Twice { name: name.clone() });
             }
         }
         let mut values = Vec::with_capacity(known.len());

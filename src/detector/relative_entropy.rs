@@ -19,7 +19,8 @@ use crate::{Detector, Error, Value};
 pub(crate) const ALL_PARAMETERS: &[&[Parameter]] = &[PARAMETERS, PROMISE];
 pub(crate) const NAME: &str = "relative_entropy";
 pub(crate) const PARAMETERS: &[Parameter] = &[THRESHOLD, WARMUP];
-pub(crate) const SCALE: Scale = Scale { floor: 2.0, usual: 3.0 };
+/// The floor is the mean of χ² with four degrees of freedom.
+pub(crate) const SCALE: Scale = Scale { floor: 4.0, usual: 3.0 };
 
 const BINS: usize = 5;
 const WINDOW: usize = 52;
@@ -27,15 +28,19 @@ const HYPOTHESES: usize = 32;
 /// χ², four degrees of freedom, 99 %.
 const CRITICAL: f32 = 13.28;
 
-/// count · ln(count / WINDOW)
+/// count · ln(share), with the share as a hypothesis has it.
 static ENTROPY: LazyLock<[f32; WINDOW + 1]> = LazyLock::new(|| {
     let mut table = [0.0; WINDOW + 1];
-    for (count, entry) in table.iter_mut().enumerate().skip(1) {
-        let count = count as f64;
-        *entry = (count * (count / WINDOW as f64).ln()) as f32;
+    for (count, entry) in (0u8..).zip(&mut table) {
+        *entry = f32::from(count) * log_share(count);
     }
     table
 });
+
+/// Of so many rows of a window: no bin is taken for impossible (Krichevsky and Trofimov, 1981).
+fn log_share(count: u8) -> f32 {
+    ((f64::from(count) + 0.5) / (WINDOW as f64 + 0.5 * BINS as f64)).ln() as f32
+}
 
 pub(crate) fn build(options: &[(String, Value)], features: usize) -> Result<Arc<dyn Detector>, Error> {
     let options = Options::check(NAME, ALL_PARAMETERS, options)?;
@@ -125,8 +130,7 @@ impl View for RelativeEntropy {
         };
         self.hits[at] = 1;
         for (log, count) in self.logs[at].iter_mut().zip(self.counts) {
-            let share = (f64::from(count) + 0.5) / (WINDOW as f64 + 0.5 * BINS as f64);
-            *log = share.ln() as f32;
+            *log = log_share(count);
         }
     }
 

@@ -37,7 +37,7 @@ pub(crate) const PARAMETERS: &[Parameter] = &[
             max_ms: 14 * HOUR_MS,
         },
         default: "0 h",
-        expected: "a duration from -14 h to 14 h",
+        expected: "a duration from -14 h to 14 h, as '5.5 h'",
         help: "local time less UTC when the detector starts; later clock changes are found from the data",
     },
 ];
@@ -82,7 +82,7 @@ impl Series for Seasonal {
     type Config = Config;
     const NAME: &'static str = NAME;
     const TAG: u8 = 19;
-    const VERSION: u8 = 2;
+    const VERSION: u8 = 3;
     const LEVEL: Option<&'static str> = Some("threshold");
 
     fn fresh(_config: &Config, _seed: u64) -> Self {

@@ -2,7 +2,8 @@
 //!
 //! At a default alarm level a row must also stand out of the entity's own history. Each of several features has
 //! a history of its own, so that one which is always far off does not hide the others, and must stand out of it as many times more rarely (Bonferroni),
-//! so that the entity alarms no oftener than with one feature.
+//! so that the entity alarms no oftener than with one feature. An alarm of one of several
+//! stands ([`crate::standing`]).
 
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use crate::calibration::{Calibration, Promise};
 use crate::codec::{Reader, Writer};
 use crate::level::Level;
 use crate::parameter::Options;
+use crate::standing::{RELEASE, Standing};
 use crate::{Detector, Error, LevelShift, Row, Score, State};
 
 /// What a series detector says of one value.
@@ -105,7 +107,7 @@ pub(crate) trait Series: Send + Sized + 'static {
     /// The parameter that is the alarm level, for detectors whose model of noise is narrower than life: left at its default, only
     /// what also stands out of the entity's own history alarms; a level that the operator wrote is taken at its word.
     const LEVEL: Option<&'static str> = None;
-    /// The version since which each of several features has a history.
+    /// The version since which each of several features has a history; since the next its alarms stand.
     const RANKED_FROM: u8 = 2;
 
     fn fresh(config: &Self::Config, seed: u64) -> Self;
@@ -169,7 +171,7 @@ impl<S: Series> Detector for PerFeature<S> {
 
     fn state_size_max(&self) -> usize {
         let histories = if self.ranks_each() { self.features } else { 0 };
-        4 + (1 + histories) * Calibration::BYTES + self.features * S::size_max(&self.shared.config)
+        4 + Calibration::BYTES + histories * History::BYTES + self.features * S::size_max(&self.shared.config)
     }
 
     fn fresh(&self, entity: u64) -> Box<dyn State> {
@@ -199,7 +201,7 @@ impl<S: Series> Detector for PerFeature<S> {
                 // Without them a version goes on from none.
                 if version >= S::RANKED_FROM {
                     for history in &mut histories {
-                        *history = Calibration::read(&mut reader)?;
+                        *history = History::read(version > S::RANKED_FROM, &mut reader)?;
                     }
                 }
                 self.bank(calibration, Many { series, histories })
@@ -215,9 +217,9 @@ impl<S: Series> PerFeature<S> {
         self.shared.own_history && self.features > 1
     }
 
-    fn histories(&self) -> Box<[Calibration]> {
+    fn histories(&self) -> Box<[History]> {
         let count = if self.ranks_each() { self.features } else { 0 };
-        (0..count).map(|_| Calibration::new()).collect()
+        (0..count).map(|_| History::new()).collect()
     }
 
     fn bank(&self, calibration: Calibration, series: impl Several<S>) -> Box<dyn State> {
@@ -232,32 +234,78 @@ impl<S: Series> PerFeature<S> {
 /// Where the series of a bank live: one within it, so that an entity is one block of memory; several apart, with the history of each if it is
 /// ranked.
 trait Several<S>: Send + 'static {
-    fn all(&self) -> (&[S], &[Calibration]);
-    fn all_mut(&mut self) -> (&mut [S], &mut [Calibration]);
+    fn all(&self) -> (&[S], &[History]);
+    fn all_mut(&mut self) -> (&mut [S], &mut [History]);
 }
 
 impl<S: Send + 'static> Several<S> for [S; 1] {
-    fn all(&self) -> (&[S], &[Calibration]) {
+    fn all(&self) -> (&[S], &[History]) {
         (self, &[])
     }
 
-    fn all_mut(&mut self) -> (&mut [S], &mut [Calibration]) {
+    fn all_mut(&mut self) -> (&mut [S], &mut [History]) {
         (self, &mut [])
     }
 }
 
 struct Many<S> {
     series: Box<[S]>,
-    histories: Box<[Calibration]>,
+    histories: Box<[History]>,
 }
 
 impl<S: Send + 'static> Several<S> for Many<S> {
-    fn all(&self) -> (&[S], &[Calibration]) {
+    fn all(&self) -> (&[S], &[History]) {
         (&self.series, &self.histories)
     }
 
-    fn all_mut(&mut self) -> (&mut [S], &mut [Calibration]) {
+    fn all_mut(&mut self) -> (&mut [S], &mut [History]) {
         (&mut self.series, &mut self.histories)
+    }
+}
+
+/// What one of several features has shown, and whether it alarms.
+struct History {
+    evidence: Calibration,
+    alarm: Standing,
+}
+
+impl History {
+    const BYTES: usize = Calibration::BYTES + Standing::BYTES;
+
+    fn new() -> Self {
+        Self {
+            evidence: Calibration::new(),
+            alarm: Standing::default(),
+        }
+    }
+
+    /// The score of one of `features` at a row that may be learned, given what its detector says of it.
+    fn judge(&mut self, score: f64, found: f64, features: usize) -> f64 {
+        let stands_out =
+            score >= RELEASE && self.evidence.is_rare(found, features) && self.evidence.is_beyond(found, features);
+        let (judged, _) = self.alarm.step(score, stands_out, self.evidence.total());
+        self.evidence.learn(found);
+        if score >= RELEASE && !stands_out && !self.alarm.stands() {
+            held_back(score)
+        } else {
+            judged
+        }
+    }
+
+    fn write(&self, writer: &mut Writer<'_>) {
+        self.evidence.write(writer);
+        self.alarm.write(writer);
+    }
+
+    fn read(with_alarm: bool, reader: &mut Reader<'_>) -> Result<Self, Error> {
+        Ok(Self {
+            evidence: Calibration::read(reader)?,
+            alarm: if with_alarm {
+                Standing::read(reader)?
+            } else {
+                Standing::default()
+            },
+        })
     }
 }
 
@@ -281,16 +329,12 @@ impl<S: Series, A: Several<S>> State for Bank<S, A> {
             let Some(value) = crate::known(row.features.get(index)) else {
                 continue;
             };
-            let reading = series.step(&shared.config, row.time_ms, value, row.learn);
+            let learn = row.learn && histories.get(index).is_none_or(|history| history.alarm.may_learn());
+            let reading = series.step(&shared.config, row.time_ms, value, learn);
             let found = crate::bounded_or_nan(reading.evidence);
             let mut score = crate::bounded(reading.score);
-            if let Some(history) = histories.get_mut(index).filter(|_| !found.is_nan()) {
-                if stands_out && score >= 0.5 && !(history.is_rare(found, count) && history.is_beyond(found, count)) {
-                    score = held_back(score);
-                }
-                if row.learn {
-                    history.learn(found);
-                }
+            if let Some(history) = histories.get_mut(index).filter(|_| row.learn && !found.is_nan()) {
+                score = history.judge(score, found, count);
             }
             evidence = evidence.max(found);
             out.contributions[index] = score;
@@ -336,7 +380,7 @@ impl<S: Series, A: Several<S>> State for Bank<S, A> {
     }
 }
 
-/// Below the alarm level, in the order of the evidence.
+/// Below the alarm level, in the order of the evidence; the same at [`RELEASE`].
 fn held_back(score: f64) -> f64 {
     1.0 - 0.25 / score
 }

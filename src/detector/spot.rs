@@ -135,7 +135,7 @@ impl Series for Spot {
     type Config = Config;
     const NAME: &'static str = NAME;
     const TAG: u8 = 20;
-    const VERSION: u8 = 2;
+    const VERSION: u8 = 3;
     const LEVEL: Option<&'static str> = Some("q");
 
     fn fresh(config: &Config, _seed: u64) -> Self {

@@ -59,10 +59,9 @@ pub(crate) fn build(options: &[(String, Value)], features: usize) -> Result<Arc<
         });
     }
     if bounds.lower.is_none() && bounds.upper.is_none() {
-        return Err(Error::OutOfRange {
-            name: "upper".into(),
-            value: "nothing".into(),
-            expected: "a number for upper, lower, or both",
+        return Err(Error::Missing {
+            detector: NAME,
+            expected: "upper, lower, or both",
         });
     }
     Ok(Arc::new(StaticThreshold { bounds, features }))

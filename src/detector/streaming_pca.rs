@@ -12,10 +12,12 @@ use crate::half_space_trees::CONTAMINATION;
 use crate::linear::eigen;
 use crate::parameter::{Kind, Options, Parameter};
 use crate::ranking::Ranking;
+use crate::standing::Standing;
 use crate::{Detector, Error, Row, Score, State, Value};
 
 pub(crate) const ALL_PARAMETERS: &[&[Parameter]] = &[PARAMETERS];
 pub(crate) const NAME: &str = "streaming_pca";
+const VERSION: u8 = 2;
 const TAG: u8 = 21;
 const FEATURES_MAX: usize = 128;
 /// Deviations that one feature counts for at most.
@@ -92,7 +94,7 @@ impl Detector for StreamingPca {
     }
 
     fn state_size_max(&self) -> usize {
-        4 + Covariance::size(self.config.features) + 2 * Ranking::BYTES
+        4 + Covariance::size(self.config.features) + 2 * Ranking::BYTES + Standing::BYTES + 16
     }
 
     fn fresh(&self, _entity: u64) -> Box<dyn State> {
@@ -101,10 +103,14 @@ impl Detector for StreamingPca {
 
     fn restore(&self, _entity: u64, bytes: &[u8]) -> Result<Box<dyn State>, Error> {
         let mut reader = Reader::new(bytes);
-        reader.header(TAG, 1, self.config.features)?;
+        let version = reader.header(TAG, VERSION, self.config.features)?;
         let mut state = Entity::new(self.config);
         state.covariance = Covariance::read(&mut reader, self.config.features)?;
         state.rankings = [Ranking::read(&mut reader)?, Ranking::read(&mut reader)?];
+        if version >= 2 {
+            state.alarm = Standing::read(&mut reader)?;
+            state.levels = [level(&mut reader)?, level(&mut reader)?];
+        }
         reader.finish()?;
         state.renew();
         Ok(Box::new(state))
@@ -231,6 +237,9 @@ struct Entity {
     variances: Vec<f64>,
     /// Of T² and of Q.
     rankings: [Ranking; 2],
+    alarm: Standing,
+    /// Raw scores that alarm; while an alarm stands, those that it began with.
+    levels: [f64; 2],
     unit: Vec<f64>,
     projected: Vec<f64>,
 }
@@ -246,7 +255,7 @@ impl State for Entity {
         {
             return;
         }
-        let mut share = 1.0;
+        let (mut share, mut learn) = (1.0, row.learn);
         if !self.variances.is_empty() {
             self.center(row.features, out);
             let (t2, q) = self.statistics();
@@ -255,14 +264,22 @@ impl State for Entity {
             if rows >= 100.0 {
                 let mut worst = (0.0, 0);
                 for (at, (raw, ranking)) in raws.iter().zip(&self.rankings).enumerate() {
-                    let alarm = ranking.quantile(self.config.contamination).max(ranking.quantile(0.02));
-                    let score = unsquash(*raw) / unsquash(alarm).max(1e-3);
+                    if self.alarm.may_learn() {
+                        // Either may alarm, so each has half of the share.
+                        let share = self.config.contamination / 2.0;
+                        self.levels[at] = ranking.quantile(share).max(ranking.quantile(0.02));
+                    }
+                    let score = unsquash(*raw) / unsquash(self.levels[at]).max(1e-3);
                     if score > worst.0 {
                         worst = (score, at);
                     }
                 }
                 self.attribute(worst.1, &mut out.contributions);
-                out.share(worst.0);
+                let mut judged = worst.0;
+                if row.learn {
+                    (judged, learn) = self.alarm.step(judged, true, rows as u32);
+                }
+                out.share(judged);
                 share = (1.0 / worst.0.max(1e-9)).min(1.0);
                 if worst.0 >= 1.0 {
                     share *= 0.1;
@@ -275,18 +292,30 @@ impl State for Entity {
                 }
             }
         }
-        if row.learn && self.covariance.learn(row.features, share, self.config.horizon) {
+        if learn && self.covariance.learn(row.features, share, self.config.horizon) {
             self.renew();
         }
     }
 
     fn snapshot(&self, out: &mut Vec<u8>) {
         let mut writer = Writer::new(out);
-        writer.header(TAG, 1, self.config.features);
+        writer.header(TAG, VERSION, self.config.features);
         self.covariance.write(&mut writer);
         for ranking in &self.rankings {
             ranking.write(&mut writer);
         }
+        self.alarm.write(&mut writer);
+        writer.f64s(&self.levels);
+    }
+}
+
+/// A raw score as a snapshot has it.
+pub(crate) fn level(reader: &mut Reader<'_>) -> Result<f64, Error> {
+    let level = reader.f64()?;
+    if (0.0..=1.0).contains(&level) {
+        Ok(level)
+    } else {
+        Err(Error::State("an alarm level is not one".into()))
     }
 }
 
@@ -309,6 +338,8 @@ impl Entity {
             basis: Vec::new(),
             variances: Vec::new(),
             rankings: [Ranking::new(), Ranking::new()],
+            alarm: Standing::default(),
+            levels: [0.0; 2],
             unit: vec![0.0; config.features],
             projected: Vec::new(),
         }

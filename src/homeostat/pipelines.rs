@@ -132,7 +132,9 @@ impl DetectorCatalog for Detectors {
                 detector::Error::UnknownParameter { name, nearest, .. } => {
                     (Some(name.clone()), *nearest, parameters().collect())
                 }
-                detector::Error::OutOfRange { name, .. } => (Some(name.clone()), None, Vec::new()),
+                detector::Error::OutOfRange { name, .. } | detector::Error::Twice { name } => {
+                    (Some(name.clone()), None, Vec::new())
+                }
                 _ => (None, None, Vec::new()),
             };
             CatalogError {

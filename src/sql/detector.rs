@@ -135,11 +135,13 @@ fn catalog_error(error: crate::CatalogError, ast: &ast::Detector) -> Diagnostic 
     let names = error.known.iter().map(String::as_str).take(KNOWN_MAX);
     let list = (!error.known.is_empty()).then(|| format!("there are {}", names.collect::<Vec<_>>().join(", ")));
     let help = error.suggestion.map(|name| format!("did you mean `{name}`?")).or(list);
-    // Said once: as help, where the suggestion comes with the message, too.
-    let message = match (&help, error.message.split_once("; did you mean")) {
-        (Some(_), Some((message, _))) => message.to_owned(),
-        _ => error.message,
+    // Said once: as help, where it comes with the message, too.
+    let cut = |hint| error.message.split_once(hint).map(|(message, _)| message.to_owned());
+    let message = match &help {
+        Some(_) => cut("; did you mean").or_else(|| cut("; there are")),
+        None => None,
     };
+    let message = message.unwrap_or(error.message);
     Diagnostic::new(message, span).help_opt(help)
 }
 

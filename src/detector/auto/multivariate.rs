@@ -168,10 +168,12 @@ impl State for Entity {
                 feature.smoothed += ((evidence - f64::from(feature.smoothed)) / SMOOTHING_ROWS) as f32;
             }
             out.contributions[index] = f64::from(feature.smoothed);
-            if let Some(now) = feature.now {
-                let band = feature
-                    .band
-                    .step(now.value, u32::from(feature.rows), row.learn && !self.alarmed);
+            if feature.rows > 0 {
+                // A value that is not known was to be expected as well.
+                let (value, learn) = feature
+                    .now
+                    .map_or((0.0, false), |now| (now.value, row.learn && !self.alarmed));
+                let band = feature.band.step(value, u32::from(feature.rows), learn);
                 (out.expected[index], out.lower[index], out.upper[index]) = (band.expected, band.lower, band.upper);
             }
         }

@@ -71,7 +71,7 @@ impl Series for Metric {
     type Config = Config;
     const NAME: &'static str = super::NAME;
     const TAG: u8 = 9;
-    const VERSION: u8 = 2;
+    const VERSION: u8 = 3;
 
     fn fresh(config: &Config, _seed: u64) -> Self {
         Self {

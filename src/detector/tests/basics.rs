@@ -153,6 +153,22 @@ fn mistakes_are_refused_with_what_was_meant() {
         message(build("robust_zscore", &[("treshold", number(3.0))], 1)),
         "robust_zscore has no parameter \"treshold\"; did you mean \"threshold\"?"
     );
+    assert_eq!(
+        message(build("static_threshold", &[("q", number(3.0))], 1)),
+        "static_threshold has no parameter \"q\"; there are lower, upper"
+    );
+    assert_eq!(
+        message(build("static_threshold", &[], 1)),
+        "static_threshold needs upper, lower, or both"
+    );
+    assert_eq!(
+        message(build(
+            "ewma",
+            &[("threshold", number(3.0)), ("threshold", number(4.0))],
+            1
+        )),
+        "threshold is given twice"
+    );
     for (name, options, features) in [
         ("isolation_forest", vec![("contamination", number(0.7))], 1),
         ("isolation_forest", vec![("n_estimators", number(1.5))], 1),

@@ -1,8 +1,13 @@
 //! An accepted level shift is said once: not for spikes, nor along a ramp, nor again after a restart.
 
+mod build;
+mod noise;
+
 use std::sync::Arc;
 
-use detector::{Detector, LevelShift, Row, Score, Value};
+use build::build;
+use detector::{Detector, LevelShift, Row, Score};
+use noise::Noise;
 
 const START_MS: i64 = 1_700_000_000_000;
 const STEP_MS: i64 = 10_000;
@@ -23,33 +28,8 @@ fn all() -> Vec<(&'static str, usize, Arc<dyn Detector>)> {
     ];
     forms
         .into_iter()
-        .map(|(name, options, features)| {
-            let options: Vec<(String, Value)> = options
-                .iter()
-                .map(|(name, value)| ((*name).into(), Value::Text((*value).into())))
-                .collect();
-            let names: Vec<String> = (0..features).map(|index| format!("f{index}")).collect();
-            let built = detector::build(name, &options, &names).unwrap_or_else(|error| panic!("{name}: {error}"));
-            (name, features, built)
-        })
+        .map(|(name, options, features)| (name, features, build(name, options, features)))
         .collect()
-}
-
-struct Noise(u64);
-
-impl Noise {
-    fn unit(&mut self) -> f64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        let mixed = (self.0 ^ (self.0 >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        (mixed >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    fn normal(&mut self) -> f64 {
-        (0..12).map(|_| self.unit()).sum::<f64>() - 6.0
-    }
 }
 
 fn unit(features: usize) -> usize {

@@ -1,6 +1,7 @@
 //! What every detector promises, whatever it is fed (invariants 5 and 11): finite scores, contributions that sum,
 //! prefixes that agree, snapshots that continue bit for bit, bounded states, and no panic.
 
+mod build;
 mod every;
 
 use detector::{Row, SCORE_MAX, Score, State, Trend, slab};
@@ -147,6 +148,12 @@ proptest! {
                 prop_assert!(score.contributions.iter().all(|part| *part >= 0.0), "{name}: {score:?}");
                 prop_assert!(score.p_value.is_nan() || (0.0..=1.0).contains(&score.p_value), "{name}: {score:?}");
                 prop_assert!((0.0..=1.0).contains(&score.grade) && (0.0..=1.0).contains(&score.confidence), "{name}: {score:?}");
+                for ((expected, lower), upper) in score.expected.iter().zip(&score.lower).zip(&score.upper) {
+                    let band = [expected, lower, upper];
+                    prop_assert!(!band.iter().any(|value| value.is_infinite()), "{name}: {score:?}");
+                    let is_whole = band.iter().all(|value| value.is_finite());
+                    prop_assert!(!is_whole || (lower <= expected && expected <= upper), "{name}: {score:?}");
+                }
                 if let Some(breach) = score.breach {
                     prop_assert!((0.0..=1.0).contains(&breach.probability), "{name}: {breach:?}");
                     prop_assert!(0.0 <= breach.earliest_ms && breach.earliest_ms <= breach.median_ms && breach.median_ms <= breach.latest_ms, "{name}: {breach:?}");

@@ -1,5 +1,6 @@
 //! States that were written by every version of each format, kept as bytes: every later version reads them.
 
+mod build;
 mod every;
 
 use std::path::PathBuf;

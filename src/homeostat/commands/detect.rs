@@ -31,9 +31,10 @@ pub struct Detect {
     /// count of seconds
     #[arg(long)]
     time: String,
-    /// Columns to score, separated by commas; an empty cell is NULL. For `population` the first one, against the others
-    #[arg(long, value_delimiter = ',', required = true)]
-    features: Vec<String>,
+    /// Columns to score, separated by commas, one that has a comma in double quotes; an empty cell is NULL. For `population` the
+    /// first one, against the others; for `silence` when it was last heard of, in Unix milliseconds
+    #[arg(long)]
+    features: String,
     /// NAME, or "NAME WITH (parameter = value, …)"
     #[arg(long, default_value = "auto")]
     detector: String,
@@ -51,20 +52,27 @@ pub struct Detect {
 impl Detect {
     pub fn run(&self) -> anyhow::Result<()> {
         let (name, options) = specification::parse(&self.detector)?;
+        let features = columns(&self.features)?;
         // `population` judges the first column; the others are its peers, which a row carries but the detector does not count.
         let judged = match name.as_str() {
-            "population" => &self.features[..self.features.len().min(1)],
-            _ => &self.features[..],
+            "population" => &features[..features.len().min(1)],
+            _ => &features[..],
         };
         let detector = detector::build(&name, &options, judged)
             .map_err(|error| Refused::new(format!("--detector {:?}: {error}", self.detector)))?;
-        let mut rows = input::open(&self.input, &self.time, &self.features)?;
+        let mut rows = input::open(&self.input, &self.time, &features)?;
+        if let (Some(output), Some(plot)) = (&self.output, &self.plot)
+            && std::path::absolute(output).ok() == std::path::absolute(plot).ok()
+        {
+            return Err(Refused::new(format!(
+                "--output and --plot are both {}; give one another name",
+                plot.display()
+            ))
+            .into());
+        }
         let mut output = Output::create(self.output.as_deref(), &self.input)?;
         let mut plot = match &self.plot {
-            Some(path) => Some((
-                Output::create(Some(path), &self.input)?,
-                plot::Plot::new(&self.features),
-            )),
+            Some(path) => Some((Output::create(Some(path), &self.input)?, plot::Plot::new(&features))),
             None => None,
         };
         let progress = progress(rows.bytes_total());
@@ -108,6 +116,26 @@ impl Detect {
             file.finish()?;
         }
         output.finish()
+    }
+}
+
+/// Names as a line of CSV has them.
+fn columns(text: &str) -> Result<Vec<String>, Refused> {
+    // A space before a quote would make the quote part of the name.
+    let text = text.trim().replace(", \"", ",\"");
+    let mut reader = csv::ReaderBuilder::new()
+        .has_headers(false)
+        .trim(csv::Trim::All)
+        .from_reader(text.as_bytes());
+    let mut record = csv::StringRecord::new();
+    reader
+        .read_record(&mut record)
+        .map_err(|error| Refused::new(format!("--features {text:?}: {error}")))?;
+    let names: Vec<String> = record.iter().map(str::to_owned).collect();
+    match names.iter().enumerate().find(|(at, name)| names[..*at].contains(name)) {
+        Some((_, name)) => Err(Refused::new(format!("--features names {name:?} twice"))),
+        None if names.is_empty() => Err(Refused::new("--features names no column")),
+        None => Ok(names),
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use arrow::{
-    array::{ArrayRef, Float64Array, Int64Array, RecordBatch, TimestampMicrosecondArray},
+    array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray},
     datatypes::DataType,
 };
 use detector::{Row, Score};
@@ -123,7 +123,7 @@ fn every_row_is_answered_in_order_as_the_detector_says() {
     assert_eq!(rows, 1500);
     assert_eq!(alarms, [1300]);
     let plot = fs::read_to_string(&plot).expect("the plot");
-    assert!(plot.starts_with("<svg") && plot.contains("stroke-opacity"));
+    assert!(plot.starts_with("<svg") && plot.contains("fill-opacity"));
 }
 
 #[test]
@@ -158,11 +158,20 @@ fn parquet_says_what_csv_says() {
         values.iter().map(|value| (*value != 30.0).then_some(*value)),
     ));
     let as_text = arrow::compute::cast(&value, &DataType::Utf8).expect("text");
+    let dictionary = |of: &ArrayRef, kind| {
+        let kind = DataType::Dictionary(Box::new(DataType::Int32), Box::new(kind));
+        arrow::compute::cast(of, &kind).expect("a dictionary")
+    };
+    let time_texts = StringArray::from_iter_values((0..900).map(time));
+    let few_times = dictionary(&(Arc::new(time_texts) as ArrayRef), DataType::Utf8);
+    let few_texts = dictionary(&as_text, DataType::Utf8);
     let columns = [
         ("at", as_time),
         ("epoch", as_epoch),
         ("value", value),
         ("text", as_text),
+        ("few times", few_times),
+        ("few texts", few_texts),
     ];
     let batch = RecordBatch::try_from_iter_with_nullable(columns.map(|(name, column)| (name, column, true)));
     let batch = batch.expect("columns of one length");
@@ -181,6 +190,7 @@ fn parquet_says_what_csv_says() {
     for (time, feature, first) in [
         ("at", "value", "2026-03-01T00:00:00,"),
         ("epoch", "text", "1772323200000,"),
+        ("few times", "few texts", "2026-03-01 00:00:00,"),
     ] {
         let found = lines(&path, time, feature, &[]);
         assert!(
@@ -203,6 +213,10 @@ fn times_and_numbers_as_people_write_them() {
     assert_eq!(found.len(), 6);
     assert!(found[0].starts_with("\"at, UTC\",score,"));
     assert!(found[3].starts_with("2026-03-01 00:10,0.0,"), "{}", found[3]);
+    let named = folder.write("named.csv", "i, a ,\"b, c\"\n0,1,2\n1,2,3\n");
+    for features in ["a", " a , \"b, c\"", "\"b, c\",a"] {
+        assert_eq!(lines(&named, "i", features, &[]).len(), 3, "{features}");
+    }
     let counted = folder.write("count.csv", "i,a\n0,1\n1,2\n2,3\n");
     assert_eq!(lines(&counted, "i", "a", &[])[3].split(',').next(), Some("2"));
     let empty = folder.write("empty.csv", "i,a\n");
@@ -233,6 +247,8 @@ fn mistakes_are_refused_and_leave_nothing_behind() {
     let time = folder.write("time.csv", "at,a\n0,1\nsoon,2\n");
     let ragged = folder.write("ragged.csv", "at,a\n0,1\n1\n");
     let nothing = folder.write("nothing.csv", "");
+    let twice = folder.write("twice.csv", "at,a,a\n0,1,2\n");
+    let semicolons = folder.write("semicolons.csv", "at;a\n0;1\n");
     let parquet = folder.write("broken.parquet", "PAR1 but not really");
     let missing = folder.path("missing.csv");
     let old = folder.write("out.csv", "old");
@@ -246,7 +262,18 @@ fn mistakes_are_refused_and_leave_nothing_behind() {
         (&value, "at", "a", vec![], "line 3, column a: \"two\" is not a number"),
         (&time, "at", "a", vec![], "line 3: \"soon\" is not a time"),
         (&ragged, "at", "a", vec![], "line: 3"),
-        (&nothing, "at", "a", vec![], "no column"),
+        (
+            &nothing,
+            "at",
+            "a",
+            vec![],
+            "is empty; its first line should name the columns",
+        ),
+        (&twice, "at", "a", vec![], "more than one column \"a\""),
+        (&semicolons, "at", "a", vec![], "columns are separated by commas"),
+        (&good, "at", "a,a", vec![], "names \"a\" twice"),
+        (&good, "at", "", vec![], "names no column"),
+        (&good, "at", "a", vec!["--plot", output], "--output and --plot are both"),
         (&parquet, "at", "a", vec![], "broken.parquet"),
         (&good, "at", "a", detector("autom"), "did you mean \"auto\"?"),
         (

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use detector::{Detector, Value};
+use detector::Detector;
+
+use crate::build::build;
 
 /// Every detector with options that make it leave its warm-up early, and `auto` in every form it takes.
 pub fn all() -> Vec<(String, Arc<dyn Detector>)> {
@@ -45,14 +47,6 @@ pub fn all() -> Vec<(String, Arc<dyn Detector>)> {
     ];
     by_name
         .chain(more)
-        .map(|(name, options, width)| {
-            let features: Vec<String> = (0..width).map(|index| format!("f{index}")).collect();
-            let named: Vec<(String, Value)> = options
-                .iter()
-                .map(|(name, value)| ((*name).into(), Value::Text((*value).into())))
-                .collect();
-            let built = detector::build(name, &named, &features).unwrap_or_else(|error| panic!("{name}: {error}"));
-            (format!("{name} {width} {options:?}"), built)
-        })
+        .map(|(name, options, width)| (format!("{name} {width} {options:?}"), build(name, options, width)))
         .collect()
 }

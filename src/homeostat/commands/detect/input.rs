@@ -75,17 +75,32 @@ impl Rows {
 }
 
 fn column(place: &str, known: &[&str], name: &str) -> Result<usize, Refused> {
-    known.iter().position(|column| *column == name).ok_or_else(|| {
-        let nearest = known
-            .iter()
-            .map(|column| (strsim::jaro_winkler(column, name), column))
-            .filter(|(likeness, _)| *likeness > 0.75)
-            .max_by(|a, b| a.0.total_cmp(&b.0));
-        let hint = match nearest {
-            Some((_, column)) => format!("did you mean {column:?}?"),
-            None => format!("it has {}", known.join(", ")),
+    let mut found = known.iter().enumerate().filter(|(_, column)| **column == name);
+    if let Some((at, _)) = found.next() {
+        return match found.next() {
+            None => Ok(at),
+            Some(_) => Err(Refused::new(format!(
+                "{place} has more than one column {name:?}; rename the others"
+            ))),
         };
-        Refused::new(format!("{place} has no column {name:?}; {hint}"))
+    }
+    Err(match known {
+        [] | [""] => Refused::new(format!("{place} is empty; its first line should name the columns")),
+        [line] if line.contains(['\t', ';', '|']) => Refused::new(format!(
+            "{place} has no column {name:?}: its only one is {line:?}; columns are separated by commas"
+        )),
+        _ => {
+            let nearest = known
+                .iter()
+                .map(|column| (strsim::jaro_winkler(column, name), column))
+                .filter(|(likeness, _)| *likeness > 0.75)
+                .max_by(|a, b| a.0.total_cmp(&b.0));
+            let hint = match nearest {
+                Some((_, column)) => format!("did you mean {column:?}?"),
+                None => format!("it has {}", known.join(", ")),
+            };
+            Refused::new(format!("{place} has no column {name:?}; {hint}"))
+        }
     })
 }
 
@@ -107,7 +122,10 @@ impl Csv {
         let header = reader
             .headers()
             .map_err(|error| Refused::new(format!("{place}: {error}")))?;
-        let known: Vec<&str> = header.iter().map(|name| name.trim_start_matches('\u{feff}')).collect();
+        let known: Vec<&str> = header
+            .iter()
+            .map(|name| name.trim_start_matches('\u{feff}').trim())
+            .collect();
         let time_column = column(&place, &known, time)?;
         let columns = features
             .iter()
@@ -298,7 +316,16 @@ impl Parquet {
     }
 }
 
+/// Without the dictionary that a column of few different values may be kept with.
+fn unpacked(column: &ArrayRef) -> Result<ArrayRef, String> {
+    match column.data_type() {
+        DataType::Dictionary(_, of) => cast(column, of).map_err(|error| error.to_string()),
+        _ => Ok(column.clone()),
+    }
+}
+
 fn numbers(column: &ArrayRef) -> Result<Float64Array, String> {
+    let column = &unpacked(column)?;
     if !is_text(column.data_type()) {
         let numbers = cast(column, &DataType::Float64).map_err(|error| error.to_string())?;
         return Ok(numbers.as_primitive::<Float64Type>().clone());
@@ -316,6 +343,7 @@ fn numbers(column: &ArrayRef) -> Result<Float64Array, String> {
 
 /// Milliseconds, and the times as the output shows them: UTC without a zone, or what the file has.
 fn times(clock: &mut Clock, column: &ArrayRef) -> Result<(Vec<i64>, StringArray), String> {
+    let column = &unpacked(column)?;
     if column.null_count() > 0 {
         return Err("a row has no time".into());
     }

@@ -175,17 +175,19 @@ impl Plot {
     }
 
     fn alarms(&self, svg: &mut String, top: usize) {
-        for (column, _) in self
-            .columns
-            .iter()
-            .enumerate()
-            .filter(|(_, column)| column.score >= 1.0)
-        {
-            let (x, bottom) = (self.x(column), top + PANEL);
-            let _ = writeln!(
-                svg,
-                "<line x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{top}\" y2=\"{bottom}\" stroke=\"#c0392b\" stroke-opacity=\"0.45\"/>"
-            );
+        let mut from = 0;
+        for run in self.columns.chunk_by(|a, b| (a.score >= 1.0) == (b.score >= 1.0)) {
+            let to = from + run.len() - 1;
+            if run[0].score >= 1.0 {
+                // As wide as their rows, but to be seen in any case.
+                let half = (self.x(1) - self.x(0)).max(1.0) / 2.0;
+                let (x, width) = (self.x(from) - half, self.x(to) - self.x(from) + 2.0 * half);
+                let _ = writeln!(
+                    svg,
+                    "<rect x=\"{x:.1}\" y=\"{top}\" width=\"{width:.1}\" height=\"{PANEL}\" fill=\"#c0392b\" fill-opacity=\"0.45\"/>"
+                );
+            }
+            from = to + 1;
         }
     }
 
@@ -296,7 +298,7 @@ mod tests {
         assert_eq!(rows, 100_000);
         assert!(plot.columns.iter().any(|column| column.spans[0].most == 50.0));
         let svg = plot.svg();
-        assert_eq!(svg.matches("stroke-opacity").count(), 1, "one alarm is drawn");
+        assert_eq!(svg.matches("fill-opacity").count(), 1, "one alarm is drawn");
         assert_eq!(svg.matches("#27863f").count(), 1, "one level shift is drawn");
         assert!(svg.contains("a&lt;b") && svg.contains("1970-01-02"));
     }
