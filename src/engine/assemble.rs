@@ -190,6 +190,8 @@ struct Block {
     source_partition: i32,
     first_offset: i64,
     watermark_ms: i64,
+    /// The watermark that windows had been closed for when it came: a partition that was idle is as far as the others.
+    passed_ms: i64,
     /// Of each row, by number.
     groups: Vec<u32>,
     states: Vec<ArrayRef>,
@@ -340,7 +342,7 @@ impl Assembler {
             };
             let first_pane = ring.first_pane_ms(&self.table);
             for view in 0..ring.views.len() {
-                ring.close(view, before, now, first_pane, &mut assembled.closed)?;
+                ring.close(view, before, now, first_pane, &mut assembled)?;
             }
             ring.evict(now);
             passed.extend(ring.union.clone().map(|union| (union, now)));
@@ -490,6 +492,9 @@ impl Ring {
             let first_offset = first_offsets[from..from + length].iter().copied().min().unwrap_or(0);
             self.late(pane_start, header.watermark_ms, closed_ms, &slice, assembled);
             if self.needed(pane_start, closed_ms) {
+                // Who waits for its turn reads what others have closed.
+                let waits = self.views.iter().any(|view| view.waits_for(pane_start).is_some());
+                let passed_ms = closed_ms.filter(|_| !waits).unwrap_or(i64::MIN);
                 let groups = match &groups {
                     Some(groups) => groups,
                     None => groups.insert(
@@ -505,6 +510,7 @@ impl Ring {
                         source_partition: header.source_partition,
                         first_offset,
                         watermark_ms: header.watermark_ms,
+                        passed_ms,
                         groups: groups[from..from + length].to_vec(),
                         states: slice.columns()[self.first_state()..].to_vec(),
                     },
@@ -608,7 +614,7 @@ impl Ring {
         before: Option<i64>,
         now: i64,
         first_pane: Option<i64>,
-        closed: &mut Vec<ClosedWindow>,
+        assembled: &mut Assembled,
     ) -> Result<(), Error> {
         if self.views[view].turn.is_waiting() {
             return Ok(());
@@ -620,8 +626,9 @@ impl Ring {
         turn.fresh = false;
         let before = if resumes.is_some() { None } else { before };
         if let Some(gap) = window.session_gap_ms {
-            return self.close_sessions(view, gap, (before, now), first_pane, closed);
+            return self.close_sessions(view, gap, (before, now), first_pane, assembled);
         }
+        let closed = &mut assembled.closed;
         let spoken = before.max(resumes.filter(|from| *from > i64::MIN));
         self.speak_early(view, &window, spoken, now, first_pane, closed)?;
         let Some((earliest, _)) = self.panes.first_key_value() else {

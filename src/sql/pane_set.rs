@@ -32,6 +32,8 @@ use crate::{
 const WIDTH_MAX_MS: i64 = 10_000;
 /// Panes per window.
 pub(crate) const WIDTH_MAX_PANES: i64 = 4_096;
+/// Gaps that a session may last before it is cut, where panes of it can be as wide as that asks for.
+const SESSION_GAPS: i64 = 64;
 /// Sharing makes panes narrower by this factor at most.
 const NARROWER_MAX: i64 = 10;
 /// Pane width of `silence`: how precisely the last sign of life is known.
@@ -54,7 +56,8 @@ pub(crate) struct PaneSet {
 pub(crate) fn pane_width_ms<'a>(windows: impl IntoIterator<Item = &'a WindowSpec>) -> i64 {
     let (mut common, mut longest) = (0, 0);
     for window in windows {
-        longest = longest.max(window.size_ms);
+        let lasts_ms = |gap_ms: i64| gap_ms.saturating_mul(SESSION_GAPS);
+        longest = longest.max(window.session_gap_ms.map_or(window.size_ms, lasts_ms));
         let cuts = [
             window.size_ms,
             window.slide_ms,

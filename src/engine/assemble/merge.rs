@@ -79,8 +79,8 @@ fn length_ms(level: usize, width_ms: i64) -> i64 {
     width_ms.saturating_mul(FAN.saturating_pow(level as u32))
 }
 
-fn floor(time_ms: i64, length_ms: i64) -> i64 {
-    time_ms - time_ms.rem_euclid(length_ms)
+pub(super) fn floor(time_ms: i64, length_ms: i64) -> i64 {
+    time_ms.saturating_sub(time_ms.rem_euclid(length_ms))
 }
 
 /// The groups of a merge, numbered as they come.

@@ -2,22 +2,24 @@
 //!
 //! A pane is no wider than the gap, so that all rows of a group in one pane are of one session, and the least and greatest
 //! event time of every pane tell where sessions begin and end, to the millisecond. A session closes when the watermark, floored to
-//! the width of a pane, passes its last row by gap and lateness: until then a partition may bring rows of it that are not late. One that
+//! the width of a pane, has passed its last row by more than gap and lateness: until then a partition may bring rows of it that are not late.
+//! A row behind the watermark of its own partition joins a session that was open for that, and is late where it is near none. One that
 //! goes on for [`SESSION_PANES_MAX`] panes is cut there: nothing is unbounded.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use arrow::{
-    array::{Array, ArrayRef, AsArray, UInt32Array},
+    array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, UInt32Array},
     compute::{cast, take_arrays},
     datatypes::{DataType, Int64Type, TimeUnit},
     row::OwnedRow,
 };
 
-use super::{Block, ClosedWindow, Ring, project};
+use super::{Assembled, Block, ClosedWindow, LatePane, Ring, View, merge::floor, project};
 use crate::{
     Error,
     accumulate::{Accumulator, accumulator},
+    panes::pane_schema,
 };
 
 /// Panes that one session may have.
@@ -64,67 +66,153 @@ struct Span {
     last_ms: i64,
 }
 
-/// Spans that are at most the gap apart are of one session.
-fn sessions(mut spans: Vec<Span>, gap_ms: i64, longest_ms: i64) -> Vec<Span> {
-    spans.sort_unstable();
-    let mut found: Vec<Span> = Vec::new();
-    for span in spans {
-        match found.last_mut() {
-            Some(last) if span.first_ms - last.last_ms <= gap_ms && span.last_ms - last.first_ms <= longest_ms => {
-                last.last_ms = last.last_ms.max(span.last_ms);
-            }
-            _ => found.push(span),
+impl Span {
+    fn with(self, other: Self) -> Self {
+        Self {
+            first_ms: self.first_ms.min(other.first_ms),
+            last_ms: self.last_ms.max(other.last_ms),
         }
     }
-    found
+}
+
+/// One row of a block: the rows of one group in one pane that came together.
+#[derive(Clone, Copy, Debug)]
+struct Arrival {
+    span: Span,
+    /// Of the partition that they came from, before them.
+    watermark_ms: i64,
+    /// Pane, index of the block in it, row of the block.
+    place: (i64, usize, u32),
+}
+
+/// A session with its arrivals, by index.
+#[derive(Debug)]
+struct Session {
+    span: Span,
+    arrivals: Vec<usize>,
+}
+
+/// How sessions are cut.
+#[derive(Clone, Copy)]
+struct Cut {
+    gap_ms: i64,
+    lateness_ms: i64,
+    longest_ms: i64,
+}
+
+impl Cut {
+    /// When a session with this last row closes: at a watermark beyond it. At the time itself a row may come that joins it.
+    fn passed_ms(self, last_ms: i64) -> i64 {
+        last_ms.saturating_add(self.gap_ms).saturating_add(self.lateness_ms)
+    }
+
+    /// Whether rows are further behind the watermark of their partition than is allowed.
+    fn is_behind(self, arrival: &Arrival) -> bool {
+        arrival.place.0.saturating_add(self.lateness_ms) < arrival.watermark_ms
+    }
+
+    /// The sessions of one group in order of time, and the arrivals that are late: behind the watermark of their partition, and near no session
+    /// that was open for it. They come in the order of those watermarks, so that it does not matter which partition is read first.
+    fn sessions(self, arrivals: &[Arrival]) -> (Vec<Session>, Vec<usize>) {
+        let mut order: Vec<usize> = (0..arrivals.len()).collect();
+        order.sort_unstable_by_key(|at| {
+            let arrival = &arrivals[*at];
+            (arrival.watermark_ms, self.is_behind(arrival), arrival.span)
+        });
+        let (mut sessions, mut late) = (Vec::<Session>::new(), Vec::new());
+        for at in order {
+            let Arrival { span, watermark_ms, .. } = arrivals[at];
+            let mut is_late = self.is_behind(&arrivals[at]);
+            let mut joined = Session {
+                span,
+                arrivals: vec![at],
+            };
+            let mut index = 0;
+            while let Some(session) = sessions.get(index) {
+                let near = session.span.first_ms.saturating_sub(span.last_ms) <= self.gap_ms
+                    && span.first_ms.saturating_sub(session.span.last_ms) <= self.gap_ms;
+                let open = self.passed_ms(session.span.last_ms) >= watermark_ms;
+                let whole = joined.span.with(session.span);
+                if near && open && whole.last_ms.saturating_sub(whole.first_ms) <= self.longest_ms {
+                    joined.span = whole;
+                    joined.arrivals.extend(sessions.swap_remove(index).arrivals);
+                    is_late = false;
+                } else {
+                    index += 1;
+                }
+            }
+            match is_late {
+                true => late.push(at),
+                false => sessions.push(joined),
+            }
+        }
+        sessions.sort_unstable_by_key(|session| session.span);
+        (sessions, late)
+    }
+}
+
+/// A session that is over, and its group.
+struct Over {
+    span: Span,
+    group: u32,
+    places: Vec<(i64, usize, u32)>,
 }
 
 impl Ring {
-    /// Closes the sessions whose end + lateness lies in (before, now], in order of their ends.
+    /// Closes the sessions whose last row, gap and lateness the watermark has passed from `before` to `now`, in order of their ends; and tells
+    /// which rows came for one that was closed for their partition.
     pub(super) fn close_sessions(
         &mut self,
         view: usize,
         gap_ms: i64,
         (before, now): (Option<i64>, i64),
         first_pane: Option<i64>,
-        closed: &mut Vec<ClosedWindow>,
+        assembled: &mut Assembled,
     ) -> Result<(), Error> {
-        let lateness_ms = self.views[view].spec.window.lateness_ms;
         let width_ms = self.spec.width_ms;
-        let floor = |time_ms: i64| time_ms - time_ms.rem_euclid(width_ms);
-        let (before, now) = (before.map(floor), floor(now));
+        let (before, now) = (before.map(|before| floor(before, width_ms)), floor(now, width_ms));
         if before == Some(now) {
             return Ok(());
         }
-        let mut spans: BTreeMap<u32, Vec<Span>> = BTreeMap::new();
-        for block in self.panes.values().flatten() {
-            for (group, span) in block.groups.iter().zip(self.spans(view, block)?) {
-                spans.entry(*group).or_default().extend(span);
-            }
-        }
+        let cut = Cut {
+            gap_ms,
+            lateness_ms: self.views[view].spec.window.lateness_ms,
+            longest_ms: SESSION_PANES_MAX * width_ms,
+        };
         let mut open_from_ms = i64::MAX;
-        let mut over: Vec<(Span, u32)> = Vec::new();
-        for (group, spans) in spans {
+        let (mut over, mut late) = (Vec::new(), BTreeMap::new());
+        for (group, arrivals) in self.arrivals(view)? {
+            let View { turn, sessions, .. } = &mut self.views[view];
             let key = self.groups.key(group);
-            let told_ms = self.views[view].sessions.told.get(key).copied();
-            for session in sessions(spans, gap_ms, SESSION_PANES_MAX * width_ms) {
-                let passed_ms = session.last_ms + gap_ms + lateness_ms;
-                let known = told_ms.is_some_and(|told| session.last_ms <= told);
-                let turn = &self.views[view].turn;
+            let told_ms = sessions.told.get(key).copied();
+            let (found, behind) = cut.sessions(&arrivals);
+            for Arrival {
+                watermark_ms, place, ..
+            } in behind.into_iter().map(|at| arrivals[at])
+            {
+                // Before its watermark is passed not every row of the session may be here, after that it has been told.
+                if watermark_ms < now && before.is_none_or(|before| watermark_ms >= before) {
+                    late.entry((place.0, place.1)).or_insert_with(Vec::new).push(place.2);
+                }
+            }
+            for Session { span, arrivals: of } in found {
+                let passed_ms = cut.passed_ms(span.last_ms);
+                let known = told_ms.is_some_and(|told| span.last_ms <= told);
                 // The ones that begin later are the next version's, the ones that began before were the last one's.
-                if !turn.takes(session.first_ms + 1) || !turn.is_after(session.first_ms + 1) {
+                if !turn.takes(span.first_ms + 1) || !turn.is_after(span.first_ms + 1) {
                     continue;
                 }
-                if known || before.is_some_and(|before| passed_ms <= before) {
+                if known || before.is_some_and(|before| passed_ms < before) {
                     continue;
                 }
-                if passed_ms > now {
-                    open_from_ms = open_from_ms.min(floor(session.first_ms));
+                if passed_ms >= now {
+                    open_from_ms = open_from_ms.min(floor(span.first_ms, width_ms));
                     continue;
                 }
-                self.views[view].sessions.told.insert(key.clone(), session.last_ms);
-                if first_pane.is_none_or(|first| session.first_ms >= first) {
-                    over.push((session, group));
+                sessions.told.insert(key.clone(), span.last_ms);
+                if first_pane.is_none_or(|first| span.first_ms >= first) {
+                    let places = of.into_iter().map(|at| arrivals[at].place).collect();
+                    over.push(Over { span, group, places });
                 }
             }
         }
@@ -132,15 +220,63 @@ impl Ring {
         let sessions = &mut self.views[view].sessions;
         sessions.open_from_ms = open_from_ms;
         sessions.told.retain(|_, last| *last >= oldest_ms);
+        for ((pane, block), rows) in late {
+            assembled
+                .late
+                .push(self.late_rows(view, pane, &self.panes[&pane][block], rows)?);
+        }
         if over.is_empty() {
             return Ok(());
         }
         let groups = &self.groups;
-        over.sort_unstable_by(|(a, left), (b, right)| {
-            let order = (a.last_ms, a.first_ms).cmp(&(b.last_ms, b.first_ms));
-            order.then_with(|| groups.key(*left).cmp(groups.key(*right)))
+        over.sort_unstable_by(|left, right| {
+            let order = (left.span.last_ms, left.span.first_ms).cmp(&(right.span.last_ms, right.span.first_ms));
+            order.then_with(|| groups.key(left.group).cmp(groups.key(right.group)))
         });
-        self.tell(view, gap_ms, &over, closed)
+        self.tell(view, gap_ms, &over, &mut assembled.closed)
+    }
+
+    /// What there is of each group.
+    fn arrivals(&self, view: usize) -> Result<BTreeMap<u32, Vec<Arrival>>, Error> {
+        let mut arrivals: BTreeMap<u32, Vec<Arrival>> = BTreeMap::new();
+        for (pane, blocks) in &self.panes {
+            for (index, block) in blocks.iter().enumerate() {
+                let spans = self.spans(view, block)?.into_iter().zip(&block.groups);
+                for (row, (span, group)) in spans.enumerate() {
+                    arrivals.entry(*group).or_default().extend(span.map(|span| Arrival {
+                        span,
+                        watermark_ms: block.watermark_ms.max(floor(block.passed_ms, self.spec.width_ms)),
+                        place: (*pane, index, row as u32),
+                    }));
+                }
+            }
+        }
+        Ok(arrivals)
+    }
+
+    /// Rows of a block as the pane record had them.
+    fn late_rows(&self, view: usize, pane_start_ms: i64, block: &Block, mut rows: Vec<u32>) -> Result<LatePane, Error> {
+        rows.sort_unstable();
+        let keys = rows.iter().map(|row| self.groups.key(block.groups[*row as usize]));
+        let mut columns: Vec<ArrayRef> = vec![
+            Arc::new(Int64Array::from_value(pane_start_ms, rows.len())),
+            Arc::new(Int64Array::from_value(block.first_offset, rows.len())),
+        ];
+        columns.extend(self.groups.columns(keys)?);
+        columns.extend(take_arrays(&block.states, &UInt32Array::from(rows), None)?);
+        let View {
+            version,
+            pipeline,
+            index,
+            ..
+        } = self.views[view];
+        Ok(LatePane {
+            version,
+            pipeline,
+            view: index,
+            pane_start_ms,
+            rows: RecordBatch::try_new(pane_schema(&self.spec)?, columns)?,
+        })
     }
 
     /// First and last event time of each row of a block.
@@ -167,45 +303,34 @@ impl Ring {
     }
 
     /// The rows of sessions that are over.
-    fn tell(
-        &self,
-        view: usize,
-        gap_ms: i64,
-        over: &[(Span, u32)],
-        closed: &mut Vec<ClosedWindow>,
-    ) -> Result<(), Error> {
+    fn tell(&self, view: usize, gap_ms: i64, over: &[Over], closed: &mut Vec<ClosedWindow>) -> Result<(), Error> {
         let spec = self.views[view].spec.clone();
         let mut accumulators: Vec<Box<dyn Accumulator>> = spec
             .aggregates
             .iter()
             .map(|at| accumulator(&self.spec.aggregates[*at]))
             .collect::<Result<_, _>>()?;
-        let mut places: BTreeMap<(u32, i64), (usize, i64)> = BTreeMap::new();
-        for (place, (session, group)) in over.iter().enumerate() {
-            places.insert((*group, session.first_ms), (place, session.last_ms));
+        // Rows of each block, with their sessions, in the order in which partials merge.
+        let mut blocks: BTreeMap<(i64, usize), Vec<(u32, usize)>> = BTreeMap::new();
+        for (session, Over { places, .. }) in over.iter().enumerate() {
+            for (pane, block, row) in places {
+                blocks.entry((*pane, *block)).or_default().push((*row, session));
+            }
         }
         // Accumulators of DataFusion take it that every group has come by the time that it is counted.
         let mut order: Vec<Option<u32>> = vec![None; over.len()];
         let mut met = 0;
-        for block in self.panes.values().flatten() {
-            let (mut rows, mut groups) = (Vec::new(), Vec::new());
-            for (row, span) in self.spans(view, block)?.into_iter().enumerate() {
-                let Some(span) = span else { continue };
-                let group = block.groups[row];
-                let found = places.range((group, i64::MIN)..=(group, span.first_ms)).next_back();
-                if let Some((_, (place, last_ms))) = found.filter(|(_, (_, last_ms))| span.last_ms <= *last_ms) {
-                    debug_assert!(span.first_ms <= *last_ms);
-                    rows.push(row as u32);
-                    groups.push(*order[*place].get_or_insert_with(|| {
-                        met += 1;
-                        met - 1
-                    }));
-                }
-            }
-            if rows.is_empty() {
-                continue;
-            }
-            let rows = UInt32Array::from(rows);
+        for ((pane, block), mut rows) in blocks {
+            rows.sort_unstable();
+            let number = |session: usize| {
+                *order[session].get_or_insert_with(|| {
+                    met += 1;
+                    met - 1
+                })
+            };
+            let groups: Vec<u32> = rows.iter().map(|(_, session)| *session).map(number).collect();
+            let rows: UInt32Array = rows.into_iter().map(|(row, _)| row).collect();
+            let block = &self.panes[&pane][block];
             for (accumulator, at) in accumulators.iter_mut().zip(&spec.aggregates) {
                 let (from, to) = self.states[*at];
                 let states = take_arrays(&block.states[from..to], &rows, None)?;
@@ -219,10 +344,10 @@ impl Ring {
         let values = take_arrays(&values, &UInt32Array::from(order), None)?;
         let keys = self
             .groups
-            .columns(over.iter().map(|(_, group)| self.groups.key(*group)))?;
+            .columns(over.iter().map(|over| self.groups.key(over.group)))?;
         let bounds: Vec<(i64, i64)> = over
             .iter()
-            .map(|(session, _)| (session.first_ms, session.last_ms + gap_ms))
+            .map(|Over { span, .. }| (span.first_ms, span.last_ms + gap_ms))
             .collect();
         let (rows, bounds) = project(&spec, keys, values, &bounds, true)?;
         let mut from = 0;

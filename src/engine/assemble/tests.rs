@@ -254,29 +254,55 @@ fn sessions() -> Pipeline {
     pipeline
 }
 
+/// A pane record of one row.
+fn arrival(service: &str, time_ms: i64, log: i64) -> RecordBatch {
+    let states: Vec<ArrayRef> = vec![
+        Arc::new(Int64Array::from(vec![1])),
+        Arc::new(TimestampMillisecondArray::from(vec![time_ms])),
+        Arc::new(TimestampMillisecondArray::from(vec![time_ms])),
+    ];
+    let mut columns: Vec<(&str, ArrayRef)> = vec![
+        (
+            "pane_start",
+            Arc::new(Int64Array::from(vec![time_ms - time_ms.rem_euclid(1_000)])),
+        ),
+        ("first_offset", Arc::new(Int64Array::from(vec![log]))),
+        ("service", Arc::new(StringArray::from(vec![service]))),
+    ];
+    columns.extend(["count", "min", "max"].into_iter().zip(states));
+    RecordBatch::try_from_iter(columns).unwrap()
+}
+
+/// Key, start, end, and the rows of each session, in order.
+fn told(closed: &[ClosedWindow]) -> Vec<(String, i64, i64, i64)> {
+    let rows = closed.iter().flat_map(|session| {
+        let keys = session.rows.column(0).as_string::<i32>();
+        let counts = session.rows.column(3).as_primitive::<Int64Type>();
+        (0..session.rows.num_rows()).map(move |row| {
+            (
+                keys.value(row).to_owned(),
+                session.start_ms,
+                session.end_ms,
+                counts.value(row),
+            )
+        })
+    });
+    let mut rows: Vec<_> = rows.collect();
+    rows.sort();
+    rows
+}
+
 #[test]
 fn a_row_that_is_not_late_joins_its_session_however_often_progress_is_told() {
     let pipeline = sessions();
-    let row = |time_ms: i64, log: i64| {
-        let states: Vec<ArrayRef> = vec![
-            Arc::new(Int64Array::from(vec![1])),
-            Arc::new(TimestampMillisecondArray::from(vec![time_ms])),
-            Arc::new(TimestampMillisecondArray::from(vec![time_ms])),
-        ];
-        let mut columns: Vec<(&str, ArrayRef)> = vec![
-            ("pane_start", Arc::new(Int64Array::from(vec![time_ms / 1_000 * 1_000]))),
-            ("first_offset", Arc::new(Int64Array::from(vec![log]))),
-            ("service", Arc::new(StringArray::from(vec!["a"]))),
-        ];
-        columns.extend(["count", "min", "max"].into_iter().zip(states));
-        RecordBatch::try_from_iter(columns).unwrap()
-    };
     // The last row is published when the watermark passes 10 s, until which it is of a session that the partition holds open.
-    for told in [vec![], vec![9_500], vec![9_200, 9_500, 9_999]] {
+    for between in [vec![], vec![9_500], vec![9_200, 9_500, 9_999]] {
         let mut assembler = Assembler::new(std::slice::from_ref(&pipeline)).unwrap();
         let mut closed = Vec::new();
-        assembler.panes(0, &header(0, i64::MIN, 0), &row(5_200, 0)).unwrap();
-        for watermark_ms in [9_000].into_iter().chain(told) {
+        assembler
+            .panes(0, &header(0, i64::MIN, 0), &arrival("a", 5_200, 0))
+            .unwrap();
+        for watermark_ms in [9_000].into_iter().chain(between) {
             closed.extend(
                 assembler
                     .progress(&progress(1, 0, watermark_ms, false, 1))
@@ -284,7 +310,9 @@ fn a_row_that_is_not_late_joins_its_session_however_often_progress_is_told() {
                     .closed,
             );
         }
-        assembler.panes(1, &header(0, 9_000, 1), &row(5_900, 1)).unwrap();
+        assembler
+            .panes(1, &header(0, 9_000, 1), &arrival("a", 5_900, 1))
+            .unwrap();
         for watermark_ms in [10_000, 30_000] {
             closed.extend(
                 assembler
@@ -293,14 +321,45 @@ fn a_row_that_is_not_late_joins_its_session_however_often_progress_is_told() {
                     .closed,
             );
         }
-        let found: Vec<_> = closed
-            .iter()
-            .map(|session| (session.start_ms, session.end_ms, session.rows.num_rows()))
-            .collect();
-        assert_eq!(found, [(5_200, 9_900, 1)]);
-        assert_eq!(closed[0].rows.column(3).as_primitive::<Int64Type>().values(), &[2]);
+        assert_eq!(told(&closed), [("a".to_owned(), 5_200, 9_900, 2)]);
         assert_eq!(assembler.pane_count(), 0);
     }
+}
+
+#[test]
+fn a_row_exactly_a_gap_later_joins_and_what_is_near_no_open_session_is_late() {
+    let pipeline = sessions();
+    let mut assembler = Assembler::new(std::slice::from_ref(&pipeline)).unwrap();
+    let mut closed = Vec::new();
+    assembler
+        .panes(0, &header(0, i64::MIN, 0), &arrival("a", 5_000, 0))
+        .unwrap();
+    closed.extend(assembler.progress(&progress(1, 0, 9_000, false, 1)).unwrap().closed);
+    assembler
+        .panes(1, &header(0, 9_000, 1), &arrival("a", 9_000, 1))
+        .unwrap();
+    let until = assembler.progress(&progress(1, 0, 14_000, false, 2)).unwrap();
+    closed.extend(until.closed);
+    assert_eq!(told(&closed), [("a".to_owned(), 5_000, 13_000, 2)]);
+    // Near the session that is closed; and near none.
+    for (log, time_ms) in [(2, 10_500), (3, 13_500)] {
+        assembler
+            .panes(log, &header(0, 14_000, log), &arrival("a", time_ms, log))
+            .unwrap();
+    }
+    let end = assembler.progress(&progress(1, 0, 30_000, false, 4)).unwrap();
+    assert_eq!(told(&end.closed), []);
+    let late: Vec<i64> = end.late.iter().map(|late| late.pane_start_ms).collect();
+    assert_eq!(late, [10_000, 13_000]);
+    assert_eq!(
+        json_row(&end.late[0]),
+        serde_json::json!({"pane_start": 10_000, "first_offset": 2, "service": "a", "0.count": 1,
+        "1.min": "1970-01-01T00:00:10.500Z", "2.max": "1970-01-01T00:00:10.500Z"})
+    );
+}
+
+fn json_row(late: &LatePane) -> serde_json::Value {
+    crate::json::row(&late.rows, 0).into()
 }
 
 #[test]
@@ -442,6 +501,87 @@ proptest! {
         prop_assert_eq!(results(&closed), expected);
         prop_assert_eq!(assembler.pane_count(), 0);
         prop_assert_eq!(assembler.needed_since(), None);
+    }
+
+    /// Two partitions, each with rows out of order, read in two interleavings and told of at different moments: the same sessions and the
+    /// same late rows, every row in one of them, and where none is late the sessions of the whole table.
+    #[test]
+    fn sessions_do_not_depend_on_who_is_read_first(
+        rows in prop::collection::vec((0..2usize, 0..1_500i64, 0..7_000i64, 0..2u8), 1..100),
+        (order, other) in (prop::collection::vec(any::<u8>(), 64), prop::collection::vec(any::<u8>(), 64)),
+        in_order in any::<bool>(),
+    ) {
+        let pipeline = sessions();
+        let floored = |time: i64| time - time.rem_euclid(1_000);
+        // What each writer says: rows at a seal, and how far it has come.
+        let mut writers: [Vec<(i64, Vec<(String, i64)>, i64)>; 2] = Default::default();
+        let (mut watermarks, mut open): ([i64; 2], [Vec<(String, i64)>; 2]) = Default::default();
+        let mut all: BTreeMap<String, Vec<i64>> = BTreeMap::new();
+        for (partition, advance, lag, key) in &rows {
+            let (watermark, open) = (&mut watermarks[*partition], &mut open[*partition]);
+            let next = *watermark + advance;
+            if floored(next) > floored(*watermark) {
+                writers[*partition].push((floored(*watermark), std::mem::take(open), next));
+            }
+            *watermark = next;
+            let time = if in_order { next + lag } else { next + 1_000 - lag };
+            // The aggregate stage refuses what no session can take.
+            if floored(time) + 1_000 + 4_000 > floored(next) {
+                let key = format!("k{key}");
+                all.entry(key.clone()).or_default().push(time);
+                open.push((key, time));
+            }
+        }
+        for ((writer, watermark), open) in writers.iter_mut().zip(watermarks).zip(open) {
+            writer.push((floored(watermark), open, 1_000_000));
+        }
+        let run = |order: &[u8]| {
+            let mut assembler = Assembler::new(std::slice::from_ref(&pipeline)).unwrap();
+            let (mut closed, mut late) = (Vec::new(), Vec::new());
+            let mut queues: Vec<_> = writers.iter().enumerate().map(|(at, writer)| (at as i32, writer.iter())).collect();
+            for partition in 0..2 {
+                closed.extend(assembler.progress(&progress(2, partition, 0, false, 0)).unwrap().closed);
+            }
+            let (mut choices, mut log) = (order.iter().cycle(), 0);
+            while !queues.is_empty() {
+                let choice = usize::from(*choices.next().unwrap());
+                let at = choice % queues.len();
+                let (partition, queue) = &mut queues[at];
+                let Some((watermark, rows, next)) = queue.next() else {
+                    drop(queues.remove(at));
+                    continue;
+                };
+                for (key, time) in rows {
+                    log += 1;
+                    let panes = assembler.panes(log, &header(*partition, *watermark, log), &arrival(key, *time, log)).unwrap();
+                    late.extend(panes.late);
+                }
+                // Progress within a pane, told or not.
+                let told = if choice & 4 == 0 { vec![*next] } else { vec![floored(*next), *next] };
+                for watermark in told {
+                    let done = assembler.progress(&progress(2, *partition, watermark, false, log)).unwrap();
+                    closed.extend(done.closed);
+                    late.extend(done.late);
+                }
+            }
+            assert_eq!(assembler.pane_count(), 0);
+            let mut late: Vec<_> = late.iter().map(|late| (late.pane_start_ms, late.rows.num_rows())).collect();
+            late.sort_unstable();
+            (told(&closed), late)
+        };
+        let (told, late) = run(&order);
+        prop_assert_eq!(&(told.clone(), late.clone()), &run(&other));
+        let counted: i64 = told.iter().map(|(.., rows)| rows).sum();
+        prop_assert_eq!(counted as usize + late.iter().map(|(_, rows)| rows).sum::<usize>(), all.values().flatten().count());
+        if in_order {
+            let mut expected = Vec::new();
+            for (key, mut times) in all {
+                times.sort_unstable();
+                let sessions = times.chunk_by(|left, right| right - left <= 4_000);
+                expected.extend(sessions.map(|rows| (key.clone(), rows[0], rows[rows.len() - 1] + 4_000, rows.len() as i64)));
+            }
+            prop_assert_eq!(told, expected);
+        }
     }
 
     /// Two partitions with watermarks of their own, and an idle one that says something now and then: rows come for panes that long

@@ -265,7 +265,7 @@ impl Assembler {
             ring.views[new.view].turn.fresh = true;
             let first_pane = ring.first_pane_ms(&self.table);
             if let Some(now) = ring.closed_ms(&self.table) {
-                ring.close(new.view, None, now, first_pane, &mut assembled.closed)?;
+                ring.close(new.view, None, now, first_pane, assembled)?;
                 ring.evict(now);
             }
             let old = &self.rings[old.ring].views[old.view];

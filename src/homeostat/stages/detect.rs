@@ -300,9 +300,9 @@ impl Detect {
             self.sighting(part, record.offset, sighting, live, out);
         }
         if live {
-            for late in &assembled.late {
+            for (at, late) in assembled.late.iter().enumerate() {
                 let live = Arc::clone(&part.live);
-                self.late(live.pipeline(late.version, late.pipeline), record, late, out);
+                self.late(live.pipeline(late.version, late.pipeline), record, at, late, out);
             }
         }
         let scored = record.offset > part.score_from;
@@ -381,7 +381,8 @@ impl Detect {
         Ok(())
     }
 
-    fn late(&mut self, pipeline: &Pipeline, record: Record<'_>, late: &LatePane, out: &mut Outputs) {
+    /// The rows of a late pane, which is the `at`th that the record brought about.
+    fn late(&mut self, pipeline: &Pipeline, record: Record<'_>, at: usize, late: &LatePane, out: &mut Outputs) {
         let view = &pipeline.views[late.view];
         self.counts.late += late.rows.num_rows() as u64;
         let name = format!("{}.{}", pipeline.name, view.name);
@@ -397,6 +398,7 @@ impl Detect {
                     &name,
                     &record.partition.to_string(),
                     &record.offset.to_string(),
+                    &at.to_string(),
                     &row.to_string(),
                 ],
             );

@@ -481,7 +481,8 @@ fn with_nobody_polling_no_more_is_asked_for() {
     assert_eq!(rig.fetcher.shared.state().held_bytes, held);
     assert_eq!(rig.cluster.state().served.len(), asked);
     rig.read_all();
-    assert_eq!(rig.fetcher.shared.state().held_bytes, 0);
+    // An answer without records may still be on its way to where it is let go.
+    rig.until("nothing held", |rig| rig.fetcher.shared.state().held_bytes == 0);
 }
 
 #[test]
