@@ -254,6 +254,9 @@ fn sessions() -> Pipeline {
     pipeline
 }
 
+/// What a partition says at a seal: the watermark before it, keys and times of rows, and how far it has come.
+type Said = (i64, Vec<(String, i64)>, i64);
+
 /// A pane record of one row.
 fn arrival(service: &str, time_ms: i64, log: i64) -> RecordBatch {
     let states: Vec<ArrayRef> = vec![
@@ -514,7 +517,7 @@ proptest! {
         let pipeline = sessions();
         let floored = |time: i64| time - time.rem_euclid(1_000);
         // What each writer says: rows at a seal, and how far it has come.
-        let mut writers: [Vec<(i64, Vec<(String, i64)>, i64)>; 2] = Default::default();
+        let mut writers: [Vec<Said>; 2] = Default::default();
         let (mut watermarks, mut open): ([i64; 2], [Vec<(String, i64)>; 2]) = Default::default();
         let mut all: BTreeMap<String, Vec<i64>> = BTreeMap::new();
         for (partition, advance, lag, key) in &rows {
